@@ -1,0 +1,95 @@
+"""Time of one sampling step on this machine.
+
+    python benchmarks/sampling.py --threads 1 --rows 1 64 256 --vocab-size 32000 --json out.json
+
+Logits are drawn so that their entropy is that of a language model in the middle of a sentence ("peaked") or at a loss
+("flat"): the price of top_p depends on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quire.core.sampling_params import SamplingParams
+from quire.sampling.row import SamplingRow
+from quire.sampling.sampler import sample
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "greedy, logprobs=5": {"temperature": 0.0, "logprobs": 5},
+    "temperature": {"temperature": 0.8},
+    "top_p=0.95, temperature=0.8": {"temperature": 0.8, "top_p": 0.95},
+    "top_k=50": {"top_k": 50},
+    "top_k=20, top_p=0.8, temperature=0.7": {"temperature": 0.7, "top_k": 20, "top_p": 0.8},
+    "min_p=0.05": {"min_p": 0.05},
+    "greedy, repetition_penalty=1.05": {"temperature": 0.0, "repetition_penalty": 1.05},
+    "three penalties": {"repetition_penalty": 1.05, "frequency_penalty": 0.5, "presence_penalty": 0.5},
+}
+SPREADS = {"peaked": 3.5, "flat": 1.5}  # standard deviation of the logits
+NUM_PROMPT_TOKENS, NUM_OUTPUT_TOKENS = 512, 256
+
+
+def main() -> None:
+    """Parse the command line, run every combination, print a table."""
+    parser = argparse.ArgumentParser(description="Time of one sampling step.")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--vocab-size", type=int, default=32000)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="write the results here, too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    results = []
+    print(f"vocab_size={args.vocab_size} {args.dtype}, {args.threads} threads, torch {torch.__version__}; ms per step")
+    print(f"{'logits':8}{'rows':>5}  {'setting':40}{'p20':>9}{'p50':>9}{'p80':>9}")
+    for shape, spread in SPREADS.items():
+        for num_rows in args.rows:
+            for name, params in SETTINGS.items():
+                logits, rows = make_batch(num_rows, args.vocab_size, args.dtype, spread, params)
+                p20, p50, p80 = milliseconds(lambda logits=logits, rows=rows: sample(logits, rows), args.repeats)
+                print(f"{shape:8}{num_rows:5}  {name:40}{p20:9.3f}{p50:9.3f}{p80:9.3f}", flush=True)
+                results.append({"logits": shape, "rows": num_rows, "setting": name, "p20": p20, "p50": p50, "p80": p80})
+    if args.json:
+        about = {"unit": "ms", "machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+        about |= {"vocab_size": args.vocab_size, "dtype": args.dtype, "threads": args.threads}
+        args.json.write_text(json.dumps({**about, "results": results}, indent=1))
+
+
+def make_batch(
+    num_rows: int, vocab_size: int, dtype: str, spread: float, params: dict[str, Any]
+) -> tuple[torch.Tensor, list[SamplingRow]]:
+    """Return seeded logits and rows with a history."""
+    generator = torch.Generator().manual_seed(num_rows)
+    logits = (torch.randn(num_rows, vocab_size, generator=generator) * spread).to(getattr(torch, dtype))
+    history = torch.randint(vocab_size, (num_rows, NUM_PROMPT_TOKENS + NUM_OUTPUT_TOKENS), generator=generator).tolist()
+    rows = [
+        SamplingRow(SamplingParams(seed=seed, **params), ids[:NUM_PROMPT_TOKENS], ids[NUM_PROMPT_TOKENS:])
+        for seed, ids in enumerate(history)
+    ]
+    return logits, rows
+
+
+def milliseconds(step: Callable[[], object], repeats: int) -> tuple[float, float, float]:
+    """Return the 20th, 50th and 80th percentile of `repeats` runs after one to warm up."""
+    step()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
+        times.append((time.perf_counter() - start) * 1e3)
+    p20, _, _, p80 = statistics.quantiles(times, n=5, method="inclusive")
+    return p20, statistics.median(times), p80
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""builder: from a model to a Plan.
+
+Decides: which passes run in which order. Speaks: `BuildConfig` in, `Plan` out. Owns: nothing once the Plan exists.
+Never: requests, batches, device memory. Door: `quire.builder.build.open_plan`.
+"""

@@ -1,0 +1,58 @@
+"""The command `quire`: picks a subcommand and turns errors into one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from quire import __version__
+from quire.core.errors import QuireError
+
+COMMANDS = {
+    "generate": "complete prompts",
+    "chat": "talk with a model",
+    "bench": "measure latency, throughput or start-up",
+    "plan": "show what fits into memory, before loading anything",
+    "env": "show versions, processor and memory",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        arguments: Without the program's name; None takes the process's own.
+
+    Returns:
+        The exit code: 0, 2 for wrong use or a model that cannot be run, 130 when interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser(given[0] if given and given[0] in COMMANDS else None)
+    options = parser.parse_args(given)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return 2
+    try:
+        return int(options.run(options) or 0)
+    except QuireError as error:
+        print(f"quire: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone; say nothing more
+        return 0
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """Return the parser; only the chosen command's module is imported, so that help answers at once."""
+    parser = argparse.ArgumentParser("quire", description="Run large language models: build once, run anywhere.")
+    parser.add_argument("--version", action="version", version=f"quire {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        child = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == command:
+            import_module(f"quire.cli.{name}").configure(child)
+    return parser

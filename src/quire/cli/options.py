@@ -1,0 +1,95 @@
+"""Command line options generated from dataclass fields, so that flag, default and help cannot drift."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import types
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from quire.core.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def add_fields(parser: argparse.ArgumentParser, cls: type, skip: Collection[str] = ()) -> None:
+    """Add one option per field of a dataclass to a group named after it."""
+    group = parser.add_argument_group(cls.__name__)
+    hints, docs = get_type_hints(cls), _documented(cls.__doc__ or "")
+    for item in fields(cls):
+        if item.name in skip:
+            continue
+        default = item.default if item.default is not MISSING else None
+        text = item.metadata.get("help") or docs.get(item.name, "")
+        settings: dict[str, Any] = {"dest": item.name, "default": default, "help": _escape(text, default)}
+        kind = _plain(hints[item.name])
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings |= {"type": _reader(kind), "metavar": _metavar(kind)}
+            if "choices" in item.metadata:
+                settings |= {"choices": item.metadata["choices"], "metavar": None}
+        group.add_argument(f"--{item.name.replace('_', '-')}", **settings)
+
+
+def read_fields(cls: type[T], namespace: argparse.Namespace, **fixed: Any) -> T:
+    """Make a `cls` from parsed options; `fixed` wins.
+
+    Raises:
+        ConfigError, RequestError: A value is out of bounds.
+    """
+    given = {item.name: getattr(namespace, item.name) for item in fields(cls) if hasattr(namespace, item.name)}  # type: ignore[arg-type]
+    return cls(**{**given, **fixed})
+
+
+def _plain(hint: Any) -> Any:
+    """Return `int` for `int | None`, `str` for `str | Sequence[str] | None`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return _plain(next(kind for kind in get_args(hint) if kind is not type(None)))
+    return get_origin(hint) or hint
+
+
+def _reader(kind: Any) -> Any:
+    if kind in (int, float, str):
+        return kind
+    return _json
+
+
+def _json(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise argparse.ArgumentTypeError(f"expected JSON, got {text!r}: {error}") from None
+
+
+def _metavar(kind: Any) -> str:
+    if kind in (int, float, str):
+        return {int: "N", float: "X", str: "TEXT"}[kind]
+    return "JSON"
+
+
+def _escape(text: str, default: Any) -> str:
+    shown = "" if default is None or default == () else f" (default: {default})"
+    return (text + shown).replace("%", "%%")
+
+
+def _documented(doc: str) -> Mapping[str, str]:
+    """Return the texts of a docstring's `Args:` section by name."""
+    section = doc.partition("Args:\n")[2].partition("\n\n")[0]
+    return {name: " ".join(text.split()) for name, text in re.findall(r"^ {8}(\w+): ((?:.|\n {12})*)", section, re.M)}
+
+
+def require(condition: bool, what: str, expected: str, got: object) -> None:
+    """Raise ConfigError in the usual wording unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{what}: expected {expected}, got {got!r}.")
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Return two aligned columns."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

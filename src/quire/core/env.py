@@ -1,0 +1,37 @@
+"""Environment variables: the only place that reads them. An unknown `QUIRE_` name is an error."""
+
+from __future__ import annotations
+
+import os
+
+from quire.core.errors import ConfigError, did_you_mean
+
+KNOWN = {
+    "QUIRE_LOG_LEVEL": "debug, info, warning or error (default: info)",
+    "QUIRE_CACHE_DIR": "where converted checkpoints are kept (default: the user's cache folder)",
+}
+
+
+def check_environment() -> None:
+    """Refuse misspelt settings.
+
+    Raises:
+        ConfigError: A variable starts with `QUIRE_` and is not in `KNOWN`.
+    """
+    for name in os.environ:
+        if name.startswith("QUIRE_") and name not in KNOWN:
+            raise ConfigError(
+                f"unknown environment variable {name}: expected one of {', '.join(sorted(KNOWN))}."
+                f"{did_you_mean(name, KNOWN)} Unset it to go on."
+            )
+
+
+def log_level() -> str:
+    """Return the log level's name, upper case, as `logging` spells it."""
+    return os.environ.get("QUIRE_LOG_LEVEL", "info").upper()
+
+
+def cache_dir() -> str:
+    """Return the folder for converted checkpoints."""
+    default = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "quire")
+    return os.environ.get("QUIRE_CACHE_DIR", default)

@@ -1,0 +1,243 @@
+"""The types that cross walls: `Request`, `SchedulerOutput`, `ModelOutput`, `RequestOutput`. Frozen, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quire.core.sampling_params import SamplingParams
+
+FINISH_REASONS = ("stop", "length", "abort", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A validated unit of work (door -> engine -> scheduler).
+
+    Attributes:
+        request_id: Unique among unfinished requests.
+        prompt_token_ids: At least one id, each inside the vocabulary.
+        params: Checked parameters with `max_tokens` and `seed` filled in.
+        eos_token_ids: Ids that end a sample unless `params.ignore_eos`.
+        prompt: The text the ids came from, if any.
+        priority: Lower is served first under the "priority" policy.
+        arrival_time_s: Clock reading (monotonic seconds) when it was added.
+        cache_salt: Requests share cached prefixes only with equal salts.
+        bad_words_ids: `params.bad_words` as sequences of ids that may not be completed.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    eos_token_ids: frozenset[int] = frozenset()
+    prompt: str | None = None
+    priority: int = 0
+    arrival_time_s: float = 0.0
+    cache_salt: str = ""
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """Everything the runner must know when a sample starts, or starts again after preemption.
+
+    Attributes:
+        row_id: The scheduler's key of this sample, never reused.
+        token_ids: Prompt, then what has been generated so far.
+        num_prompt_tokens: How many of `token_ids` are prompt.
+        block_ids: Its block table at this moment, blocks for this step's tokens included.
+        params: Parameters of this sample alone (`n=1`, its own seed).
+        stop_token_ids: Ids that may not be sampled before `params.min_tokens`.
+        bad_words_ids: The request's.
+    """
+
+    row_id: int
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    block_ids: tuple[int, ...]
+    params: SamplingParams
+    stop_token_ids: frozenset[int] = frozenset()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRow:
+    """One row's share of a step.
+
+    Attributes:
+        row_id: Key of the sample.
+        num_computed_tokens: Tokens whose keys and values are already in the cache.
+        num_scheduled_tokens: Tokens to compute now, at least 1.
+        new_block_ids: Blocks appended to its table for this step (for a new row they are in `NewRow.block_ids`).
+        is_sampled: Whether this step reaches the row's last known token, so that one more is sampled.
+    """
+
+    row_id: int
+    num_computed_tokens: int
+    num_scheduled_tokens: int
+    new_block_ids: tuple[int, ...] = ()
+    is_sampled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """What the runner does in one step (scheduler -> runner). Order of use: removed, copies, fresh, new, rows.
+
+    The order matters: a copied block may be given away, and be fresh for another row, in the same step.
+
+    Attributes:
+        rows: The rows to compute, in batch order.
+        new_rows: Rows of `rows` that the runner does not hold yet.
+        removed_row_ids: Rows to forget: finished, aborted or preempted since the last step.
+        replaced_block_ids: (row_id, index in its block table, new block id) after copy-on-write.
+        block_copies: (source, destination) block ids to copy before anything is written.
+        fresh_block_ids: Blocks taken in this step, to be cleared after the copies (destinations not among them).
+        num_scheduled_tokens: Sum over `rows`.
+    """
+
+    rows: tuple[ScheduledRow, ...] = ()
+    new_rows: tuple[NewRow, ...] = ()
+    removed_row_ids: tuple[int, ...] = ()
+    replaced_block_ids: tuple[tuple[int, int, int], ...] = ()
+    block_copies: tuple[tuple[int, int], ...] = ()
+    fresh_block_ids: tuple[int, ...] = ()
+    num_scheduled_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Logprobs at one position: first the actual token, then the most likely ones, best first.
+
+    Attributes:
+        token_ids: Ids; the first is the sampled (or prompt) token.
+        logprobs: Natural logarithms, one per id.
+        ranks: 1 is the most likely token; one per id.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowOutput:
+    """What a step produced for one row.
+
+    Attributes:
+        row_id: Key of the sample.
+        token_ids: Sampled ids: empty while the prompt is being computed.
+        logprobs: One entry per sampled id if asked for.
+        prompt_logprobs: For this step's prompt positions, the logprobs of the *next* prompt token, if asked for.
+        error: Why this row alone failed; its ids are then empty.
+    """
+
+    row_id: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutput:
+    """Results of one step (runner -> scheduler), one per scheduled row, in the same order."""
+
+    rows: tuple[RowOutput, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SampleUpdate:
+    """News of one sample (scheduler -> engine's output side).
+
+    Attributes:
+        request_id: Whose sample.
+        index: Which of its `n` samples.
+        new_token_ids: Ids sampled in this step, a stop token included.
+        new_logprobs: One entry per new id if asked for.
+        prompt_logprobs: All prompt positions but the first, once they are complete.
+        num_cached_tokens: Prompt tokens that came from the prefix cache.
+        finish_reason: One of `FINISH_REASONS`, or None while running.
+        stop_reason: The stop token id that ended it, or the error's text.
+    """
+
+    request_id: str
+    index: int
+    new_token_ids: tuple[int, ...] = ()
+    new_logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    num_cached_tokens: int = 0
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Logprob of one token at one position.
+
+    Attributes:
+        logprob: Natural logarithm of its probability.
+        rank: 1 is the most likely token.
+        decoded_token: Its text, None without detokenization.
+    """
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOutput:
+    """One continuation.
+
+    Attributes:
+        index: Which of the request's `n`.
+        text: The text so far (or the new part under `DELTA`).
+        token_ids: Likewise.
+        cumulative_logprob: Sum over the sampled tokens, None unless logprobs were asked for.
+        logprobs: Per token a mapping of token id to `Logprob`, None unless asked for.
+        finish_reason: "stop", "length", "abort", "error", or None while running.
+        stop_reason: The stop string or stop token id that ended it; None for end-of-sequence.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMetrics:
+    """When things happened to a request, in monotonic seconds; None means not yet."""
+
+    arrival_time_s: float
+    first_scheduled_time_s: float | None = None
+    first_token_time_s: float | None = None
+    finished_time_s: float | None = None
+    num_preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A request's result (engine -> door).
+
+    Attributes:
+        request_id: Key of the request.
+        prompt: Its text, None if ids were given.
+        prompt_token_ids: Its ids.
+        prompt_logprobs: Per prompt position a mapping of token id to `Logprob`; the first is None.
+        outputs: The `n` continuations in order of index.
+        finished: Whether all of them have ended.
+        metrics: Timing.
+        num_cached_tokens: Prompt tokens that came from the prefix cache.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    metrics: RequestMetrics | None = field(default=None, compare=False)
+    num_cached_tokens: int = 0

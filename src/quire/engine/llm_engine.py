@@ -1,0 +1,155 @@
+"""`LLMEngine`: requests in, outputs out, one step at a time. The whole loop is `step`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from quire.core.config import EngineConfig
+from quire.core.errors import ConfigError, RequestError
+from quire.core.request import RequestOutput, SampleUpdate, SchedulerOutput
+from quire.core.sampling_params import SamplingParams
+from quire.engine.admission import Admission, Prompt
+from quire.engine.output import OutputProcessor
+from quire.engine.resolve import resolve
+from quire.graph.plan import Plan
+from quire.runner.model_runner import ModelRunner
+from quire.scheduler.scheduler import Scheduler
+from quire.tokenizer.tokenizer import Tokenizer
+
+
+class LLMEngine:
+    """Runs a Plan with paged KV cache and continuous batching.
+
+    Args:
+        plan: What to execute.
+        config: How; None takes the defaults.
+        tokenizer: None runs on token ids alone.
+        eos_token_ids: Ids that end a sample.
+        on_progress: Called with the number of weights loaded so far.
+
+    Raises:
+        ConfigError: A setting contradicts the model.
+        CapacityError: The model does not fit.
+        PlanError: A weight is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        config: EngineConfig | None = None,
+        tokenizer: Tokenizer | None = None,
+        eos_token_ids: frozenset[int] = frozenset(),
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        settings = config or EngineConfig()
+        self.plan = plan
+        self.eos_token_ids = eos_token_ids
+        self.scheduler_config, self.memory = resolve(settings, plan)
+        self.runner = ModelRunner(plan, self.scheduler_config.num_blocks, settings.block_size, on_progress)
+        self.scheduler = Scheduler(self.scheduler_config)
+        self.outputs = OutputProcessor(tokenizer)
+        self._counters = {"num_steps": 0, "computed_tokens": 0, "generation_tokens": 0}
+        self._admission = Admission(
+            tokenizer, plan.spec.vocab_size, self.scheduler_config.max_model_len, eos_token_ids, settings.seed
+        )
+
+    def add_request(self, request_id: str, prompt: Prompt, params: SamplingParams, priority: int = 0) -> None:
+        """Queue a request.
+
+        Args:
+            request_id: Unique among unfinished requests.
+            prompt: Text, token ids, or a mapping with `prompt` or `prompt_token_ids`.
+            params: How to sample.
+            priority: Lower is served first under the "priority" policy.
+
+        Raises:
+            RequestError: It is not valid; nothing else is touched.
+            CapacityError: It could never fit into the KV cache.
+        """
+        request = self._admission.admit(request_id, prompt, params, priority, time.monotonic())
+        self.scheduler.add(request)
+        self.outputs.add(request)
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step and return the outputs that it produced."""
+        scheduled = self.scheduler.schedule()  # requests -> integers
+        output = self.runner.execute(scheduled)  # integers -> tensors -> integers
+        updates = self.scheduler.update(scheduled, output)
+        outputs, ended = self.outputs.process(updates)  # integers -> text
+        for sample in ended:
+            self.scheduler.finish(*sample)
+        self._count(scheduled, updates)
+        return outputs
+
+    def abort_request(self, request_id: str) -> list[RequestOutput]:
+        """End a request at once; returns its last output, with finish reason "abort", if it was unfinished."""
+        outputs, _ = self.outputs.process(self.scheduler.abort(request_id))
+        return outputs
+
+    def prompt_token_ids(self, prompt: Prompt) -> list[int]:
+        """Return a prompt's ids.
+
+        Raises:
+            RequestError: It is not of a known form.
+        """
+        return self._admission.token_ids(prompt)[1]
+
+    def has_unfinished_requests(self) -> bool:
+        """Return whether there is anything left to do."""
+        return self.scheduler.has_unfinished()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached prefixes.
+
+        Raises:
+            RequestError: Requests are still running.
+        """
+        self._check_idle("reset_prefix_cache")
+        self.scheduler.reset_prefix_cache()
+
+    def metrics(self) -> dict[str, float]:
+        """Return counters since the start and the present load, by the names that vLLM exports."""
+        scheduler, cache = self.scheduler, self.scheduler.kv_cache
+        return {
+            **self._counters,
+            "num_requests_running": scheduler.num_running,
+            "num_requests_waiting": scheduler.num_waiting,
+            "num_preemptions": sum(scheduler.num_preemptions.values()),
+            "prefix_cache_queries": cache.num_query_tokens,
+            "prefix_cache_hits": cache.num_hit_tokens,
+            "kv_cache_usage_perc": 1 - cache.num_free_blocks / cache.num_blocks,
+        }
+
+    def sleep(self, level: int) -> None:
+        """Free the KV cache (1) or the weights as well (2), until `wake_up`.
+
+        Raises:
+            ConfigError: Another level.
+            RequestError: Requests are still running.
+        """
+        if level not in (1, 2):
+            raise ConfigError(f"level: expected 1 (KV cache) or 2 (weights, too), got {level!r}.")
+        self._check_idle("sleep")
+        self.scheduler.reset_prefix_cache()
+        self.runner.sleep(level)
+
+    def wake_up(self) -> None:
+        """Take back what `sleep` freed; weights are read again from the Plan."""
+        self.runner.wake_up()
+
+    def close(self) -> None:
+        """End all requests and return all memory."""
+        self.outputs = OutputProcessor(None)
+        self.scheduler = Scheduler(self.scheduler_config)
+        self.runner.sleep(2)
+
+    def _count(self, scheduled: SchedulerOutput, updates: Sequence[SampleUpdate]) -> None:
+        generated = sum(len(update.new_token_ids) for update in updates)
+        self._counters["num_steps"] += 1
+        self._counters["generation_tokens"] += generated
+        self._counters["computed_tokens"] += scheduled.num_scheduled_tokens
+
+    def _check_idle(self, what: str) -> None:
+        if self.has_unfinished_requests():
+            raise RequestError(f"{what}: expected no unfinished requests, got some; wait for them or abort them.")

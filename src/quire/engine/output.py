@@ -1,0 +1,223 @@
+"""From ids to what a caller sees: text, logprobs and finish reasons of each request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from quire.core.log import get_logger
+from quire.core.request import (
+    CompletionOutput,
+    Logprob,
+    Request,
+    RequestMetrics,
+    RequestOutput,
+    SampleUpdate,
+    TokenLogprobs,
+)
+from quire.core.sampling_params import RequestOutputKind, SamplingParams
+from quire.tokenizer.detokenizer import IncrementalDetokenizer
+from quire.tokenizer.stop_checker import StopChecker
+from quire.tokenizer.tokenizer import Tokenizer
+
+_log = get_logger(__name__)
+
+
+class Ended(NamedTuple):
+    """A sample that must end because of its text.
+
+    Attributes:
+        request_id: Whose.
+        sample: Which of its samples.
+        reason: Finish reason.
+        stop_reason: The stop string, or what went wrong.
+    """
+
+    request_id: str
+    sample: int
+    reason: str
+    stop_reason: str
+
+
+@dataclass(slots=True)
+class _Sample:
+    """Text state of one sample."""
+
+    index: int
+    detokenizer: IncrementalDetokenizer | None
+    stop_checker: StopChecker
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    cumulative_logprob: float = 0.0
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    num_reported_chars: int = 0
+    num_reported_tokens: int = 0
+    is_reported_finished: bool = False
+
+
+@dataclass(slots=True)
+class _Tracked:
+    """Output state of one request."""
+
+    request: Request
+    samples: list[_Sample]
+    metrics: RequestMetrics
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    num_cached_tokens: int = 0
+
+    @property
+    def is_finished(self) -> bool:
+        return all(sample.finish_reason is not None for sample in self.samples)
+
+
+class OutputProcessor:
+    """Keeps the text of unfinished requests.
+
+    Args:
+        tokenizer: None if the engine runs on ids alone.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self._tracked: dict[str, _Tracked] = {}
+
+    def add(self, request: Request) -> None:
+        """Start to track a request."""
+        samples = [self._new_sample(request, index) for index in range(request.params.n)]
+        self._tracked[request.request_id] = _Tracked(request, samples, RequestMetrics(request.arrival_time_s))
+
+    def process(self, updates: Sequence[SampleUpdate]) -> tuple[list[RequestOutput], list[Ended]]:
+        """Take in news of samples.
+
+        Args:
+            updates: What the scheduler reported.
+
+        Returns:
+            Outputs to hand out, and samples that the scheduler must end because of their text.
+        """
+        ended: list[Ended] = []
+        touched: dict[str, _Tracked] = {}
+        for update in updates:
+            tracked = self._tracked.get(update.request_id)
+            if tracked is None or tracked.samples[update.index].finish_reason is not None:
+                continue
+            touched[update.request_id] = tracked
+            ended += self._apply(tracked, update)
+        outputs = [output for tracked in touched.values() if (output := self._report(tracked)) is not None]
+        for request_id, tracked in touched.items():
+            if tracked.is_finished:
+                del self._tracked[request_id]
+        return outputs, ended
+
+    def _new_sample(self, request: Request, index: int) -> _Sample:
+        params = request.params
+        detokenizer = None
+        if params.detokenize and self._tokenizer is not None:
+            detokenizer = IncrementalDetokenizer(
+                self._tokenizer,
+                prompt_token_ids=request.prompt_token_ids,
+                skip_special_tokens=params.skip_special_tokens,
+                spaces_between_special_tokens=params.spaces_between_special_tokens,
+            )
+        return _Sample(index, detokenizer, StopChecker(_stops(params), params.include_stop_str_in_output))
+
+    def _apply(self, tracked: _Tracked, update: SampleUpdate) -> list[Ended]:
+        """Add an update to its sample; a failure here ends that sample alone."""
+        sample = tracked.samples[update.index]
+        try:
+            self._add_tokens(tracked, sample, update)
+            stop = self._add_text(tracked.request.params, sample, update)
+        except Exception as error:
+            _log.exception("output of request %s, sample %d failed", update.request_id, update.index)
+            sample.finish_reason, sample.stop_reason = "error", f"{type(error).__name__} while making text"
+            return [Ended(update.request_id, update.index, "error", sample.stop_reason)]
+        if stop is not None:
+            sample.finish_reason, sample.stop_reason = "stop", stop
+            return [Ended(update.request_id, update.index, "stop", stop)]
+        sample.finish_reason, sample.stop_reason = update.finish_reason, update.stop_reason
+        return []
+
+    def _add_tokens(self, tracked: _Tracked, sample: _Sample, update: SampleUpdate) -> None:
+        now = time.monotonic()
+        metrics = tracked.metrics
+        if update.new_token_ids and metrics.first_token_time_s is None:
+            tracked.metrics = RequestMetrics(metrics.arrival_time_s, metrics.first_scheduled_time_s, now)
+        tracked.num_cached_tokens = max(tracked.num_cached_tokens, update.num_cached_tokens)
+        if update.prompt_logprobs is not None:
+            tracked.prompt_logprobs = [None, *map(self._logprobs, update.prompt_logprobs)]
+        sample.token_ids += update.new_token_ids
+        for entry in update.new_logprobs or ():
+            sample.logprobs.append(self._logprobs(entry))
+            sample.cumulative_logprob += entry.logprobs[0]
+
+    def _add_text(self, params: SamplingParams, sample: _Sample, update: SampleUpdate) -> str | None:
+        """Append an update's text; returns the stop string that was found."""
+        if sample.detokenizer is None:
+            return None
+        ids = list(update.new_token_ids)
+        if update.finish_reason == "stop" and ids and not params.include_stop_str_in_output:
+            ids.pop()  # the end-of-sequence or stop token is no text
+        text = sample.detokenizer.append(ids)
+        if update.finish_reason is not None:
+            text += sample.detokenizer.finish()
+        safe, stop = sample.stop_checker.append(text)
+        sample.text += safe
+        if stop is None and update.finish_reason is not None:
+            sample.text += sample.stop_checker.finish()
+        return stop
+
+    def _logprobs(self, entry: TokenLogprobs) -> dict[int, Logprob]:
+        text = self._tokenizer.token_text if self._tokenizer is not None else (lambda token: None)
+        return {
+            token: Logprob(logprob, rank, text(token))
+            for token, logprob, rank in zip(entry.token_ids, entry.logprobs, entry.ranks, strict=True)
+        }
+
+    def _report(self, tracked: _Tracked) -> RequestOutput | None:
+        """Return the output to hand out now, if its kind asks for one."""
+        kind, finished = tracked.request.params.output_kind, tracked.is_finished
+        if kind is RequestOutputKind.FINAL_ONLY and not finished:
+            return None
+        metrics = tracked.metrics
+        if finished:
+            metrics = RequestMetrics(
+                metrics.arrival_time_s, metrics.first_scheduled_time_s, metrics.first_token_time_s, time.monotonic()
+            )
+        is_delta = kind is RequestOutputKind.DELTA
+        samples = [s for s in tracked.samples if not (is_delta and s.is_reported_finished)]
+        completions = [_completion(sample, tracked.request.params, is_delta) for sample in samples]
+        request = tracked.request
+        return RequestOutput(
+            request.request_id,
+            request.prompt,
+            list(request.prompt_token_ids),
+            completions,
+            finished,
+            tracked.prompt_logprobs,
+            metrics,
+            tracked.num_cached_tokens,
+        )
+
+
+def _stops(params: SamplingParams) -> tuple[str, ...]:
+    return tuple(params.stop or ())
+
+
+def _completion(sample: _Sample, params: SamplingParams, is_delta: bool) -> CompletionOutput:
+    chars, tokens = (sample.num_reported_chars, sample.num_reported_tokens) if is_delta else (0, 0)
+    sample.num_reported_chars, sample.num_reported_tokens = len(sample.text), len(sample.token_ids)
+    sample.is_reported_finished = sample.finish_reason is not None
+    has_logprobs = params.logprobs is not None
+    return CompletionOutput(
+        sample.index,
+        sample.text[chars:],
+        sample.token_ids[tokens:],
+        sample.cumulative_logprob if has_logprobs else None,
+        sample.logprobs[tokens:] if has_logprobs else None,
+        sample.finish_reason,
+        sample.stop_reason,
+    )

@@ -1,0 +1,55 @@
+"""The functional ops: the same names, arguments and docs as in `quire.ops`, on symbolic tensors.
+
+Called inside `net_guard(network)`, each appends one node to the network and returns its symbolic result.
+
+Example:
+    >>> with net_guard(network):
+    ...     x = Tensor("x", "float32", ("num_tokens", 64))
+    ...     functional.silu(x).mark_output("y")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from quire.graph.network import Tensor, current_network
+from quire.ops import activation, elementwise, layout, norm
+from quire.ops import attention as attention_ops
+from quire.ops import linear as linear_ops
+from quire.ops import rope as r
+from quire.ops.op import Op
+
+
+def _recorded(op: Op[..., Any]) -> Callable[..., Tensor]:
+    """Return a function that records a call of `op` in the current network."""
+
+    @wraps(op.reference)
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        return current_network().call(op, *args, **kwargs)  # type: ignore[return-value]
+
+    return call
+
+
+linear = _recorded(linear_ops.linear)
+embedding = _recorded(linear_ops.embedding)
+rms_norm = _recorded(norm.rms_norm)
+layer_norm = _recorded(norm.layer_norm)
+silu = _recorded(activation.silu)
+gelu = _recorded(activation.gelu)
+relu = _recorded(activation.relu)
+add = _recorded(elementwise.add)
+sub = _recorded(elementwise.sub)
+mul = _recorded(elementwise.mul)
+div = _recorded(elementwise.div)
+rope_table = _recorded(r.rope_table)
+rope = _recorded(r.rope)
+append_kv = _recorded(attention_ops.append_kv)
+attention = _recorded(attention_ops.attention)
+view = _recorded(layout.view)
+permute = _recorded(layout.permute)
+slice = _recorded(layout.slice)
+concat = _recorded(layout.concat)
+cast = _recorded(layout.cast)
+index_select = _recorded(layout.index_select)

@@ -1,0 +1,42 @@
+"""The readable printer: a network as text, one line a node, that a reader who knows the architecture recognises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx
+
+from quire.graph.nodes import op_of
+
+
+def format_graph(name: str, graph: fx.Graph, outputs: Mapping[str, fx.Node]) -> str:
+    """Return a network as text: inputs, then calls with their result's spec, then outputs.
+
+    Weights appear by their checkpoint names where they are used, so they need no lines of their own.
+    """
+    lines = [f"network {name}"]
+    lines += [f"  input  {node.target}: {node.meta['spec']}" for node in graph.nodes if node.op == "placeholder"]
+    lines += [f"  {_call(node)}" for node in graph.nodes if node.op == "call_function"]
+    lines += [f"  output {output} = %{node.name}" for output, node in outputs.items()]
+    return "\n".join(lines)
+
+
+def _call(node: fx.Node) -> str:
+    op = op_of(node)
+    defaults = {name: p.default for name, p in op.signature.parameters.items()}
+    shown = [
+        _argument(value) if isinstance(value, (fx.Node, list, tuple)) else f"{name}={_argument(value)}"
+        for name, value in node.kwargs.items()
+        if isinstance(value, fx.Node) or value != defaults[name]
+    ]
+    call = f"{op.name}({', '.join(shown)})"
+    return f"%{node.name} = {call}  : {node.meta['spec']}" if node.meta["spec"] is not None else call
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, fx.Node):
+        return str(value.target) if value.op in ("get_attr", "placeholder") else f"%{value.name}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_argument, value))}]"
+    return f"{value:g}" if isinstance(value, float) else repr(value)

@@ -1,0 +1,25 @@
+"""Activations from `exp`, `tanh` and `erf` alone, whose bits do not depend on an element's place in the tensor."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def silu(x: Tensor) -> Tensor:
+    """Return `x / (1 + exp(-x))`; see `ops.activation.silu`."""
+    wide = x.float()
+    return (wide / torch.neg(wide).exp_().add_(1.0)).to(x.dtype)
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """Return `x * Phi(x)` by erf or the tanh approximation; see `ops.activation.gelu`."""
+    wide = x.float()
+    if approximate == "tanh":
+        inner = (wide * wide).mul_(wide).mul_(0.044715).add_(wide).mul_(math.sqrt(2.0 / math.pi))
+        gate = inner.tanh_()
+    else:
+        gate = (wide * math.sqrt(0.5)).erf_()
+    return gate.add_(1.0).mul_(wide).mul_(0.5).to(x.dtype)

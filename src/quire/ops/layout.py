@@ -1,0 +1,131 @@
+"""Ops that move or reinterpret elements without arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from quire.core.errors import ShapeError
+from quire.ops.op import op
+from quire.ops.spec import INTS, Dim, Shapes, TensorLike, TensorSpec, dtype_of, same_dtype
+
+
+def _dim(x: TensorLike, dim: int) -> int:
+    rank = len(x.shape)
+    if not -rank <= dim < rank:
+        raise ShapeError(f"Invalid dim: expected one in [{-rank}, {rank}), got {dim}.")
+    return dim % rank
+
+
+def _infer_view(x: TensorLike, shape: Sequence[int]) -> TensorSpec:
+    given, wanted = tuple(x.shape), list(shape)
+    symbols = [d for d in given if isinstance(d, str)]
+    count = prod(d for d in given if isinstance(d, int))
+    fixed = prod(d for d in wanted if d != -1)
+    free = wanted.count(-1)
+    error = ShapeError(f"Invalid shape: expected one with the elements of {list(given)}, got {wanted}.")
+    if free > 1 or len(symbols) > 1 or any(d < -1 for d in wanted):
+        raise error
+    if symbols and (free != 1 or fixed != count):
+        raise error
+    if not symbols and (count % fixed if free and fixed else count != fixed):
+        raise error
+    filler: Dim = symbols[0] if symbols else (count // fixed if fixed else 0)
+    return TensorSpec(tuple(filler if d == -1 else d for d in wanted), x.dtype)
+
+
+@op(_infer_view)
+def view(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the same elements, in order, in another shape.
+
+    Args:
+        x: Any shape and dtype, at most one symbolic size.
+        shape: Sizes; one -1 stands for the symbolic (or the left over) size.
+    """
+    return x.reshape(tuple(shape))
+
+
+def _infer_permute(x: TensorLike, dims: Sequence[int]) -> TensorSpec:
+    if sorted(dims) != list(range(len(x.shape))):
+        raise ShapeError(f"Invalid dims: expected a permutation of 0..{len(x.shape) - 1}, got {list(dims)}.")
+    return TensorSpec(tuple(x.shape[d] for d in dims), x.dtype)
+
+
+@op(_infer_permute)
+def permute(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """Return `x` with its dimensions in the order `dims`, contiguous."""
+    return x.permute(tuple(dims)).contiguous()
+
+
+def _infer_slice(x: TensorLike, dim: int, start: int, stop: int) -> TensorSpec:
+    axis = _dim(x, dim)
+    size = x.shape[axis]
+    if not isinstance(size, int) or not 0 <= start <= stop <= size:
+        raise ShapeError(f"Invalid range: expected 0 <= start <= stop <= {size}, got {start}, {stop}.")
+    shape = list(x.shape)
+    shape[axis] = stop - start
+    return TensorSpec(tuple(shape), x.dtype)
+
+
+@op(_infer_slice)
+def slice(x: Tensor, dim: int, start: int, stop: int) -> Tensor:
+    """Return elements `start` to `stop` (excluded) along a fixed-size dimension."""
+    return x.narrow(dim, start, stop - start)
+
+
+def _infer_concat(tensors: Sequence[TensorLike], dim: int) -> TensorSpec:
+    if not tensors:
+        raise ShapeError("Invalid tensors: expected at least one, got none.")
+    first, axis = tensors[0], _dim(tensors[0], dim)
+    total = 0
+    for i, t in enumerate(tensors):
+        others = [d for k, d in enumerate(t.shape) if k != axis]
+        size = t.shape[axis] if len(t.shape) == len(first.shape) else None
+        if not isinstance(size, int) or others != [d for k, d in enumerate(first.shape) if k != axis]:
+            raise ShapeError(
+                f"Invalid shape of tensors[{i}]: expected {list(first.shape)} but for dim {axis}, got {list(t.shape)}."
+            )
+        total += size
+    shape = list(first.shape)
+    shape[axis] = total
+    return TensorSpec(tuple(shape), same_dtype(**{f"tensors[{i}]": t for i, t in enumerate(tensors)}))
+
+
+@op(_infer_concat)
+def concat(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Return the tensors joined along a fixed-size dimension; all other sizes and the dtype are equal."""
+    return torch.cat(list(tensors), dim)
+
+
+def _infer_cast(x: TensorLike, dtype: str) -> TensorSpec:
+    return TensorSpec(tuple(x.shape), dtype_of(dtype))
+
+
+@op(_infer_cast)
+def cast(x: Tensor, dtype: str) -> Tensor:
+    """Return `x` rounded to the dtype named "float32", "bfloat16", ..."""
+    return x.to(dtype_of(dtype))
+
+
+def _infer_index_select(x: TensorLike, index: TensorLike) -> TensorSpec:
+    Shapes().check("index", index, "num_rows", INTS)
+    if not x.shape:
+        raise ShapeError("Invalid shape of x: expected at least one dimension, got [].")
+    return TensorSpec((index.shape[0], *tuple(x.shape)[1:]), x.dtype)
+
+
+@op(_infer_index_select)
+def index_select(x: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of `x` named by `index`.
+
+    Args:
+        x: [num_rows_of_x, *rest], any dtype.
+        index: [num_rows], int32 | int64.
+
+    Returns:
+        [num_rows, *rest].
+    """
+    return x.index_select(0, index)

@@ -1,0 +1,62 @@
+"""`Tactic`: one implementation of an op for one kind of device, and the explicit table of them.
+
+Besides running, a tactic may do work ahead: `pack` transforms constant arguments once when a plan is loaded, `prepare`
+derives what depends only on a step's inputs once per step, shared by all nodes that read the same inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from quire.ops import cpu
+from quire.ops.registry import OPS
+
+
+@dataclass(frozen=True, slots=True)
+class Tactic:
+    """An implementation of an op.
+
+    Attributes:
+        op: Name of the op.
+        name: Distinguishes the tactics of an op; "reference" is always there and always valid.
+        run: Takes the op's arguments by name, packed ones packed, and `prepared` if there is a `prepare`.
+        pack: Parameter name to a function that transforms a constant argument at load.
+        prepare: Takes the op's arguments by name before the step's first use. It may read the values of the arguments
+            in `prepare_reads`, and of all others only their shapes.
+        prepare_reads: Names of those arguments; all of them inputs of the step or plain values.
+    """
+
+    op: str
+    name: str
+    run: Callable[..., Any]
+    pack: Mapping[str, Callable[[torch.Tensor], Any]] = field(default_factory=dict)
+    prepare: Callable[..., Any] | None = None
+    prepare_reads: tuple[str, ...] = ()
+
+
+def _reference(op: str) -> Tactic:
+    return Tactic(op, "reference", OPS[op].reference)
+
+
+_CPU = {
+    tactic.op: tactic
+    for tactic in (
+        Tactic("linear", "onednn_rows", cpu.linear.run, pack={"weight": cpu.linear.pack}),
+        Tactic("silu", "exp", cpu.activation.silu),
+        Tactic("gelu", "tanh_erf", cpu.activation.gelu),
+        Tactic("append_kv", "indexed", cpu.attention.append_kv, prepare=cpu.attention.slots,
+               prepare_reads=("slot_mapping",)),
+        Tactic("attention", "tiled", cpu.attention.attention, prepare=cpu.attention.tiles,
+               prepare_reads=("block_table", "seq_lens", "query_start_loc", "window")),
+    )
+}  # fmt: skip
+
+
+def tactics_for(op: str, device: str) -> list[Tactic]:
+    """Return the tactics of an op on a device kind, the default first; the reference is always last."""
+    table = {"cpu": _CPU}.get(device, {})
+    return [*([table[op]] if op in table else []), _reference(op)]

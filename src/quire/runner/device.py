@@ -1,0 +1,104 @@
+"""What the machine has: memory, processor, threads, and its measured roof."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from quire.ops.spec import dtype_of
+
+
+def total_memory_bytes() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or its control group's limit."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path, encoding="ascii") as file:
+                text = file.read().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            return min(total, int(text))
+    return total
+
+
+def available_memory_bytes() -> int:
+    """Return the bytes that can be taken now without swapping."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return min(int(line.split()[1]) * 1024, total_memory_bytes())
+    except OSError:
+        pass
+    return total_memory_bytes()
+
+
+# As /proc/cpuinfo spells them; the ones that decide how fast a GEMM can be.
+_ISA = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Return the first processor's entries of /proc/cpuinfo; empty elsewhere than on Linux."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            first = file.read().partition("\n\n")[0]
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+
+
+def processor_name() -> str:
+    """Return the processor's model name."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def isa_flags() -> list[str]:
+    """Return which instruction sets that matter the processor has."""
+    flags = set(_cpuinfo().get("flags", "").split())
+    return [name for name in _ISA if name in flags]
+
+
+def num_threads() -> int:
+    """Return how many threads an op may use."""
+    return torch.get_num_threads()
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """What the machine reaches, measured now.
+
+    Attributes:
+        read_bytes_per_s: Reading 1 GiB from memory.
+        flops: Best of square GEMMs in the model's dtype.
+    """
+
+    read_bytes_per_s: float
+    flops: float
+
+
+def measure_roof(dtype: str) -> Roof:
+    """Measure memory bandwidth and matmul rate with all threads, in about two seconds.
+
+    Args:
+        dtype: Of the GEMM, for example "bfloat16".
+    """
+    data = torch.ones(1 << 28)
+    read = data.nbytes / _best_seconds(data.sum, 5)
+    size = 2048
+    a, b = (torch.ones(size, size, dtype=dtype_of(dtype)) for _ in range(2))
+    return Roof(read, 2 * size**3 / _best_seconds(lambda: a @ b, 5))
+
+
+def _best_seconds(run: Callable[[], object], times: int) -> float:
+    best = float("inf")
+    for _ in range(times + 1):  # the first warms up
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,0 +1,210 @@
+"""The executor: a Plan's graph bound to tactics, weights packed, as a flat list of calls. No dispatch when it runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from quire.core.errors import PlanError
+from quire.graph.memory import constant_nodes
+from quire.graph.network import Network
+from quire.graph.nodes import op_of
+from quire.graph.weight_source import WeightSource
+from quire.ops.spec import spec_of
+from quire.ops.tactic import Tactic, tactics_for
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One instruction: `registers[result] = run(*arguments)`, then forget what is dead."""
+
+    run: Callable[..., Any]
+    arguments: tuple[Any, ...]  # register numbers, or tuples of them for a list of tensors
+    is_flat: bool
+    prepared: int | None
+    result: int
+    dead: tuple[int, ...]
+
+
+class Executor:
+    """Runs a network on one device.
+
+    Args:
+        network: What to compute.
+        weights: Its weights; each is read once, packed, and the original dropped before the next where possible.
+        device: "cpu".
+        on_progress: Called with the number of weights done so far.
+
+    Raises:
+        PlanError: A weight is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        weights: WeightSource,
+        device: str = "cpu",
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        binder = _Binder(network, weights, device, on_progress)
+        self._calls = binder.calls
+        self._constants = binder.registers
+        self._inputs = binder.inputs
+        self._outputs = {name: binder.register(node) for name, node in network.outputs.items()}
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run one step; inputs that the network mutates are written to."""
+        registers = self._constants.copy()
+        for name, register in self._inputs.items():
+            registers[register] = inputs[name]
+        for call in self._calls:
+            if call.is_flat:
+                arguments = [registers[i] for i in call.arguments]
+            else:
+                arguments = [_load(i, registers) for i in call.arguments]
+            if call.prepared is None:
+                registers[call.result] = call.run(*arguments)
+            else:
+                registers[call.result] = call.run(*arguments, prepared=registers[call.prepared])
+            for register in call.dead:
+                registers[register] = None
+        return {name: registers[register] for name, register in self._outputs.items()}
+
+    def num_bytes(self) -> int:
+        """Return the bytes of all constants as they are held, packed layouts included."""
+        storages = {t.untyped_storage().data_ptr(): t for c in self._constants for t in _tensors(c)}
+        return sum(t.numel() * t.element_size() for t in storages.values())
+
+
+def _load(index: Any, registers: list[Any]) -> Any:
+    return [registers[i] for i in index] if isinstance(index, tuple) else registers[index]
+
+
+def _tensors(constant: Any) -> Iterable[torch.Tensor]:
+    held = constant if isinstance(constant, torch.Tensor) else getattr(constant, "weight", None)
+    return [held] if isinstance(held, torch.Tensor) else []
+
+
+class _Binder:
+    """Builds the list of calls: folds constants, packs weights, shares what is prepared per step."""
+
+    def __init__(
+        self, network: Network, weights: WeightSource, device: str, on_progress: Callable[[int], None] | None
+    ) -> None:
+        self.registers: list[Any] = []
+        self.calls: list[_Call] = []
+        self._weights = weights
+        self._device = device
+        self._on_progress = on_progress or (lambda done: None)
+        self._num_read = 0
+        self._of_node: dict[fx.Node, int] = {}
+        self._of_constant: dict[Any, int] = {}
+        self._prepared: dict[Any, int] = {}
+        self._constant_nodes = constant_nodes(network)
+        self._raw: dict[fx.Node, Any] = {}
+        self._pending = Counter(used for node in network.calls() for used in node.all_input_nodes)
+        self.inputs = {str(n.target): self.register(n) for n in network.graph.nodes if n.op == "placeholder"}
+        last_use = self._last_uses(network)
+        for node in network.calls():
+            if node not in self._constant_nodes:
+                self._bind(node, last_use)
+        self._fold_outputs(network)
+
+    def register(self, node: fx.Node) -> int:
+        """Return the register of a node's value."""
+        if node not in self._of_node:
+            self._of_node[node] = self._new(None)
+        return self._of_node[node]
+
+    def _new(self, value: Any) -> int:
+        self.registers.append(value)
+        return len(self.registers) - 1
+
+    def _last_uses(self, network: Network) -> dict[fx.Node, fx.Node]:
+        kept = set(network.outputs.values())
+        uses = {used: node for node in network.calls() for used in node.all_input_nodes}
+        return {used: node for used, node in uses.items() if used not in kept and used.op == "call_function"}
+
+    def _bind(self, node: fx.Node, last_use: Mapping[fx.Node, fx.Node]) -> None:
+        op, tactic = op_of(node), tactics_for(op_of(node).name, self._device)[0]
+        arguments = tuple(self._argument(node.kwargs[name], name, tactic) for name in op.signature.parameters)
+        prepared = self._prepare(node, tactic, arguments) if tactic.prepare else None
+        for used in node.all_input_nodes:
+            self._release(used)
+        dead = [
+            used for used in node.all_input_nodes if last_use.get(used) is node and used not in self._constant_nodes
+        ]
+        is_flat = not any(isinstance(argument, tuple) for argument in arguments)
+        self.calls.append(
+            _Call(tactic.run, arguments, is_flat, prepared, self.register(node), tuple(map(self.register, dead)))
+        )
+
+    def _prepare(self, node: fx.Node, tactic: Tactic, arguments: tuple[Any, ...]) -> int:
+        """Return the register of what the tactic prepares, adding the call that fills it unless a node before did."""
+        assert tactic.prepare is not None
+        shapes = [node.kwargs[name] for name in op_of(node).signature.parameters if name not in tactic.prepare_reads]
+        specs = tuple(str(v.meta["spec"]) if isinstance(v, fx.Node) else v for v in shapes)
+        reads = tuple(node.kwargs[name] for name in tactic.prepare_reads)
+        key = (tactic.op, tactic.name, reads, specs)
+        if key not in self._prepared:
+            self._prepared[key] = self._new(None)
+            self.calls.append(_Call(tactic.prepare, arguments, True, None, self._prepared[key], ()))
+        return self._prepared[key]
+
+    def _argument(self, value: Any, name: str, tactic: Tactic) -> Any:
+        """Return the register (or a tuple of them) that holds an argument."""
+        if isinstance(value, (list, tuple)) and any(isinstance(item, fx.Node) for item in value):
+            return tuple(self._argument(item, name, tactic) for item in value)
+        if not isinstance(value, fx.Node):
+            return self._constant(("value", type(value), str(value)), lambda: value)
+        if value not in self._constant_nodes:
+            return self.register(value)
+        pack = tactic.pack.get(name)
+        return self._constant((value, pack), lambda: pack(self._fold(value)) if pack else self._fold(value))
+
+    def _constant(self, key: Any, make: Callable[[], Any]) -> int:
+        if key not in self._of_constant:
+            self._of_constant[key] = self._new(make())
+        return self._of_constant[key]
+
+    def _fold(self, node: fx.Node) -> torch.Tensor:
+        """Return the value of a constant node, reading weights and running references as needed."""
+        if node not in self._raw:
+            if node.op == "get_attr":
+                self._raw[node] = self._read(node)
+            else:
+                arguments = {name: self._folded(value) for name, value in node.kwargs.items()}
+                self._raw[node] = op_of(node).reference(**arguments)
+                for used in node.all_input_nodes:
+                    self._release(used)
+        value: torch.Tensor = self._raw[node]
+        return value
+
+    def _folded(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return self._fold(value)
+        return [self._folded(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    def _read(self, node: fx.Node) -> torch.Tensor:
+        name, tensor = str(node.target), self._weights.read(str(node.target))
+        if spec_of(tensor) != node.meta["spec"]:
+            raise PlanError(f"weight {name!r}: expected {node.meta['spec']}, got {spec_of(tensor)}.")
+        self._num_read += 1
+        self._on_progress(self._num_read)
+        return tensor
+
+    def _release(self, node: fx.Node) -> None:
+        """Count one use of a node as done; drop a constant's original value after the last."""
+        self._pending[node] -= 1
+        if self._pending[node] == 0:
+            self._raw.pop(node, None)
+
+    def _fold_outputs(self, network: Network) -> None:
+        for node in network.outputs.values():
+            if node in self._constant_nodes:
+                self.registers[self.register(node)] = self._fold(node)

@@ -1,0 +1,80 @@
+"""The rows of running samples: token ids and block tables, kept up to date from each step's diff."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from quire.core.request import NewRow, SchedulerOutput
+from quire.sampling.row import SamplingRow
+
+IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+
+
+@dataclass(slots=True)
+class Row:
+    """One running sample.
+
+    Attributes:
+        row_id: The scheduler's key.
+        token_ids: Prompt, then what was generated, the newest sampled id included.
+        num_prompt_tokens: How many of them are prompt.
+        block_table: [capacity], int32; the first `num_blocks` are in use.
+        num_blocks: Blocks in use.
+        sampling: What the sampler keeps of it.
+    """
+
+    row_id: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    block_table: IntArray
+    num_blocks: int
+    sampling: SamplingRow
+
+    def append_token(self, token_id: int) -> None:
+        """Add a sampled id."""
+        self.token_ids.append(token_id)
+        self.sampling.append(token_id)
+
+    def append_blocks(self, block_ids: tuple[int, ...]) -> None:
+        """Add blocks to the table."""
+        needed = self.num_blocks + len(block_ids)
+        if needed > len(self.block_table):
+            self.block_table = np.resize(self.block_table, max(needed, 2 * len(self.block_table)))
+        self.block_table[self.num_blocks : needed] = block_ids
+        self.num_blocks = needed
+
+
+class Rows:
+    """All rows that the runner holds, by row id."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Row] = {}
+
+    def __getitem__(self, row_id: int) -> Row:
+        return self._rows[row_id]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def apply(self, step: SchedulerOutput) -> None:
+        """Take in a step's diff: removed rows first, then new ones, then what changed in block tables."""
+        for row_id in step.removed_row_ids:
+            self._rows.pop(row_id, None)
+        for new in step.new_rows:
+            self._rows[new.row_id] = _make(new)
+        is_new = {new.row_id for new in step.new_rows}
+        for row_id, index, block_id in step.replaced_block_ids:
+            if row_id not in is_new:
+                self._rows[row_id].block_table[index] = block_id
+        for scheduled in step.rows:
+            if scheduled.new_block_ids and scheduled.row_id not in is_new:
+                self._rows[scheduled.row_id].append_blocks(scheduled.new_block_ids)
+
+
+def _make(new: NewRow) -> Row:
+    table = np.array(new.block_ids, dtype=np.int32)
+    prompt, output = new.token_ids[: new.num_prompt_tokens], new.token_ids[new.num_prompt_tokens :]
+    sampling = SamplingRow(new.params, prompt, output, new.stop_token_ids, new.bad_words_ids)
+    return Row(new.row_id, list(new.token_ids), new.num_prompt_tokens, table, len(table), sampling)

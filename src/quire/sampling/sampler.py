@@ -1,0 +1,114 @@
+"""`sample`: one step of the whole batch. A row that cannot be sampled fails alone.
+
+Order of operations as in vLLM: logprobs of the raw logits are what is reported; then allowed ids, banned ids, bias and
+penalties; greedy rows take the largest; the others go through temperature, min_p, top_k and top_p to a random choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from quire.core.errors import ShapeError
+from quire.core.request import TokenLogprobs
+from quire.sampling.choice import choose_greedily, choose_randomly
+from quire.sampling.edits import apply_edits
+from quire.sampling.logprobs import token_logprobs
+from quire.sampling.row import SampledToken, SamplingRow
+
+# Logits worked on at once, per thread: bounds the workspace (28 bytes an element) and keeps it in the cache.
+_CHUNK_ELEMENTS = 1 << 18
+
+
+def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+    """Sample one token per row.
+
+    What a row gets depends on its logits, parameters, seed and history alone, bit for bit. Rows are not told what they
+    got: call `SamplingRow.append` when the token is accepted.
+
+    Args:
+        logits: [num_rows, vocab_size], floating; computed in float32. Not mutated.
+        rows: One per row of `logits`.
+
+    Returns:
+        One result per row. A row whose logits hold NaN or infinity, that has no token left, or that names a token
+        outside the vocabulary carries an `error`.
+
+    Raises:
+        ShapeError: `logits` is not a floating matrix with one row per entry of `rows`.
+    """
+    if logits.ndim != 2 or logits.shape[0] != len(rows) or not logits.is_floating_point():
+        raise ShapeError(
+            f"logits: expected floating [{len(rows)}, vocab_size], got {logits.dtype} {list(logits.shape)}."
+        )
+    step = max(1, _CHUNK_ELEMENTS * torch.get_num_threads() // max(1, logits.shape[1]))
+    results: list[SampledToken] = []
+    for start in range(0, len(rows), step):
+        chunk = logits[start : start + step].to(torch.float32).contiguous()
+        results += _sample_chunk(chunk, rows[start : start + step])
+    return results
+
+
+def _sample_chunk(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+    errors = [row.problem(logits.shape[1]) for row in rows]
+    _find_unusable(logits, errors)
+    edited = _edit(logits, rows, errors)
+    token_ids = _choose(edited, rows, errors)
+    logprobs = _logprobs(logits, rows, token_ids)
+    return [SampledToken(token_ids.get(index, -1), logprobs.get(index), error) for index, error in enumerate(errors)]
+
+
+def _find_unusable(logits: Tensor, errors: list[str | None]) -> None:
+    """Write an error for every row from which nothing can be chosen. NaN wins every maximum, so one pass tells."""
+    for index, largest in enumerate(logits.amax(-1).tolist()):
+        if errors[index] is None and not math.isfinite(largest):
+            errors[index] = (
+                "no token is left to sample: all logits are -inf. Relax allowed_token_ids, bad_words or min_tokens."
+                if largest == -math.inf
+                else f"logits: expected finite numbers, got {largest}. Check the model's weights and the penalties."
+            )
+
+
+def _edit(logits: Tensor, rows: Sequence[SamplingRow], errors: list[str | None]) -> Tensor:
+    """Return the logits after the rows' edits: a copy if there are any. Rows left without a token get an error."""
+    edits = {index: row for index, row in enumerate(rows) if row.has_edits and errors[index] is None}
+    if not edits:
+        return logits
+    edited = logits.clone()
+    apply_edits(edited, edits)
+    _find_unusable(edited, errors)
+    return edited
+
+
+def _choose(logits: Tensor, rows: Sequence[SamplingRow], errors: Sequence[str | None]) -> dict[int, int]:
+    """Return the chosen token of every row without an error, by index."""
+    usable = [index for index, error in enumerate(errors) if error is None]
+    greedy = [index for index in usable if rows[index].params.is_greedy]
+    random = [index for index in usable if not rows[index].params.is_greedy]
+    chosen: dict[int, int] = {}
+    if greedy:
+        every = choose_greedily(logits)
+        chosen |= {index: every[index] for index in greedy}
+    if random:
+        drawn = choose_randomly(_take(logits, random), [rows[index] for index in random])
+        chosen |= dict(zip(random, drawn, strict=True))
+    return chosen
+
+
+def _logprobs(logits: Tensor, rows: Sequence[SamplingRow], token_ids: dict[int, int]) -> dict[int, TokenLogprobs]:
+    """Return the raw logprobs of the rows that want them and have a token, by index."""
+    nums = {index: num for index in token_ids if (num := rows[index].params.logprobs) is not None}
+    if not nums:
+        return {}
+    entries = token_logprobs(_take(logits, list(nums)), [token_ids[index] for index in nums], list(nums.values()))
+    return dict(zip(nums, entries, strict=True))
+
+
+def _take(logits: Tensor, indices: list[int]) -> Tensor:
+    """Return the rows of `logits` at `indices`, without a copy if that is all of them."""
+    if indices == list(range(logits.shape[0])):
+        return logits
+    return logits.index_select(0, torch.tensor(indices, device=logits.device))

@@ -1,0 +1,51 @@
+"""`Step`: the `SchedulerOutput` under construction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from quire.core.request import NewRow, ScheduledRow, SchedulerOutput
+from quire.kv_cache.block_table import Extension
+
+
+class Step:
+    """What has been decided for the step so far.
+
+    Attributes:
+        budget: Tokens that may still be scheduled.
+        is_short_of_blocks: Whether a row had to give its blocks away; then nobody is admitted in this step.
+        rows: Shares, in batch order.
+        new_rows: Those of them that the runner does not hold yet.
+    """
+
+    __slots__ = ("_copies", "_fresh", "_max_budget", "_replaced", "budget", "is_short_of_blocks", "new_rows", "rows")
+
+    def __init__(self, budget: int) -> None:
+        self.budget = self._max_budget = budget
+        self.is_short_of_blocks = False
+        self.rows: list[ScheduledRow] = []
+        self.new_rows: list[NewRow] = []
+        self._replaced: list[tuple[int, int, int]] = []
+        self._copies: list[tuple[int, int]] = []
+        self._fresh: list[int] = []
+
+    def note_blocks(self, extension: Extension) -> None:
+        """Have the runner copy and clear the blocks of an extension."""
+        self._fresh.extend(extension.new_block_ids)
+        self._copies.extend((source, destination) for _, source, destination in extension.copies)
+
+    def note_replaced(self, row_id: int, extension: Extension) -> None:
+        """Have the runner follow copy-on-write in the block table of a row it holds."""
+        self._replaced.extend((row_id, index, destination) for index, _, destination in extension.copies)
+
+    def output(self, removed_row_ids: Iterable[int]) -> SchedulerOutput:
+        """Return the decisions."""
+        return SchedulerOutput(
+            rows=tuple(self.rows),
+            new_rows=tuple(self.new_rows),
+            removed_row_ids=tuple(removed_row_ids),
+            replaced_block_ids=tuple(self._replaced),
+            block_copies=tuple(self._copies),
+            fresh_block_ids=tuple(self._fresh),
+            num_scheduled_tokens=self._max_budget - self.budget,
+        )

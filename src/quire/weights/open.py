@@ -1,0 +1,138 @@
+"""`open_weights`: a checkpoint held against the weights that a network declares, before any data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from quire.core.errors import PlanError
+from quire.graph.weight_source import WeightSource
+from quire.ops.spec import FLOATS, TensorSpec, dtype_name
+from quire.weights.checkpoint import Checkpoint
+
+_CASTABLE = (*FLOATS, torch.float64)
+_SHOWN = 3
+
+
+def open_weights(
+    directory: Path, declared: Mapping[str, TensorSpec], canonical: Callable[[str], str | None]
+) -> WeightSource:
+    """Open a model directory's weights under the names, shapes and dtypes that a network declares.
+
+    Args:
+        directory: A Hugging Face model directory.
+        declared: The network's weights by name.
+        canonical: Maps a tensor's name in the files to its name in the network, or to None if it is to be ignored.
+
+    Returns:
+        A source of exactly the declared tensors. Reading casts to the declared dtype.
+
+    Raises:
+        PlanError: A tensor is missing, not expected, or of another shape or kind; names file, tensor, expected and got.
+    """
+    checkpoint = Checkpoint(directory)
+    try:
+        stored = _stored_names(checkpoint, canonical)
+        _check(checkpoint, stored, declared)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return CheckpointWeights(checkpoint, stored, declared)
+
+
+class CheckpointWeights:
+    """A `WeightSource` of a network's weights out of a checkpoint.
+
+    Args:
+        checkpoint: The open files.
+        stored: Name in the files by name in the network.
+        declared: The network's weights.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, stored: Mapping[str, str], declared: Mapping[str, TensorSpec]) -> None:
+        self._checkpoint = checkpoint
+        self._stored = dict(stored)
+        self._declared = dict(declared)
+
+    def names(self) -> Iterable[str]:
+        """Return the network's names, in its order."""
+        return self._declared.keys()
+
+    def spec(self, name: str) -> TensorSpec:
+        """Return shape and dtype of a tensor as the network declares it.
+
+        Raises:
+            PlanError: There is no such tensor.
+        """
+        if name not in self._declared:
+            raise PlanError(f"{self._checkpoint.directory}: expected a declared weight, got {name!r}.")
+        return self._declared[name]
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read one tensor and cast it to its declared dtype.
+
+        Raises:
+            PlanError: There is no such tensor, its file was cut, or a value does not fit into float16.
+        """
+        wanted = self.spec(name).dtype
+        tensor = self._checkpoint.read(self._stored[name])
+        if tensor.dtype == wanted:
+            return tensor
+        cast = tensor.to(wanted)
+        if wanted == torch.float16 and bool((cast.isinf() & tensor.isfinite()).any()):
+            raise PlanError(
+                f"{self._checkpoint.path(self._stored[name])}, tensor {name!r}: expected values within float16, got "
+                f"{float(tensor.abs().max()):g} in {dtype_name(tensor.dtype)}. Choose dtype bfloat16 or float32."
+            )
+        return cast
+
+    def close(self) -> None:
+        """Close the files."""
+        self._checkpoint.close()
+
+
+def _stored_names(checkpoint: Checkpoint, canonical: Callable[[str], str | None]) -> dict[str, str]:
+    """Return name in the files by name in the network."""
+    stored: dict[str, str] = {}
+    for name in checkpoint.names():
+        target = canonical(name)
+        if target is None:
+            continue
+        if target in stored:
+            raise PlanError(
+                f"{checkpoint.path(name)}: expected one tensor for {target!r}, got {stored[target]!r} and {name!r}."
+            )
+        stored[target] = name
+    return stored
+
+
+def _check(checkpoint: Checkpoint, stored: Mapping[str, str], declared: Mapping[str, TensorSpec]) -> None:
+    missing = [name for name in declared if name not in stored]
+    extra = [stored[name] for name in stored if name not in declared]
+    wrong = [
+        f"{stored[name]!r} in {checkpoint.path(stored[name]).name}: expected {spec}, got {got}"
+        for name, spec in declared.items()
+        if name in stored and not _fits(spec, got := checkpoint.spec(stored[name]))
+    ]
+    parts = [
+        _count("tensors missing", [f"{name!r} {declared[name]}" for name in missing]),
+        _count("tensors not expected", [f"{name!r} {checkpoint.spec(name)}" for name in extra]),
+        _count("tensors that do not fit", wrong),
+    ]
+    if missing or extra or wrong:
+        raise PlanError(
+            f"{checkpoint.directory}: expected the {len(declared)} weights that config.json implies, got "
+            f"{'; '.join(part for part in parts if part)}. Check that config.json and the weights belong together."
+        )
+
+
+def _count(what: str, items: Sequence[str]) -> str:
+    more = ", ..." if len(items) > _SHOWN else ""
+    return f"{len(items)} {what}: {', '.join(items[:_SHOWN])}{more}" if items else ""
+
+
+def _fits(declared: TensorSpec, got: TensorSpec) -> bool:
+    """Return whether a stored tensor can be cast to the declared one: same shape, both floating point."""
+    return declared.shape == got.shape and (declared.dtype == got.dtype or got.dtype in _CASTABLE)

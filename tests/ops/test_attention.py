@@ -1,0 +1,104 @@
+"""attention: the tiled tactic against the reference, and a query's bits whatever is computed beside it."""
+
+import itertools
+
+import pytest
+import torch
+
+from quire.core.errors import ShapeError
+from quire.ops.attention import append_kv, attention
+from quire.ops.cpu import attention as cpu
+from tests.support.tolerance import assert_close
+
+DTYPES = (torch.float32, torch.bfloat16)
+# (num_heads, num_kv_heads, head_dim, block_size): MHA, GQA, odd groups, odd sizes, blocks that do not divide 128
+HEADS = [(4, 2, 64, 16), (8, 2, 24, 8), (3, 3, 37, 16), (14, 2, 64, 5), (2, 1, 8, 1), (1, 1, 16, 200)]
+# (queries, length) of each sequence
+BATCH = [(1, 1), (1, 300), (7, 7), (40, 171), (1, 128), (1, 129), (130, 260)]
+WINDOWS = [None, 1, 5, 130]
+
+
+def _case(dtype, heads, kv_heads, head_dim, block_size, batch, window):
+    generator = torch.Generator().manual_seed(7)
+    used = [-(-length // block_size) for _, length in batch]
+    ids = torch.randperm(sum(used), generator=generator) + 1
+    table = torch.zeros(len(batch), max(used), dtype=torch.int32)
+    for i, (start, count) in enumerate(zip(itertools.accumulate([0, *used]), used, strict=False)):
+        table[i, :count] = ids[start : start + count]
+    cache = torch.randn(2, sum(used) + 1, kv_heads, block_size, head_dim, generator=generator).to(dtype)
+    starts = torch.tensor([0, *itertools.accumulate(q for q, _ in batch)], dtype=torch.int32)
+    query = torch.randn(int(starts[-1]), heads, head_dim, generator=generator).to(dtype)
+    lengths = torch.tensor([length for _, length in batch], dtype=torch.int32)
+    return query, cache, table, lengths, starts, head_dim**-0.5, window
+
+
+def _tiled(*args):
+    return cpu.attention(*args, prepared=cpu.tiles(*args))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads, kv_heads, head_dim, block_size", HEADS)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_tactic_equals_reference(dtype, heads, kv_heads, head_dim, block_size, window):
+    args = _case(dtype, heads, kv_heads, head_dim, block_size, BATCH, window)
+    assert_close(_tiled(*args), attention(*args))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads, kv_heads, head_dim, block_size", HEADS)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_bits_do_not_depend_on_batch_or_chunk(dtype, heads, kv_heads, head_dim, block_size, window):
+    query, cache, table, lengths, starts, scale, window = _case(
+        dtype, heads, kv_heads, head_dim, block_size, BATCH, window
+    )
+    together = _tiled(query, cache, table, lengths, starts, scale, window)
+    for i, (count, length) in enumerate(BATCH):
+        for first, last in {(0, count), (count - 1, count), (count // 3, count // 3 + 1), (0, -(-count // 2))}:
+            alone = _tiled(
+                query[starts[i] + first : starts[i] + last],
+                cache,
+                table[i : i + 1],
+                torch.tensor([length - count + last], dtype=torch.int32),
+                torch.tensor([0, last - first], dtype=torch.int32),
+                scale,
+                window,
+            )
+            assert torch.equal(alone, together[starts[i] + first : starts[i] + last]), (i, first, last)
+
+
+def test_what_lies_behind_a_sequence_does_not_leak():
+    """Finite rubbish past a sequence's length, and block 0, must not change a bit."""
+    args = _case(torch.float32, 4, 2, 16, 16, [(3, 20), (1, 5)], None)
+    before = _tiled(*args)
+    cache, table = args[1], args[2]
+    cache[:, 0] = 1e30
+    cache[:, int(table[0, 1]), :, 4:] = -1e30
+    assert torch.equal(_tiled(*args), before)
+
+
+def test_empty_step():
+    args = _case(torch.float32, 4, 2, 16, 16, [(0, 3)], None)
+    assert _tiled(*args).shape == (0, 4, 16)
+
+
+@pytest.mark.parametrize("run", [append_kv, None], ids=["reference", "tactic"])
+def test_append_kv_writes_slots_and_skips_padding(run):
+    key, value = torch.randn(4, 2, 3), torch.randn(4, 2, 3)
+    cache = torch.zeros(2, 3, 2, 5, 3)
+    args = (key, value, cache, torch.tensor([5, -1, 14, 7], dtype=torch.int32))
+    if run is None:
+        cpu.append_kv(*args, prepared=cpu.slots(*args))
+    else:
+        run(*args)
+    for token, (block, offset) in {0: (1, 0), 2: (2, 4), 3: (1, 2)}.items():
+        assert torch.equal(cache[0, block, :, offset], key[token])
+        assert torch.equal(cache[1, block, :, offset], value[token])
+    assert int((cache != 0).any(-1).any(2).sum()) == 6
+
+
+def test_errors():
+    args = list(_case(torch.float32, 4, 2, 16, 16, [(1, 1)], None))
+    with pytest.raises(ShapeError, match="num_heads divisible by num_kv_heads=2, got 3"):
+        attention(args[0][:, :3], *args[1:])
+    with pytest.raises(ShapeError, match="Invalid window"):
+        attention(*args[:-1], 0)

@@ -1,0 +1,81 @@
+"""Thresholds of min_p, top_k and top_p on integer weights against a full sort."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quire.core.sampling_params import SamplingParams
+from quire.sampling import filters
+from quire.sampling.filters import keep, kept_from
+
+
+def expected_threshold(weights: list[int], params: SamplingParams) -> int:
+    """Exact rational arithmetic over a full sort."""
+    ordered = sorted(weights, reverse=True)
+    threshold = max(1, math.ceil(Fraction(params.min_p) * ordered[0]))
+    if 0 < params.top_k < len(ordered):
+        threshold = max(threshold, ordered[params.top_k - 1])
+    if params.top_p < 1:
+        kept = [weight for weight in ordered if weight >= threshold]
+        needed, mass = Fraction(params.top_p) * sum(kept), 0
+        for weight in kept:
+            mass += weight
+            if mass >= needed:
+                return max(threshold, weight)
+    return threshold
+
+
+WEIGHTS = st.lists(st.integers(0, 12) | st.integers(0, 10_000), min_size=1, max_size=70).filter(any)
+# Eighths are exact in binary, so that float64 products of small numbers are the exact ones.
+FILTERS = st.fixed_dictionaries(
+    {
+        "top_k": st.integers(0, 75),
+        "top_p": st.integers(1, 8).map(lambda i: i / 8),
+        "min_p": st.integers(0, 8).map(lambda i: i / 8),
+    }
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(
+    st.lists(st.tuples(WEIGHTS, FILTERS), min_size=1, max_size=5), st.sampled_from([1, 2, 16]), st.sampled_from([2, 8])
+)
+def test_equal_to_a_full_sort_however_small_the_first_look(rows: list, first: int, growth: int) -> None:
+    width = max(len(weights) for weights, _ in rows)
+    table = [weights + [0] * (width - len(weights)) for weights, _ in rows]
+    params = [SamplingParams(**fields) for _, fields in rows]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filters, "_FIRST_LARGEST", first)
+        patch.setattr(filters, "_GROWTH", growth)
+        got = kept_from(torch.tensor(table), params).tolist()
+    assert got == [expected_threshold(weights, p) for weights, p in zip(table, params, strict=True)]
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 5.0])
+@pytest.mark.parametrize(
+    "fields", [{"top_p": 0.95}, {"top_p": 0.9999999}, {"top_k": 1500}, {"top_k": 400, "top_p": 0.9}]
+)
+def test_real_sizes_keep_the_smallest_sufficient_mass(spread: float, fields: dict) -> None:
+    logits = torch.randn(3, 5003, generator=torch.Generator().manual_seed(0)) * spread
+    weights = (logits.softmax(-1) * 2.0**60).to(torch.int64)
+    params = SamplingParams(**fields)
+    kept = kept_from(weights, [params] * 3)
+    for row, threshold in zip(weights, kept.tolist(), strict=True):
+        ordered = row.sort(descending=True).values
+        if params.top_k:
+            ordered = ordered[ordered >= ordered[params.top_k - 1]]
+        mass, needed = int(ordered.sum()), math.ceil(Fraction(params.top_p) * int(ordered.sum()))
+        assert abs(needed - params.top_p * mass) < 2**10
+        assert int(ordered[ordered >= threshold].sum()) >= needed - 2**10
+        assert int(ordered[ordered > threshold].sum()) < needed + 2**10
+
+
+def test_keep_zeroes_what_is_below() -> None:
+    weights = torch.tensor([[0, 1, 5, 4, 1 << 60], [3, 3, 0, 2, 1]])
+    assert keep(weights, torch.tensor([5, 1])).tolist() == [[0, 0, 5, 0, 1 << 60], [3, 3, 0, 2, 1]]
