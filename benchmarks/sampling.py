@@ -14,6 +14,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def main() -> None:
         for num_rows in args.rows:
             for name, params in SETTINGS.items():
                 logits, rows = make_batch(num_rows, args.vocab_size, args.dtype, spread, params)
-                p20, p50, p80 = milliseconds(lambda logits=logits, rows=rows: sample(logits, rows), args.repeats)
+                p20, p50, p80 = milliseconds(partial(sample, logits, rows), args.repeats)
                 print(f"{shape:8}{num_rows:5}  {name:40}{p20:9.3f}{p50:9.3f}{p80:9.3f}", flush=True)
                 results.append({"logits": shape, "rows": num_rows, "setting": name, "p20": p20, "p50": p50, "p80": p80})
     if args.json:

@@ -91,8 +91,10 @@ class FakeRunner:
             self.rows[row_id].block_ids[index] = block_id
         changed = {*scheduled.fresh_block_ids, *(destination for _, destination in scheduled.block_copies)}
         for row_id in self.rows.keys() - {new.row_id for new in scheduled.new_rows}:
-            held = set(self.rows[row_id].block_ids) - {new for row, _, new in scheduled.replaced_block_ids if row == row_id}
-            assert not held & changed, "a block that a row holds was given away"
+            replaced = {block_id for other, _, block_id in scheduled.replaced_block_ids if other == row_id}
+            assert not (set(self.rows[row_id].block_ids) - replaced) & changed, (
+                "a block that a row holds was given away"
+            )
         for share in scheduled.rows:
             assert set(share.new_block_ids) <= set(scheduled.fresh_block_ids)
             self.rows[share.row_id].block_ids += share.new_block_ids

@@ -71,7 +71,10 @@ _CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], dict[st
 _CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"num_key_value_heads": 4}),
     "llama-tied-head-dim": ("llama", {"head_dim": 10, "tie_word_embeddings": True, "hidden_act": "gelu"}),
-    "llama-biases": ("llama", {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 0.1}),
+    "llama-biases": (
+        "llama",
+        {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 0.1},
+    ),
     "llama-linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 700.0}}),
     "llama-llama3": (
         "llama",
@@ -178,8 +181,11 @@ def hf_model(name: str, seed: int = 0) -> PreTrainedModel:
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                parameter.copy_(noise if "emb" in key or ".w" in key[:14] else 1.5 * noise / math.sqrt(noise.shape[-1]))
+            if any(word in key for word in ("embed", "wte", "wpe", "lm_head")):
+                parameter.copy_(0.4 * noise)
+            elif parameter.dim() > 1:
+                fan_in = parameter.shape[0 if ".c_" in key else -1]  # GPT-2 stores its projections transposed
+                parameter.copy_(1.5 * noise / math.sqrt(fan_in))
             else:
                 parameter.copy_(0.3 * noise + (0.0 if key.endswith("bias") else 1.0))
     return model

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tokenizer.small_tokenizers import KINDS
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models
 
 from quire.tokenizer import IncrementalDetokenizer, Tokenizer
-from tests.tokenizer.small_tokenizers import KINDS
 
 QUICK = settings(derandomize=True, deadline=None, max_examples=150)
 TEXTS = ["hello world", " the", "👩‍👩‍👧", "🙂", "你好 日本語", "e\u0301\u0302", "\ufffd", "  ", "\n", "a\u200db"]
@@ -20,7 +21,7 @@ TEXTS = ["hello world", " the", "👩‍👩‍👧", "🙂", "你好 日本語"
 def pieces_of(ids: list[int], cuts: list[int]) -> list[list[int]]:
     """Split ids at the given places."""
     edges = [0, *sorted(cut % (len(ids) + 1) for cut in cuts), len(ids)]
-    return [ids[low:high] for low, high in zip(edges, edges[1:], strict=False)]
+    return [ids[low:high] for low, high in pairwise(edges)]
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int], cuts: list[int], **options: object) -> str:
@@ -34,7 +35,7 @@ def ids_of(tokenizer: Tokenizer) -> st.SearchStrategy[list[int]]:
     single_bytes = [i for i in range(tokenizer.vocab_size) if len(tokenizer.token_bytes(i)) == 1]
     text = st.sampled_from(TEXTS).map(lambda text: tokenizer.encode(text))
     part = text | st.lists(anything, max_size=6) | st.lists(st.sampled_from(single_bytes), max_size=8)
-    return st.lists(part, max_size=6).map(lambda parts: sum(parts, []))
+    return st.lists(part, max_size=6).map(lambda parts: list(chain.from_iterable(parts)))
 
 
 @pytest.mark.parametrize("skip", [True, False])

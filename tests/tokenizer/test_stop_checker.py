@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -41,7 +42,7 @@ def stream(pieces: list[str], stop: tuple[str, ...], include: bool) -> tuple[str
 @given(LETTERS, STOPS, st.lists(st.integers(0, 14), max_size=6), st.booleans())
 def test_any_split_gives_the_same(text: str, stop: list[str], cuts: list[int], include: bool) -> None:
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[low:high] for low, high in zip(edges, edges[1:], strict=False)]
+    pieces = [text[low:high] for low, high in pairwise(edges)]
     expected = search(text, tuple(stop), include)
     for split in (pieces, list(text), [text]):
         assert stream(split, tuple(stop), include) == expected

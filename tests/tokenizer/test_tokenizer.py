@@ -11,13 +11,12 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tokenizer.small_tokenizers import KINDS, TEXTS, train_sentencepiece, write_json
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
 from quire.core.errors import PlanError, RequestError
 from quire.tokenizer import Tokenizer, source_files
-
-from tests.tokenizer.small_tokenizers import KINDS, TEXTS, train_sentencepiece, write_json
 
 QUICK = settings(derandomize=True, deadline=None, max_examples=60)
 PROSE = st.lists(st.sampled_from([*TEXTS, "<s>", "</s>", "<|im_end|>", "<extra>", "WORD", "é", "\n"])).map("".join)
@@ -172,7 +171,9 @@ def test_token_bytes_cover_every_byte_and_text_is_readable(kind: str, tokenizers
     tokenizer = tokenizers_by_kind[kind]
     found = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
     assert {bytes([byte]) for byte in range(256)} <= set(found)
-    assert [tokenizer.token_text(i) for i in range(tokenizer.vocab_size)] == [item.decode(errors="replace") for item in found]
+    assert [tokenizer.token_text(i) for i in range(tokenizer.vocab_size)] == [
+        item.decode(errors="replace") for item in found
+    ]
     assert b" the" in found
     assert not any("\u2581" in item.decode(errors="replace") for item in found)
     for outside in (-1, tokenizer.vocab_size, tokenizer.vocab_size + 1000):

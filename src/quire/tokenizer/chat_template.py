@@ -27,6 +27,7 @@ from quire.tokenizer.template_limits import (
 
 MAX_TEMPLATE_CHARS = 1 << 20
 _MAX_DEPTH = 64
+_MAX_KNOWN = 32
 _TOOL_TEMPLATE = "tool_use"
 _RESERVED = ("messages", "tools", "add_generation_prompt")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -137,6 +138,8 @@ class ChatRenderer:
         if source not in self._reads_parts:
             plain = self._probe(source, _PROBE)
             parts = self._probe(source, [{"type": "text", "text": _PROBE}])
+            if len(self._reads_parts) >= _MAX_KNOWN:  # Only callers with ever new templates get here.
+                self._reads_parts.clear()
             self._reads_parts[source] = _PROBE in parts and (parts == plain or _PROBE not in plain)
         return self._reads_parts[source]
 
@@ -223,7 +226,7 @@ def _environment() -> LimitedEnvironment:
     return environment
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=_MAX_KNOWN)
 def _compiled(source: str) -> Any:
     """Compile a template.
 

@@ -82,7 +82,7 @@ class ByteDecoding:
             tail = self.token_bytes(token_id) + tail
             if len(tail) >= _MAX_CHARACTER_TOKENS:
                 break
-        return ByteStream(self.token_bytes, tail, strips_leading_space=self._strips_leading_space and not tail)
+        return ByteStream(self.token_bytes, tail, strips_leading_space=self._strips_leading_space)
 
 
 class ByteStream:

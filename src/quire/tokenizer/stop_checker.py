@@ -31,7 +31,7 @@ class StopChecker:
 
     The match that starts first in the text wins; of several that start together, the one that comes first in `stop`.
     What is shown and what matches is the same however the text is split. The automaton of Aho and Corasick ("Efficient
-    string matching", CACM 1975) takes constant time per character.
+    string matching", CACM 1975) takes constant time per character; each call also copies the text that is held back.
 
     Args:
         stop: Non-empty stop strings; none means that all text passes.

@@ -163,6 +163,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         budget.check_time()
         method = getattr(__obj, "__wrapped__", __obj)  # The sandbox wraps `str.format`.
         if isinstance(method, BuiltinMethodType) and isinstance(method.__self__, (str, int, bytes)):
+            args = tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)
             _check_arguments(method.__name__, (method.__self__, *args), kwargs)
         result = budget.check(super().call(__context, __obj, *args, **kwargs))
         budget.spend(len(result) if isinstance(result, str) else 0)
@@ -240,6 +241,7 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     def limited(*args: Any, **kwargs: Any) -> Any:
         budget = _budget.get()
         budget.check_time()
+        args = tuple(list(arg) if isinstance(arg, Iterator) and name == "join" else arg for arg in args)
         values = args[1:] if args and isinstance(args[0], (Context, Environment, nodes.EvalContext)) else args
         _check_arguments(name, values, kwargs)
         return budget.check(function(*args, **kwargs))
@@ -260,8 +262,7 @@ def _check_arguments(name: str, values: tuple[Any, ...], kwargs: Mapping[str, An
         _budget.get().check_length(len(subject) + subject.count(old) * len(new))
     elif name == "join" and arguments:
         separator, items = (subject, arguments[0]) if isinstance(subject, str) else (arguments[0], subject)
-        num_items = len(items) if hasattr(items, "__len__") else _MAX_ARGUMENT
-        _budget.get().check_length(len(str(separator)) * num_items)
+        _budget.get().check_length(len(str(separator)) * len(items))
     elif name == "format" and isinstance(subject, str):
         _check_fields(subject, arguments)
 

@@ -1,0 +1,237 @@
+"""Who runs, and how much of it: the rules of `Scheduler.schedule`, one at a time."""
+
+from __future__ import annotations
+
+import pytest
+from tests.scheduler.scheduler_world import SchedulerWorld, make_config, make_request
+
+from quire.core.errors import CapacityError, RequestError
+from quire.core.request import SchedulerOutput
+
+
+def world_of(**changes: object) -> SchedulerWorld:
+    return SchedulerWorld(make_config(**changes))
+
+
+def shares(scheduled: SchedulerOutput) -> list[tuple[int, int, int, bool]]:
+    return [(r.row_id, r.num_computed_tokens, r.num_scheduled_tokens, r.is_sampled) for r in scheduled.rows]
+
+
+def step(world: SchedulerWorld) -> list[tuple[int, int, int, bool]]:
+    """One step of the scheduler and the fake runner; return the shares."""
+    scheduled = world.scheduler.schedule()
+    world.hear(world.scheduler.update(scheduled, world.runner.execute(scheduled)))
+    return shares(scheduled)
+
+
+def test_nothing_to_run_is_an_empty_output() -> None:
+    world = world_of()
+    assert world.scheduler.schedule() == SchedulerOutput()
+    assert not world.scheduler.has_unfinished()
+
+
+def test_a_request_from_prompt_to_end() -> None:
+    world = world_of()
+    world.add(make_request("a", [1, 2, 3, 4, 5], max_tokens=3))
+    assert [step(world) for _ in range(3)] == [[(0, 0, 5, True)], [(0, 5, 1, True)], [(0, 6, 1, True)]]
+    assert world.samples["a", 0].finish_reason == "length"
+    assert world.scheduler.kv_cache.num_free_blocks == 16
+
+
+def test_blocks_and_removal_of_an_ended_row() -> None:
+    world = world_of()
+    world.add(make_request("a", [1, 2], max_tokens=1))
+    step(world)
+    assert world.scheduler.kv_cache.num_free_blocks == 16
+    assert world.scheduler.schedule() == SchedulerOutput(), "the removal waits for a step with rows"
+    world.add(make_request("b", [1, 2], max_tokens=1))
+    assert world.scheduler.schedule().removed_row_ids == (0,)
+
+
+def test_a_long_prompt_takes_what_is_left_of_the_budget() -> None:
+    world = world_of(max_num_batched_tokens=4)
+    world.add(make_request("a", [1, 2], max_tokens=6))
+    step(world)
+    world.add(make_request("b", [1] * 7, max_tokens=2))
+    assert step(world) == [(0, 2, 1, True), (1, 0, 3, False)]
+    assert step(world) == [(0, 3, 1, True), (1, 3, 3, False)]
+    assert step(world) == [(0, 4, 1, True), (1, 6, 1, True)]
+
+
+def test_a_prefill_ahead_leaves_a_token_to_each_decode_behind() -> None:
+    world = world_of(max_num_batched_tokens=4, scheduling_policy="priority", enable_prefix_caching=False)
+    for name in "ab":
+        world.add(make_request(name, [1], priority=1, max_tokens=8))
+    step(world)
+    world.add(make_request("urgent", [1] * 9, priority=0, max_tokens=2))
+    step(world)
+    assert step(world) == [(2, 2, 2, False), (0, 2, 1, True), (1, 2, 1, True)]
+
+
+def test_more_rows_than_budget_are_served_in_order() -> None:
+    world = world_of(max_num_batched_tokens=2, enable_prefix_caching=False)
+    for name in "abc":
+        world.add(make_request(name, [1], max_tokens=3))
+    assert [row[0] for row in step(world)] == [0, 1]
+    assert [row[0] for row in step(world)] == [0, 1]
+    assert [row[0] for row in step(world)] == [0, 1]
+    assert [row[0] for row in step(world)] == [2]
+
+
+def test_without_chunked_prefill_a_prompt_waits_until_it_fits_whole() -> None:
+    world = world_of(max_num_batched_tokens=8, enable_chunked_prefill=False)
+    world.add(make_request("a", [1] * 3, max_tokens=3))
+    world.add(make_request("b", [2] * 6, max_tokens=3))
+    world.add(make_request("c", [1] * 1, max_tokens=3))
+    assert step(world) == [(0, 0, 3, True)], "b does not fit, and c may not overtake it"
+    assert step(world) == [(0, 3, 1, True), (1, 0, 6, True), (2, 0, 1, True)]
+
+
+def test_without_chunked_prefill_a_prompt_over_the_budget_is_still_split() -> None:
+    world = world_of(max_num_batched_tokens=8, enable_chunked_prefill=False)
+    world.add(make_request("a", [1], max_tokens=8))
+    world.add(make_request("b", [2] * 19, max_tokens=2))
+    sizes = [[row[2] for row in step(world)] for _ in range(4)]
+    assert sizes == [[1, 7], [1, 7], [1, 5], [1, 1]]
+
+
+def test_seats_are_limited_and_taken_in_order_of_arrival() -> None:
+    world = world_of(max_num_seqs=2)
+    for name, length in zip("abc", (4, 2, 1), strict=True):
+        world.add(make_request(name, [1] * length, priority=-length, max_tokens=length))
+    assert [row[0] for row in step(world)] == [0, 1]
+    assert (world.scheduler.num_running, world.scheduler.num_waiting) == (2, 1)
+    assert [row[0] for row in step(world)] == [0, 1]
+    assert [row[0] for row in step(world)] == [0, 2]
+
+
+def test_priority_before_arrival() -> None:
+    world = world_of(max_num_seqs=1, scheduling_policy="priority")
+    for name, priority in zip("abcd", (2, 1, 1, 0), strict=True):
+        world.add(make_request(name, [1], priority=priority, max_tokens=1))
+    assert [step(world)[0][0] for _ in range(4)] == [3, 1, 2, 0]
+
+
+def test_admission_needs_blocks_for_the_whole_prompt_at_once() -> None:
+    world = world_of(num_blocks=7, max_num_batched_tokens=4, enable_prefix_caching=False)
+    world.add(make_request("a", [1] * 10, max_tokens=3))
+    step(world)
+    assert world.scheduler.kv_cache.num_free_blocks == 3
+    world.add(make_request("b", [1] * 13, max_tokens=3))
+    world.add(make_request("c", [1], max_tokens=3))
+    for _ in range(4):
+        assert {row[0] for row in step(world)} == {0}
+    assert {row[0] for row in step(world)} == {1}
+
+
+def test_a_prefix_hit_is_whole_blocks_below_the_last_token() -> None:
+    world = world_of()
+    world.add(make_request("a", [*range(6), 0, 0], max_tokens=2))
+    step(world)
+    for name in ("same", "other"):
+        tail = [0, 0] if name == "same" else [0, 0, 0]
+        world.add(make_request(name, [*range(6), *tail], max_tokens=1))
+    assert step(world)[1:] == [(1, 4, 4, True), (2, 8, 1, True)]
+    assert world.samples["same", 0].num_cached_tokens == 4
+    assert world.samples["other", 0].num_cached_tokens == 8
+    cache = world.scheduler.kv_cache
+    assert (cache.num_query_tokens, cache.num_hit_tokens) == (8 + 8 + 9, 12)
+
+
+@pytest.mark.parametrize("change", [{"salt": "b"}, {"prompt_logprobs": 0}])
+def test_no_prefix_hit_for_another_salt_or_when_prompt_logprobs_are_owed(change: dict[str, object]) -> None:
+    world = world_of()
+    world.add(make_request("a", [1] * 9, salt="a", max_tokens=1))
+    step(world)
+    world.add(make_request("b", [1] * 9, **({"salt": "a", "max_tokens": 1} | change)))  # type: ignore[arg-type]
+    assert step(world) == [(1, 0, 9, True)]
+
+
+def test_no_prefix_hit_after_a_reset() -> None:
+    world = world_of()
+    world.add(make_request("a", [1] * 9, max_tokens=1))
+    step(world)
+    world.scheduler.reset_prefix_cache()
+    world.add(make_request("b", [1] * 9, max_tokens=1))
+    assert step(world) == [(1, 0, 9, True)]
+
+
+def two_rows_and_no_block(**changes: object) -> SchedulerWorld:
+    """Two rows with 4 tokens in one block each; both need a second, and one is left."""
+    world = world_of(num_blocks=4, enable_prefix_caching=False, **changes)
+    world.add(make_request("a", [1] * 3, priority=1, max_tokens=6))
+    world.add(make_request("b", [2] * 3, priority=0, max_tokens=6))
+    step(world)
+    step(world)
+    return world
+
+
+def test_when_blocks_run_out_the_latest_arrival_starts_over() -> None:
+    world = two_rows_and_no_block()
+    scheduled = world.scheduler.schedule()
+    assert shares(scheduled) == [(0, 4, 1, True)] and scheduled.removed_row_ids == (1,)
+    assert world.scheduler.num_preemptions == {"out_of_blocks": 1, "lost_fork": 0}
+    world.hear(world.scheduler.update(scheduled, world.runner.execute(scheduled)))
+    world.add(make_request("c", [1]))
+    before = world.tokens("b").copy()
+    while not (scheduled := world.scheduler.schedule()).new_rows:
+        world.hear(world.scheduler.update(scheduled, world.runner.execute(scheduled)))
+    new = scheduled.new_rows[0]
+    assert new.row_id == 1 and new.num_prompt_tokens == 3, "first in the queue, under its old id"
+    assert list(new.token_ids) == [2, 2, 2, *before], "and with the tokens it had"
+    world.hear(world.scheduler.update(scheduled, world.runner.execute(scheduled)))
+    world.drain()
+
+
+def test_when_blocks_run_out_the_lowest_priority_starts_over() -> None:
+    world = two_rows_and_no_block(scheduling_policy="priority")
+    scheduled = world.scheduler.schedule()
+    assert shares(scheduled) == [(1, 4, 1, True)] and scheduled.removed_row_ids == (0,)
+
+
+def test_a_preempted_row_finds_its_own_blocks_again() -> None:
+    world = world_of(num_blocks=6)
+    world.add(make_request("a", [1] * 7, max_tokens=6))
+    world.add(make_request("b", [2] * 7, max_tokens=6))
+    while not world.scheduler.num_preemptions["out_of_blocks"]:
+        step(world)
+    world.abort("a")
+    assert step(world)[0][1] == 8
+    world.drain()
+
+
+def test_too_long_for_the_model() -> None:
+    world = world_of(max_model_len=8)
+    with pytest.raises(RequestError, match=r"1 to 7 tokens.*max_model_len=8, got 8"):
+        world.scheduler.add(make_request("a", [1] * 8))
+    world.add(make_request("a", [1] * 7))
+    with pytest.raises(RequestError, match="'a'"):
+        world.scheduler.add(make_request("a", [1]))
+
+
+def test_a_request_that_can_never_fit_is_refused_with_what_would() -> None:
+    world = world_of(num_blocks=4, max_model_len=100)
+    with pytest.raises(CapacityError) as error:
+        world.scheduler.add(make_request("a", [1] * 9, max_tokens=5))
+    for words in ("grow to 14 needs 4", "pool has 3", "max_tokens of at most 4", "max_model_len=13", "at least 4"):
+        assert words in str(error.value)
+    with pytest.raises(CapacityError, match="a prompt of at most 12 tokens"):
+        world.scheduler.add(make_request("a", [1] * 13, max_tokens=1))
+    assert not world.scheduler.has_unfinished()
+    world.add(make_request("a", [1] * 9, max_tokens=4))
+    world.drain()
+    assert len(world.tokens("a")) == 4
+
+
+def test_check_integrity_sees_damage() -> None:
+    world = world_of()
+    world.add(make_request("a", [1] * 9, max_tokens=4))
+    step(world)
+    row = world.scheduler._running.rows[0]
+    row.table.block_ids.append(row.table.block_ids[0])
+    with pytest.raises(AssertionError):
+        world.scheduler.check_integrity()
+    row.table.block_ids.pop()
+    world.scheduler._running.rows.clear()
+    with pytest.raises(AssertionError, match="no queue"):
+        world.scheduler.check_integrity()
