@@ -2,8 +2,8 @@
 
     python benchmarks/sampling.py --threads 1 --rows 1 64 256 --vocab-size 32000 --json out.json
 
-Logits are drawn so that their entropy is that of a language model in the middle of a sentence ("peaked") or at a loss
-("flat"): the price of top_p depends on it.
+The price of top_p depends on how many tokens it keeps, so logits come in three shapes: as in the middle of a sentence
+("peaked"), at its start ("wide"), and from a model at a loss ("flat").
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "greedy, repetition_penalty=1.05": {"temperature": 0.0, "repetition_penalty": 1.05},
     "three penalties": {"repetition_penalty": 1.05, "frequency_penalty": 0.5, "presence_penalty": 0.5},
 }
-SPREADS = {"peaked": 3.5, "flat": 1.5}  # standard deviation of the logits
+# Standard deviation of the logits. With top_p=0.95 and temperature=0.8, of 32,000 tokens 3-70, 75-500 and 6,000 stay.
+SPREADS = {"peaked": 5.0, "wide": 3.5, "flat": 2.0}
 NUM_PROMPT_TOKENS, NUM_OUTPUT_TOKENS = 512, 256
 
 

@@ -124,6 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, default=DEFAULT_OUT, help="checkpoint folder")
     parser.add_argument("--num-documents", type=int, default=200, help="held-out documents per domain")
     parser.add_argument("--card", action="store_true", help="write README.md into the folder")
+    parser.add_argument("--note", default="", help="a sentence for the card on how this run differed from the default")
     options = parser.parse_args(arguments)
     model, tokenizer = load_model(options.model), Tokenizer.from_file(str(options.model / "tokenizer.json"))
     scores = score_domains(model, tokenizer, options.num_documents)
@@ -137,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\nsampled, seed {seed}> {prompt}{complete(model, tokenizer, BOS + prompt, 40, generator)}")
     if options.card:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        write_card(options.model, scores, outputs, num_parameters, describe_training())
+        write_card(options.model, scores, outputs, num_parameters, f"{describe_training()} {options.note}".strip())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from examples.train_tiny.export import export
 from examples.train_tiny.model import TinyConfig, TinyLlama
 from examples.train_tiny.text.corpus import training_documents
 from examples.train_tiny.tokenizer import train_tokenizer
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -26,14 +27,16 @@ _ENCODE_AT_ONCE = 256
 
 
 class Phase(NamedTuple):
-    """A stretch of training with one shape of batch; `share` is its part of all steps."""
+    """A stretch of training with one shape of batch and one mixture of text."""
 
     seq_len: int
     num_rows: int
-    share: float
+    num_steps: int
+    mixture: str
 
 
-PHASES = [Phase(256, 16, 0.60), Phase(512, 8, 0.33), Phase(2048, 2, 0.07)]
+PHASES = [Phase(256, 16, 1000, "broad"), Phase(512, 8, 420, "exact"), Phase(2048, 2, 30, "exact")]
+NUM_STEPS = sum(phase.num_steps for phase in PHASES)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class TrainConfig:
     """
 
     seed: int = 1
-    num_steps: int = 1700
+    num_steps: int = NUM_STEPS
     warmup_steps: int = 100
     learning_rate: float = 3e-3
     final_learning_rate: float = 1e-4
@@ -54,11 +57,13 @@ class TrainConfig:
     checkpoint_every: int = 300
     enable_compile: bool = True
     out: Path = DEFAULT_OUT
+    resume: Path | None = None
+    start_step: int = 0
 
 
-def encoded_documents(tokenizer: Tokenizer, seed: int) -> Iterator[list[int]]:
+def encoded_documents(tokenizer: Tokenizer, seed: int, mixture: str) -> Iterator[list[int]]:
     """Token ids of each training document, without end; the special tokens stand in the text already."""
-    documents = training_documents(seed)
+    documents = training_documents(seed, mixture)
     while True:
         batch = list(islice(documents, _ENCODE_AT_ONCE))
         for encoding in tokenizer.encode_batch(batch, add_special_tokens=False):
@@ -110,8 +115,8 @@ def build_optimizer(model: TinyLlama, config: TrainConfig) -> torch.optim.Optimi
 def describe_training() -> str:
     """A sentence on the default training run, for the model card."""
     config = TrainConfig()
-    num_tokens = sum(round(p.share * config.num_steps) * p.num_rows * p.seq_len for p in PHASES)
-    lengths = ", ".join(f"{phase.share:.0%} in rows of {phase.seq_len}" for phase in PHASES)
+    num_tokens = sum(phase.num_steps * phase.num_rows * phase.seq_len for phase in PHASES)
+    lengths = ", ".join(f"{phase.num_steps} in rows of {phase.seq_len}" for phase in PHASES)
     return (
         f"{config.num_steps} steps, {num_tokens / 1e6:.1f} million tokens ({lengths}); AdamW, learning rate "
         f"{config.learning_rate} with warmup and cosine decay, weight decay {config.weight_decay}, bfloat16 autocast."
@@ -127,8 +132,9 @@ class Trainer:
         self.model = TinyLlama(TinyConfig())
         self.model.init_weights(torch.Generator().manual_seed(config.seed))
         self.optimizer = build_optimizer(self.model, config)
-        self.documents = encoded_documents(self.tokenizer, config.seed)
-        self.step = 0
+        self.step = config.start_step
+        if config.resume is not None:
+            self.model.load_state_dict(load_file(config.resume / "model.safetensors"))
         self.started_s = time.monotonic()
         self.num_tokens = 0
 
@@ -139,18 +145,20 @@ class Trainer:
     def run(self) -> None:
         """Train through all phases and write the model into `config.out`."""
         export(self.model, self.tokenizer, self.config.out)
-        for phase in PHASES:
-            self._run_phase(phase)
-        self.step = self.config.num_steps
+        end_step = 0
+        for index, phase in enumerate(PHASES):
+            end_step += phase.num_steps
+            self._run_phase(phase, self.config.seed + index, min(end_step, self.config.num_steps))
         export(self.model, self.tokenizer, self.config.out)
 
-    def _run_phase(self, phase: Phase) -> None:
+    def _run_phase(self, phase: Phase, seed: int, end_step: int) -> None:
         loss_of = self.model.loss
         if self.config.enable_compile:
             torch.compiler.reset()
             loss_of = torch.compile(self.model.loss, dynamic=False)
-        batches = packed_batches(self.documents, phase.num_rows, phase.seq_len)
-        for inputs, targets in islice(batches, round(phase.share * self.config.num_steps)):
+        documents = encoded_documents(self.tokenizer, seed, phase.mixture)
+        batches = packed_batches(documents, phase.num_rows, phase.seq_len)
+        for inputs, targets in islice(batches, max(0, end_step - self.step)):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = loss_of(inputs, targets)
             self._update(loss)
@@ -187,6 +195,8 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainConfig:
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--checkpoint-every", type=int, default=defaults.checkpoint_every, help="in steps")
     parser.add_argument("--no-compile", dest="enable_compile", action="store_false", help="do not use torch.compile")
+    parser.add_argument("--resume", type=Path, help="folder to take the weights from (the optimizer starts anew)")
+    parser.add_argument("--start-step", type=int, default=defaults.start_step, help="with --resume: steps done already")
     parser.add_argument("--out", type=Path, default=defaults.out, help="folder of the checkpoint")
     return TrainConfig(**vars(parser.parse_args(arguments)))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from quire.builder.build import open_plan
@@ -251,10 +253,10 @@ class LLM:
 
     def _params_for(self, count: int, given: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
         """Return one set of parameters per prompt; only final outputs are asked for."""
-        if given is None or isinstance(given, SamplingParams):
-            params = [given or self._default_params] * count
-        else:
+        if isinstance(given, Sequence):
             params = list(given)
+        else:
+            params = [self._default_params if given is None else given] * count
         if len(params) != count:
             raise RequestError(f"sampling_params: expected {count}, one per prompt, got {len(params)}.")
         if self._tokenizer is None and given is None:
@@ -324,13 +326,19 @@ def _configs(options: dict[str, Any]) -> tuple[BuildConfig, EngineConfig]:
     )
 
 
-def _progress(title: str, total: int, *, enable: bool, has_speed: bool = False) -> Progress:
+@contextmanager
+def _progress(title: str, total: int, *, enable: bool, has_speed: bool = False) -> Iterator[Progress]:
+    """Yield a progress bar with one task, drawn on standard error if `enable`."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     if has_speed:
         columns.append(TextColumn("{task.fields[speed]}"))
-    bar = Progress(*columns, disable=not enable, transient=not has_speed)
+    bar = Progress(*columns, console=Console(stderr=True), transient=not has_speed)
     bar.add_task(title, total=total, speed="", num_in=0, num_out=0)
-    return bar
+    if not enable:
+        yield bar
+        return
+    with bar:
+        yield bar
 
 
 def _advance(bar: Progress, output: RequestOutput) -> None:

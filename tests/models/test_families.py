@@ -53,8 +53,8 @@ def test_network_is_legal_complete_and_survives_text(name: str) -> None:
         ("llama-linear", {"rope": {"factor": 2.4}}),
         ("llama-linear", {"rope": {"theta": 690.0}}),
         ("llama-yarn", {"rope": {"attention_factor": 1.1}}),
-        ("llama-yarn-mscale", {"rope": {"beta_fast": 6.0}}),
-        ("llama-yarn-mscale", {"rope": {"beta_slow": 0.05}}),
+        ("llama-yarn-mscale", {"rope": {"beta_fast": 0.25}}),
+        ("llama-yarn-mscale", {"rope": {"beta_slow": 0.1}}),
         ("qwen2-window", {"sliding_windows": (None, 5, 6)}),
         ("qwen2-window", {"sliding_windows": (5, 5, 5)}),
         ("mistral-window", {"sliding_windows": (4, 4)}),
@@ -69,7 +69,7 @@ def test_every_number_shows_in_the_logits(name: str, change: dict[str, Any], tmp
     spec = read_spec(json.loads((tmp_path / "config.json").read_text()))
     rope = change.get("rope")
     changed = replace(spec, **({"rope": replace(spec.rope, **rope)} if rope else change))
-    assert float((_logits(spec, tmp_path) - _logits(changed, tmp_path)).abs().max()) > 1e-3
+    assert float((_logits(spec, tmp_path) - _logits(changed, tmp_path)).abs().max()) > 5e-4  # 5x what equality allows
 
 
 def _logits(spec: ModelSpec, directory: Path) -> torch.Tensor:
@@ -102,6 +102,31 @@ def _logits(spec: ModelSpec, directory: Path) -> torch.Tensor:
 )
 def test_checkpoint_names(name: str, stored: str, canonical: str | None) -> None:
     assert checkpoint_names(_spec(name)).canonical(stored) == canonical
+
+
+def test_shards_written_by_transformers(tmp_path: Path) -> None:
+    save_checkpoint("llama", tmp_path / "one")
+    save_checkpoint("llama", tmp_path / "many", max_shard_size="8KB")
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 1
+    spec = read_spec(json.loads((tmp_path / "one" / "config.json").read_text()))
+    assert torch.equal(_logits(spec, tmp_path / "one"), _logits(spec, tmp_path / "many"))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "qwen2"])
+def test_legacy_checkpoint_of_the_model_without_its_head(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on the hub: names without the first prefix, causal masks and frequencies as buffers, a copy of the head."""
+    monkeypatch.setenv("QUIRE_CACHE_DIR", str(tmp_path / "cache"))
+    model = save_checkpoint(name, tmp_path / "new")
+    state = dict(model.base_model.state_dict())
+    extra = {"gpt2": ["h.0.attn.bias", "h.2.attn.masked_bias"], "qwen2": ["layers.0.self_attn.rotary_emb.inv_freq"]}
+    state |= {key: torch.ones(1, 1, 5, 5, dtype=torch.uint8) for key in extra.get(name, [])}
+    state["lm_head.weight"] = next(value for key, value in state.items() if "wte" in key or "embed_tokens" in key)
+    (tmp_path / "old").mkdir()
+    torch.save(state, tmp_path / "old" / "pytorch_model.bin")
+    spec = read_spec(json.loads((tmp_path / "new" / "config.json").read_text()))
+    assert torch.equal(_logits(spec, tmp_path / "old"), _logits(spec, tmp_path / "new"))
 
 
 def test_unknown_family_of_a_newer_plan() -> None:

@@ -96,6 +96,7 @@ class SchedulerWorld:
         if not scheduled.rows:
             assert scheduled.num_scheduled_tokens == 0 and not scheduled.removed_row_ids
             return []
+        self.counts["back at once"] += bool({new.row_id for new in scheduled.new_rows} & set(scheduled.removed_row_ids))
         if self.scheduler.num_running <= self.config.max_num_batched_tokens:
             assert len(scheduled.rows) == self.scheduler.num_running, "a running row starves"
         output = self.runner.execute(scheduled)

@@ -128,3 +128,4 @@ def test_random_operations_reach_every_path() -> None:
     counts = sum((drive(seed, 200) for seed in range(20)), Counter())
     for path in ("stop", "length", "abort", "error", "hit", "out_of_blocks", "lost_fork", "prompt_logprobs"):
         assert counts[path] > 10, f"{path}: {counts}"
+    assert counts["back at once"] > 0, "preempted and admitted again in one step"

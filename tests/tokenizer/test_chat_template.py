@@ -298,7 +298,7 @@ def test_a_template_that_drops_the_last_message_cannot_continue_it(pair: tuple[T
             pair[0].render_chat(chat, chat_template=template, continue_final_message=True, add_generation_prompt=False)
 
 
-def render(source: str, *, max_chars: int = 100_000, max_seconds: float = 0.5) -> str:
+def render(source: str, *, max_chars: int = 100_000, max_seconds: float = 0.2) -> str:
     renderer = ChatRenderer({"default": source}, {}, max_chars=max_chars, max_seconds=max_seconds)
     return renderer.render(
         [{"role": "user", "content": "hi"}],
@@ -356,6 +356,22 @@ def test_templates_cannot_run_or_grow_without_bound(source: str) -> None:
     with pytest.raises(RequestError, match="chat template: expected"):
         render(source)
     assert time.monotonic() - start < 8
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set s %}{% for i in range(99) %}" + "x" * 9999 + "{% endfor %}{% endset %}",
+        "{% set s %}{% for i in range(99) %}{{ 'x' * 9999 }}{% endfor %}{% endset %}",
+        "{% macro m() %}"
+        + "x" * 9999
+        + "{% endmacro %}{% set s %}{% for i in range(99) %}{{ m() }}{% endfor %}{% endset %}",
+    ],
+)
+def test_text_inside_blocks_counts_although_it_is_never_shown(source: str) -> None:
+    with pytest.raises(RequestError, match="characters written"):
+        render(source, max_seconds=5)
+    assert render(source, max_seconds=5, max_chars=1_000_000) == ""
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tokenizers import decoders, models
 
 from quire.tokenizer import IncrementalDetokenizer, Tokenizer
 
-QUICK = settings(derandomize=True, deadline=None, max_examples=150)
+QUICK = settings(derandomize=True, deadline=None, max_examples=80)
 TEXTS = ["hello world", " the", "👩‍👩‍👧", "🙂", "你好 日本語", "e\u0301\u0302", "\ufffd", "  ", "\n", "a\u200db"]
 
 
@@ -72,6 +72,18 @@ def test_a_continuation_is_what_the_prompt_lacks(
     check()
 
 
+@pytest.mark.parametrize("kind", ["json", "legacy"])
+def test_a_prompt_may_end_inside_a_character(kind: str, tokenizers_by_kind: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers_by_kind[kind]
+    single = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size) if len(tokenizer.token_bytes(i)) == 1}
+    text = "aé你🙂"
+    ids = [single[bytes([byte])] for byte in text.encode()]
+    for cut in range(1, len(ids)):
+        whole_characters = text.encode()[:cut].decode(errors="ignore")
+        continuation = streamed(tokenizer, ids[cut:], [], prompt_token_ids=ids[:cut])
+        assert whole_characters + continuation == text
+
+
 def test_the_leading_space_of_a_continuation(tokenizers_by_kind: dict[str, Tokenizer]) -> None:
     for kind in ("llama", "legacy", "llama_json"):
         tokenizer = tokenizers_by_kind[kind]
@@ -117,6 +129,19 @@ def test_other_decoders_stream_through_a_window(decoder: object, tmp_path: Path)
         assert streamed(tokenizer, ids, cuts, **options) == tokenizer.decode(ids, **options)
 
     check()
+
+
+def test_a_window_holds_incomplete_characters_back(tmp_path: Path) -> None:
+    vocabulary = ["[UNK]", "a", "b", "<0xE4>", "<0xBD>", "<0xA0>", "<0xF0>", "<0x9F>", "<0x99>", "<0x82>"]
+    library = Library(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    ids = [1, 3, 4, 5, 2, 6, 7, 8, 9, 3, 4, 5, 1, 1]
+    assert tokenizer.decode(ids) == "a你b🙂你aa"
+    detokenizer = IncrementalDetokenizer(tokenizer)
+    assert [detokenizer.append([i]) for i in ids] == [*"a", "", "", *"你b", "", "", "", "🙂", "", "", *"你aa"]
+    assert detokenizer.append([3, 4]) == "" and set(detokenizer.finish()) == {"\ufffd"}
 
 
 def test_the_work_per_token_does_not_grow(tokenizers_by_kind: dict[str, Tokenizer]) -> None:

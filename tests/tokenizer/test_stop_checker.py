@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quire.tokenizer import StopChecker
 
-QUICK = settings(derandomize=True, deadline=None, max_examples=600)
+QUICK = settings(derandomize=True, deadline=None, max_examples=400)
 LETTERS = st.text("ab", max_size=14) | st.text("ab🙂é\n", max_size=14)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=5) | st.text("ab🙂é\n", min_size=1, max_size=4), max_size=5)
 

@@ -54,7 +54,7 @@ class Admission:
         if not isinstance(params, SamplingParams):
             raise RequestError(f"sampling_params: expected SamplingParams, got {type(params).__name__}.")
         text, ids = self.token_ids(prompt)
-        if not ids:
+        if not ids or text == "":
             raise RequestError("prompt: expected at least one token, got an empty prompt.")
         if len(ids) >= self._max_model_len:
             raise RequestError(

@@ -168,6 +168,7 @@ class OutputProcessor:
         sample.text += safe
         if stop is None and update.finish_reason is not None:
             sample.text += sample.stop_checker.finish()
+            stop = sample.stop_checker.matched
         return stop
 
     def _logprobs(self, entry: TokenLogprobs) -> dict[int, Logprob]:

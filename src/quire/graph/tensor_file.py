@@ -127,7 +127,7 @@ class TensorFile:
             raw = msgspec.json.decode(self._file.read(length), type=dict[str, msgspec.Raw])
             raw.pop("__metadata__", None)
             entries = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in raw.items()}
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._error(f"expected a JSON header of tensors, got: {error}") from None
         return self._checked(entries, 8 + length, file_bytes)
 

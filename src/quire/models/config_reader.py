@@ -27,12 +27,13 @@ _BOOKKEEPING = """
     unsloth_version unsloth_fixed model_max_length max_sequence_length n_ctx use_cache return_dict
     output_attentions output_hidden_states output_scores return_dict_in_generate chunk_size_feed_forward
     gradient_checkpointing attn_implementation _attn_implementation _attn_implementation_autoset
-    _flash_attn_2_enabled use_flash_attn
+    _flash_attn_2_enabled use_flash_attn transformers.js_config is_llama_config output_past
 """
 _TRAINING = """
     initializer_range init_std layerdrop dropout attention_dropout activation_dropout hidden_dropout classifier_dropout
     embd_pdrop resid_pdrop attn_pdrop attention_probs_dropout_prob hidden_dropout_prob
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    predict_special_tokens _num_labels neftune_noise_alpha
 """
 # The sampler has its own sources for these.
 _GENERATION = """

@@ -45,10 +45,14 @@ class TensorLike(Protocol):
     """Anything with a shape and a dtype: a real tensor, or a `TensorSpec`."""
 
     @property
-    def shape(self) -> Sequence[Dim]: ...
+    def shape(self) -> Sequence[Dim]:
+        """Sizes, symbolic ones as strings."""
+        ...
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """Element type."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

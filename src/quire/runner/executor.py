@@ -77,8 +77,8 @@ class Executor:
 
     def num_bytes(self) -> int:
         """Return the bytes of all constants as they are held, packed layouts included."""
-        storages = {t.untyped_storage().data_ptr(): t for c in self._constants for t in _tensors(c)}
-        return sum(t.numel() * t.element_size() for t in storages.values())
+        held = {id(tensor): tensor for constant in self._constants for tensor in _tensors(constant)}
+        return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
 
 
 def _load(index: Any, registers: list[Any]) -> Any:

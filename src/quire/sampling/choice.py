@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quire.sampling.filters import keep, kept_from
+from quire.sampling.filters import apply_filters
 from quire.sampling.random_bits import random_bits
 from quire.sampling.row import SamplingRow
 
@@ -41,9 +41,8 @@ def choose_randomly(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     """
     params = [row.params for row in rows]
     weights = _weights(logits, [p.temperature for p in params])
-    if any(p.top_k or p.top_p < 1 or p.min_p for p in params):
-        weights = keep(weights, kept_from(weights, params))
-    cumulative = weights.cumsum(-1)
+    apply_filters(weights, params)
+    cumulative = weights.cumsum_(-1)  # in place: touching fresh memory costs more than adding (1.1 against 0.2 ms)
     totals: list[int] = cumulative[:, -1].tolist()
     # Whole numbers again: bits / 2**64 of the total, rounded down, is always less than the total.
     targets = [

@@ -1,4 +1,4 @@
-"""min_p, top_k and top_p as one threshold per row: a token is kept if its weight reaches it.
+"""min_p, then top_k, then top_p: each finds one threshold per row and zeroes the weights below it.
 
 Thresholds, not sorted positions, so that ties cannot depend on how something was sorted: **all tokens that tie with
 the last kept one are kept**. Weights are integers, so every sum is exact and no order of adding can change it.
@@ -20,51 +20,42 @@ from quire.core.sampling_params import SamplingParams
 _FEW = 128
 
 
-def kept_from(weights: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Return the smallest weight that each row keeps.
+def apply_filters(weights: Tensor, params: Sequence[SamplingParams]) -> None:
+    """Zero the weights that min_p, top_k and top_p drop. The largest weight of a row always stays.
 
-    min_p comes first, then top_k, then top_p over the mass that those two keep. A weight of 0 is never kept.
+    top_p counts the mass that min_p and top_k have left.
 
     Args:
-        weights: [num_rows, vocab_size], int64, in proportion to probabilities; each row sums to 1..2**62.
+        weights: [num_rows, vocab_size], int64, in proportion to probabilities; each row sums to 1..2**62. Mutated.
         params: One per row.
-
-    Returns:
-        [num_rows], int64, at least 1 and at most the row's largest weight.
     """
-    kept = _min_p_threshold(weights, params)
     vocab_size = weights.shape[1]
-    for low, high in ((1, _FEW + 1), (_FEW + 1, vocab_size)):
+    if any(p.min_p for p in params):
+        _drop_below(weights, range(len(params)), _min_p_threshold(weights, [p.min_p for p in params]))
+    for low, high in ((1, _FEW + 1), (_FEW + 1, vocab_size)):  # apart, so that a large top_k slows down no small one
         rows = [i for i, p in enumerate(params) if low <= p.top_k < min(high, vocab_size)]
         if rows:
-            kept[rows] = torch.maximum(kept[rows], _top_k_threshold(weights[rows], [params[i].top_k for i in rows]))
+            _drop_below(weights, rows, _top_k_threshold(_take(weights, rows), [params[i].top_k for i in rows]))
     rows = [i for i, p in enumerate(params) if p.top_p < 1]
     if rows:
-        kept[rows] = _top_p_threshold(keep(weights[rows], kept[rows]), [params[i].top_p for i in rows])
-    return kept
+        _drop_below(weights, rows, _top_p_threshold(_take(weights, rows), [params[i].top_p for i in rows]))
 
 
-def keep(weights: Tensor, kept: Tensor) -> Tensor:
-    """Return `weights` with 0 where they are below `kept`.
-
-    Args:
-        weights: [num_rows, vocab_size], int64.
-        kept: [num_rows], int64.
-    """
-    # The sign of (kept - 1 - weight), spread over all bits, is all ones where the weight is kept: vector instructions
-    # only, which a boolean mask does not get (0.05 against 0.11 ms a row).
-    mask = (kept[:, None] - 1) - weights
-    mask >>= 63
-    mask &= weights
-    return mask
+def _take(weights: Tensor, rows: Sequence[int]) -> Tensor:
+    return weights if len(rows) == weights.shape[0] else weights[rows]
 
 
-def _min_p_threshold(weights: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Return `min_p` times the largest weight, [num_rows], int64, at least 1."""
-    if not any(p.min_p for p in params):
-        return torch.ones(len(params), dtype=torch.int64, device=weights.device)
-    min_p = torch.tensor([p.min_p for p in params], dtype=torch.float64, device=weights.device)
-    return (min_p * weights.amax(-1)).ceil().to(torch.int64).clamp(min=1)
+def _drop_below(weights: Tensor, rows: Sequence[int], thresholds: Tensor) -> None:
+    """Zero, in place, what is below the threshold of each of `rows`."""
+    limits = torch.zeros(weights.shape[0], dtype=torch.int64, device=weights.device)
+    limits[list(rows)] = thresholds
+    weights.masked_fill_(weights < limits[:, None], 0)
+
+
+def _min_p_threshold(weights: Tensor, min_p: Sequence[float]) -> Tensor:
+    """Return `min_p` times the largest weight of each row, [num_rows], int64."""
+    share = torch.tensor(min_p, dtype=torch.float64, device=weights.device)
+    return (share * weights.amax(-1)).ceil().to(torch.int64)
 
 
 def _top_k_threshold(weights: Tensor, top_k: Sequence[int]) -> Tensor:

@@ -130,13 +130,13 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Decide the next step.
 
-        A row preempted here is in `removed_row_ids`, and comes again in `new_rows` of a later step under the same
-        `row_id`; removals are applied first. With nothing to run the output is empty, and removals wait for a step.
+        A row preempted here is in `removed_row_ids`, and comes again in `new_rows` under the same `row_id`: later, or
+        in this very step if shared blocks let it; so removals are applied first. With nothing to run the output is
+        empty, and removals wait for a step.
         """
         step = Step(self._config.max_num_batched_tokens)
         self._serve_running(step)
-        if not step.is_short_of_blocks:
-            self._serve_waiting(step)
+        self._serve_waiting(step)
         if not step.rows:
             assert not self._rows, f"{len(self._rows)} unfinished samples, but none can be scheduled"
             return SchedulerOutput()
@@ -165,7 +165,6 @@ class Scheduler:
     def _extend(self, row: Row, end: int, step: Step) -> Extension | None:
         """Make a running row writable up to `end`, at others' expense if need be; None if it had to go itself."""
         while (extension := self.kv_cache.extend(row.table, row.num_computed_tokens, end)) is None:
-            step.is_short_of_blocks = True
             victim = self._last_fork() or self._running.rows[-1]
             self._preempt(victim)
             if victim is row:

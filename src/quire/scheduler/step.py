@@ -13,16 +13,14 @@ class Step:
 
     Attributes:
         budget: Tokens that may still be scheduled.
-        is_short_of_blocks: Whether a row had to give its blocks away; then nobody is admitted in this step.
         rows: Shares, in batch order.
         new_rows: Those of them that the runner does not hold yet.
     """
 
-    __slots__ = ("_copies", "_fresh", "_max_budget", "_replaced", "budget", "is_short_of_blocks", "new_rows", "rows")
+    __slots__ = ("_copies", "_fresh", "_max_budget", "_replaced", "budget", "new_rows", "rows")
 
     def __init__(self, budget: int) -> None:
         self.budget = self._max_budget = budget
-        self.is_short_of_blocks = False
         self.rows: list[ScheduledRow] = []
         self.new_rows: list[NewRow] = []
         self._replaced: list[tuple[int, int, int]] = []

@@ -82,7 +82,7 @@ class ByteDecoding:
             tail = self.token_bytes(token_id) + tail
             if len(tail) >= _MAX_CHARACTER_TOKENS:
                 break
-        return ByteStream(self.token_bytes, tail, strips_leading_space=self._strips_leading_space)
+        return ByteStream(self.token_bytes, tail, strips_leading_space=self._strips_leading_space and not tail)
 
 
 class ByteStream:
@@ -111,6 +111,8 @@ class ByteStream:
 
 class LibraryDecoding:
     """Decoding by the tokenizers library, for decoders that look at neighbouring tokens (WordPiece, "</w>", ...).
+
+    Where such a decoder joins byte tokens, streamed and whole text are equal for valid UTF-8 only.
 
     Args:
         decode: The library's decoder: ids to text, special tokens included.

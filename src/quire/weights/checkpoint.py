@@ -115,7 +115,7 @@ def _read_index(path: Path) -> tuple[list[Path], list[str]]:
         weight_map = msgspec.json.decode(path.read_bytes(), type=_Index).weight_map
     except OSError as error:
         fail("a readable file", error.strerror)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         fail('a JSON object with "weight_map"', error)
     shards = list(dict.fromkeys(weight_map.values()))
     for shard in shards:

@@ -130,7 +130,7 @@ def _check(checkpoint: Checkpoint, stored: Mapping[str, str], declared: Mapping[
 
 def _count(what: str, items: Sequence[str]) -> str:
     more = ", ..." if len(items) > _SHOWN else ""
-    return f"{len(items)} {what}: {', '.join(items[:_SHOWN])}{more}" if items else ""
+    return f"{what} ({len(items)}): {', '.join(items[:_SHOWN])}{more}" if items else ""
 
 
 def _fits(declared: TensorSpec, got: TensorSpec) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NoReturn
@@ -38,9 +39,9 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
     """
     if model in BUILT_IN:
         return _local(Path(quire.__file__).parent / "assets" / BUILT_IN[model], model, revision)
-    path = Path(model).expanduser() if model.startswith("~") else Path(model)
-    if model and path.exists():
-        return _local(path, model, revision)
+    path = os.path.expanduser(model)  # unlike pathlib's, it and `exists` bear any string
+    if model and os.path.exists(path):
+        return _local(Path(path), model, revision)
     if _looks_like_path(model):
         raise PlanError(f"{model}: expected a model directory, got no such path. Check it, or give a hub id.")
     if not _HUB_ID.fullmatch(model):

@@ -1,0 +1,101 @@
+"""The command line: every verb with the built-in model, errors in one line, quick help."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from quire.cli.main import COMMANDS, main
+
+
+def run(capsys, *arguments):
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_generate(capsys):
+    code, out, _ = run(capsys, "generate", "quire-tiny", "The capital of France is", "--temperature", "0")
+    assert code == 0 and out.startswith("The capital of France is ")
+    code, out, _ = run(capsys, "generate", "quire-tiny", "a", "b", "--json", "--max-tokens", "3", "--n", "2")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [(r["prompt"], r["index"]) for r in records] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+
+
+def test_generate_reads_lines(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", iter(["One\n", "\n", "Two\n"]))
+    code, out, _ = run(capsys, "generate", "quire-tiny", "--max-tokens", "2", "--ignore-eos", "--json")
+    assert code == 0 and [json.loads(line)["prompt"] for line in out.splitlines()] == ["One", "Two"]
+
+
+def test_chat_streams_answers():
+    command = [sys.executable, "-m", "quire", "chat", "quire-tiny", "--temperature", "0", "--max-tokens", "24"]
+    done = subprocess.run(command, input="What is the capital of Italy?\nAnd of Spain?\n", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if line.strip()]) >= 2
+
+
+def test_plan(capsys):
+    code, out, _ = run(capsys, "plan", "quire-tiny")
+    assert code == 0 and all(word in out for word in ("weights", "workspace", "KV cache", "sequences at once"))
+    code, out, _ = run(capsys, "plan", "quire-tiny", "--json", "--max-num-seqs", "2")
+    assert json.loads(out)["num_blocks"] == 257
+    code, out, _ = run(capsys, "plan", "quire-tiny", "--graph")
+    assert "model.layers.0.self_attn.q_proj.weight" in out
+
+
+def test_env(capsys):
+    code, out, _ = run(capsys, "env", "--json")
+    assert code == 0 and {"quire", "torch", "processor", "instruction sets", "memory"} <= set(json.loads(out))
+
+
+@pytest.mark.parametrize("kind", ["latency", "throughput", "startup"])
+def test_bench(capsys, kind):
+    code, out, err = run(
+        capsys, "bench", kind, "quire-tiny", "--repeat", "1", "--input-len", "8", "--output-len", "4",
+        "--num-prompts", "3", "--min-len", "2", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["kind"] == kind
+    if kind != "startup":
+        assert 0 < result["tokens_per_s"] and 0 < result["roof_gb_per_s"] and 0 < result["roof_gflop_per_s"]
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (("plan", "quire-tiny", "--dtype", "float16", "--block-size", "0"), "block_size: expected an integer of at least 1"),
+        (("generate", "quire-tiny", "x", "--temperature", "nan"), "temperature: expected a finite number"),
+        (("plan", "/no/such/model"), "/no/such/model"),
+        (("bench", "latency", "quire-tiny", "--repeat", "0"), "--repeat: expected at least 1"),
+    ],
+)
+def test_errors_are_one_line_and_exit_2(capsys, arguments, expected):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and err.startswith("quire: ") and expected in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0 and "usage: quire" in capsys.readouterr().out
+
+
+def test_help_answers_at_once():
+    """No heavy import: best of three, since machines are shared."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "quire", "--help"], check=True, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
+    assert "generate" in done.stdout
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, quire.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
+         "print([n for n in ('torch', 'numpy', 'rich', 'tokenizers') if n in sys.modules])"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert loaded.stdout.splitlines()[-1] == "[]", "help must not import heavy packages"

@@ -1,0 +1,143 @@
+"""Engine directories: what is saved is what is loaded, and damage of any byte is a PlanError."""
+
+import random
+
+import msgspec
+import pytest
+import torch
+
+from quire.builder.build import open_plan
+from quire.core.config import BuildConfig
+from quire.core.errors import CapacityError, PlanError
+from quire.graph.memory import constant_nodes, flops_per_token, plan_memory, weight_bytes, workspace_bytes
+from quire.graph.plan import Plan, is_engine_directory
+from quire.graph.tensor_file import TensorFile, write_tensor_file
+from quire.ops.spec import TensorSpec
+from tests.support.dummy_models import GPT2, LLAMA, write_model
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    return open_plan(write_model(tmp_path_factory.mktemp("model"), LLAMA), BuildConfig(load_format="dummy"))
+
+
+def test_saved_is_loaded(plan, tmp_path):
+    plan.save(tmp_path)
+    assert is_engine_directory(tmp_path) and not is_engine_directory(plan.directory)
+    loaded = Plan.load(tmp_path)
+    assert str(loaded.network) == str(plan.network)
+    assert loaded.spec == plan.spec and loaded.build == plan.build
+    assert all(torch.equal(loaded.weights.read(name), plan.weights.read(name)) for name in plan.network.weights)
+
+
+def test_saving_again_replaces_an_engine_but_nothing_else(plan, tmp_path):
+    plan.save(tmp_path / "engine")
+    Plan.load(tmp_path / "engine").save(tmp_path / "copy")
+    plan.save(tmp_path / "engine")
+    names = ("graph.json", "weights.safetensors", "config.json")
+    assert all((tmp_path / "engine" / n).read_bytes() == (tmp_path / "copy" / n).read_bytes() for n in names)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("precious")
+    with pytest.raises(PlanError, match="expected a new, empty or engine directory"):
+        plan.save(tmp_path / "other")
+
+
+def test_any_flipped_byte_is_noticed(plan, tmp_path):
+    """Each of 300 random flips is a PlanError at load or at the read of the tensor it hit."""
+    plan.save(tmp_path)
+    rng = random.Random(0)
+    for name in ("config.json", "graph.json", "weights.safetensors"):
+        path = tmp_path / name
+        good = path.read_bytes()
+        for _ in range(100):
+            damaged = bytearray(good)
+            damaged[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
+            path.write_bytes(damaged)
+            try:
+                loaded = Plan.load(tmp_path)
+                tensors = {n: loaded.weights.read(n) for n in loaded.network.weights}
+            except PlanError:
+                continue
+            assert name != "graph.json"
+            # What may pass is a byte that means nothing: a version's digit, padding, a name of a setting's value.
+            assert all(torch.equal(t, plan.weights.read(n)) for n, t in tensors.items())
+            assert str(loaded.network) == str(plan.network)
+        path.write_bytes(good)
+
+
+def test_foreign_format_and_missing_parts(plan, tmp_path):
+    plan.save(tmp_path)
+    config = msgspec.json.decode((tmp_path / "config.json").read_bytes())
+    (tmp_path / "config.json").write_bytes(msgspec.json.encode({**config, "quire_format": 99}))
+    with pytest.raises(PlanError, match="expected engine format 1, got 99"):
+        Plan.load(tmp_path)
+    (tmp_path / "config.json").write_bytes(msgspec.json.encode({**config, "files": {"../x": "0"}}))
+    with pytest.raises(PlanError, match="plain file names"):
+        Plan.load(tmp_path)
+    with pytest.raises(PlanError, match="expected an engine directory's config"):
+        Plan.load(tmp_path / "nowhere")
+
+
+def test_weights_of_another_model_are_refused(plan, tmp_path):
+    plan.save(tmp_path / "a")
+    other = open_plan(write_model(tmp_path / "m", {**LLAMA, "intermediate_size": 96}), BuildConfig(load_format="dummy"))
+    other.save(tmp_path / "b")
+    (tmp_path / "a" / "weights.safetensors").write_bytes((tmp_path / "b" / "weights.safetensors").read_bytes())
+    with pytest.raises(PlanError, match="tensor 'model.layers.0.mlp"):
+        Plan.load(tmp_path / "a")
+
+
+def test_tensor_file_aligns_and_orders(tmp_path):
+    specs = {"odd": TensorSpec((3,), torch.float32), "even": TensorSpec((32, 2), torch.bfloat16)}
+    tensors = {"odd": torch.tensor([1.0, 2.0, 3.0]), "even": torch.randn(32, 2).bfloat16()}
+    hashes = write_tensor_file(tmp_path / "t", specs, ((n, tensors[n]) for n in ("even", "odd")))
+    file = TensorFile(tmp_path / "t")
+    assert list(file.names()) == ["even", "odd"] and set(hashes) == set(specs)
+    assert all(torch.equal(file.read(n), t) and file.read(n).data_ptr() % 64 == 0 for n, t in tensors.items())
+    assert int.from_bytes((tmp_path / "t").read_bytes()[:8], "little") % 64 == 56
+    with pytest.raises(PlanError, match="expected a tensor 'none'"):
+        file.read("none")
+
+
+def test_files_can_be_read_by_the_safetensors_library(plan, tmp_path):
+    from safetensors.torch import load_file
+
+    plan.save(tmp_path)
+    found = load_file(tmp_path / "weights.safetensors")
+    assert all(torch.equal(found[name], plan.weights.read(name)) for name in plan.network.weights)
+
+
+def test_weight_bytes_and_flops_by_hand(plan):
+    hidden, inner, vocab, kv = 48, 80, 211, 32
+    per_layer = hidden * 64 * 2 + 2 * hidden * kv + 3 * hidden * inner
+    matrices = 2 * per_layer + vocab * hidden
+    norms = 5 * hidden
+    table = 512 * 16
+    embedding = vocab * hidden
+    assert flops_per_token(plan.network) == 2 * matrices
+    assert weight_bytes(plan.network) == 4 * (matrices + norms + table + embedding)
+
+
+def test_transposed_weights_count_once(tmp_path):
+    plan = open_plan(write_model(tmp_path, GPT2), BuildConfig(load_format="dummy"))
+    names = {node.name for node in constant_nodes(plan.network) if node.op == "call_function"}
+    assert names, "GPT-2 stores its matrices transposed"
+    matrices = 2 * (36 * 108 + 36 * 36 + 2 * 36 * 144) + 2 * 211 * 36
+    vectors = 2 * (108 + 36 + 144 + 36 + 4 * 36) + 2 * 36 + 512 * 36
+    assert weight_bytes(plan.network) == 4 * (matrices + vectors)
+
+
+def test_workspace_grows_with_tokens(plan):
+    sizes = [workspace_bytes(plan.network, {"num_tokens": n, "num_logits": 1}) for n in (1, 10, 100)]
+    assert sizes[0] < sizes[1] < sizes[2] and sizes[2] <= 100 * sizes[0]
+
+
+def test_memory_plan_divides_the_budget(plan):
+    per_block = plan.spec.kv_bytes_per_token * 16
+    options = {"block_size": 16, "max_num_batched_tokens": 64, "max_num_seqs": 4, "most_blocks": 1000}
+    fixed = plan_memory(plan.network, plan.spec, budget_bytes=1 << 30, **options)
+    assert fixed.num_blocks == 1000 and fixed.num_tokens == 999 * 16 and fixed.num_sequences(17) == 499
+    budget = fixed.weight_bytes + fixed.workspace_bytes + 7 * per_block + 1
+    assert plan_memory(plan.network, plan.spec, budget_bytes=budget, **options).num_blocks == 7
+    with pytest.raises(CapacityError, match="The largest term is weights"):
+        plan_memory(plan.network, plan.spec, budget_bytes=fixed.weight_bytes, **options)
