@@ -35,7 +35,7 @@ class Phase(NamedTuple):
     mixture: str
 
 
-PHASES = [Phase(256, 16, 1000, "broad"), Phase(512, 8, 420, "exact"), Phase(2048, 2, 30, "exact")]
+PHASES = [Phase(256, 16, 1000, "broad"), Phase(512, 8, 300, "exact"), Phase(2048, 2, 30, "exact")]
 NUM_STEPS = sum(phase.num_steps for phase in PHASES)
 
 

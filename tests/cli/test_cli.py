@@ -32,7 +32,9 @@ def test_generate_reads_lines(capsys, monkeypatch):
 
 def test_chat_streams_answers():
     command = [sys.executable, "-m", "quire", "chat", "quire-tiny", "--temperature", "0", "--max-tokens", "24"]
-    done = subprocess.run(command, input="What is the capital of Italy?\nAnd of Spain?\n", capture_output=True, text=True)
+    done = subprocess.run(
+        command, input="What is the capital of Italy?\nAnd of Spain?\n", capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert len([line for line in done.stdout.splitlines() if line.strip()]) >= 2
 
@@ -61,13 +63,16 @@ def test_bench(capsys, kind):
     result = json.loads(out)
     assert result["kind"] == kind
     if kind != "startup":
-        assert 0 < result["tokens_per_s"] and 0 < result["roof_gb_per_s"] and 0 < result["roof_gflop_per_s"]
+        assert result["tokens_per_s"] > 0 and result["roof_gb_per_s"] > 0 and result["roof_gflop_per_s"] > 0
 
 
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (("plan", "quire-tiny", "--dtype", "float16", "--block-size", "0"), "block_size: expected an integer of at least 1"),
+        (
+            ("plan", "quire-tiny", "--dtype", "float16", "--block-size", "0"),
+            "block_size: expected an integer of at least 1",
+        ),
         (("generate", "quire-tiny", "x", "--temperature", "nan"), "temperature: expected a finite number"),
         (("plan", "/no/such/model"), "/no/such/model"),
         (("bench", "latency", "quire-tiny", "--repeat", "0"), "--repeat: expected at least 1"),

@@ -84,7 +84,7 @@ def test_text_round_trip_is_exact():
         ("[6, 8]", "[6, 9]"),
         ('"num_tokens", 8', '"num_tokens", 9'),
         ('"calls"', '"cells"'),
-        ('{', ''),
+        ("{", ""),
     ],
 )
 def test_damaged_text_is_a_plan_error(old, new):

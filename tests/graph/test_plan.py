@@ -5,6 +5,7 @@ import random
 import msgspec
 import pytest
 import torch
+from tests.support.dummy_models import GPT2, LLAMA, write_model
 
 from quire.builder.build import open_plan
 from quire.core.config import BuildConfig
@@ -13,7 +14,6 @@ from quire.graph.memory import constant_nodes, flops_per_token, plan_memory, wei
 from quire.graph.plan import Plan, is_engine_directory
 from quire.graph.tensor_file import TensorFile, write_tensor_file
 from quire.ops.spec import TensorSpec
-from tests.support.dummy_models import GPT2, LLAMA, write_model
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_weights_of_another_model_are_refused(plan, tmp_path):
     other = open_plan(write_model(tmp_path / "m", {**LLAMA, "intermediate_size": 96}), BuildConfig(load_format="dummy"))
     other.save(tmp_path / "b")
     (tmp_path / "a" / "weights.safetensors").write_bytes((tmp_path / "b" / "weights.safetensors").read_bytes())
-    with pytest.raises(PlanError, match="tensor 'model.layers.0.mlp"):
+    with pytest.raises(PlanError, match=r"tensor 'model\.layers\.0\.mlp"):
         Plan.load(tmp_path / "a")
 
 

@@ -105,7 +105,9 @@ def test_min_tokens_and_ignore_eos(llm):
 
 
 def test_logprobs_and_prompt_logprobs(llm):
-    output = llm.generate("The capital of France", greedy(max_tokens=4, logprobs=2, prompt_logprobs=1), use_tqdm=False)[0]
+    output = llm.generate("The capital of France", greedy(max_tokens=4, logprobs=2, prompt_logprobs=1), use_tqdm=False)[
+        0
+    ]
     completion = output.outputs[0]
     assert len(completion.logprobs) == len(completion.token_ids)
     for token, entry in zip(completion.token_ids, completion.logprobs, strict=True):
@@ -266,7 +268,10 @@ def test_engine_directory_is_the_same_and_complete(llm, tmp_path):
     chat = [{"role": "user", "content": "Hello!"}]
     with LLM(tmp_path / "engine", max_num_seqs=4) as loaded:
         assert loaded.generate("The sky is", greedy(), use_tqdm=False)[0].outputs == before
-        assert loaded.chat(chat, greedy(), use_tqdm=False)[0].outputs == llm.chat(chat, greedy(), use_tqdm=False)[0].outputs
+        assert (
+            loaded.chat(chat, greedy(), use_tqdm=False)[0].outputs
+            == llm.chat(chat, greedy(), use_tqdm=False)[0].outputs
+        )
         assert loaded.get_default_sampling_params() == llm.get_default_sampling_params()
     with pytest.raises(ConfigError, match="built already"):
         LLM(tmp_path / "engine", dtype="float32")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tests.support.tolerance import assert_close
 
 from quire.core.errors import ShapeError
 from quire.ops.cpu import linear as cpu
 from quire.ops.linear import embedding, linear
-from tests.support.tolerance import assert_close
 
 DTYPES = (torch.float32, torch.bfloat16)
 SHAPES = [(1, 1), (7, 3), (37, 53), (64, 64), (256, 96), (100, 1000), (4864, 96), (1024, 64)]
@@ -87,7 +87,9 @@ def test_half_precision_runs_without_packing():
 
 
 def test_errors_name_the_argument():
-    with pytest.raises(ShapeError, match=r"linear: Invalid shape of weight: expected \[out_features=4, in_features=5\]"):
+    with pytest.raises(
+        ShapeError, match=r"linear: Invalid shape of weight: expected \[out_features=4, in_features=5\]"
+    ):
         linear(torch.zeros(3, 5), torch.zeros(4, 6))
     with pytest.raises(ShapeError, match="expected one dtype for all"):
         linear(torch.zeros(3, 5), torch.zeros(4, 5).bfloat16())

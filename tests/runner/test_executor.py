@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from tests.support.dummy_models import FAMILIES, write_model
+from tests.support.tolerance import assert_close
 
 from quire.builder.build import open_plan
 from quire.core.config import BuildConfig
@@ -17,8 +19,6 @@ from quire.ops.spec import dtype_of, spec_of
 from quire.runner.executor import Executor
 from quire.runner.inputs import build_inputs
 from quire.runner.rows import Rows
-from tests.support.dummy_models import FAMILIES, write_model
-from tests.support.tolerance import assert_close
 
 
 class Counting:
@@ -110,8 +110,10 @@ print((peak - before) / sum(s.dtype.itemsize * s.shape[0] * (s.shape[1] if len(s
 
 
 def test_peak_memory_of_loading_is_at_most_a_fifth_above_the_weights(tmp_path):
-    big = {**FAMILIES["llama"], "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 6,
-           "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": False}  # fmt: skip
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 8}
+    big = {**FAMILIES["llama"], **sizes, "num_hidden_layers": 6, "head_dim": 64, "tie_word_embeddings": False}
     open_plan(write_model(tmp_path / "m", big), BuildConfig(load_format="dummy", dtype="bfloat16")).save(tmp_path / "e")
-    ratio = float(subprocess.run([sys.executable, "-c", _PEAK, str(tmp_path / "e")], check=True, capture_output=True).stdout)
+    ratio = float(
+        subprocess.run([sys.executable, "-c", _PEAK, str(tmp_path / "e")], check=True, capture_output=True).stdout
+    )
     assert 0.9 < ratio < 1.2, ratio

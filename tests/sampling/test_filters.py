@@ -35,7 +35,7 @@ WEIGHTS = st.lists(st.integers(0, 12) | st.integers(0, 10_000), min_size=1, max_
 # Eighths are exact in binary, so that float64 products of small numbers are the exact ones.
 FILTERS = st.fixed_dictionaries(
     {
-        "top_k": st.integers(0, 75),
+        "top_k": st.sampled_from([0, 1, 2, 3, 15, 16, 17]) | st.integers(0, 75),
         "top_p": st.integers(1, 8).map(lambda i: i / 8),
         "min_p": st.integers(0, 8).map(lambda i: i / 8),
     }
@@ -77,3 +77,20 @@ def test_real_sizes_keep_the_smallest_sufficient_mass(spread: float, fields: dic
         assert abs(needed - params.top_p * mass) < 2**10
         assert int(ordered[ordered >= threshold].sum()) >= needed - 2**10
         assert int(ordered[ordered > threshold].sum()) < needed + 2**10
+
+
+def test_top_p_just_below_one_asks_for_no_more_than_there_is() -> None:
+    """Totals on either side of where float64 rounds whole numbers."""
+    params = SamplingParams(top_p=math.nextafter(1.0, 0.0))
+    totals = [2**k + offset for k in (53, 54, 59, 60, 61) for offset in (-129, -65, -64, -1, 0, 1, 127, 128, 129, 255)]
+    weights = torch.tensor([[total - 300, 0, 300] for total in totals])
+    apply_filters(weights, [params] * len(totals))
+    assert ((weights[:, 0] + 300).tolist(), weights[:, 1].max()) == (totals, 0)
+
+
+@pytest.mark.parametrize("top_k", [127, 128, 129, 199, 200, 201])
+def test_top_k_around_the_sizes_that_change_the_method(top_k: int) -> None:
+    weights = torch.randperm(200, generator=torch.Generator().manual_seed(0))[None] + 1
+    apply_filters(weights, [SamplingParams(top_k=top_k)])
+    assert weights[weights > 0].numel() == min(top_k, 200)
+    assert weights[weights > 0].min() == max(201 - top_k, 1)

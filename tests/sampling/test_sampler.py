@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from quire.core.errors import ShapeError
 from quire.core.sampling_params import SamplingParams
+from quire.sampling import choice
 from quire.sampling.row import SamplingRow
 from quire.sampling.sampler import sample
 
@@ -168,6 +169,15 @@ def test_draws_follow_the_distribution_along_one_sample() -> None:
     counts = np.bincount(row.output_token_ids)
     expected = np.array([1, 2, 5]) / 8 * 2000
     assert ((counts - expected) ** 2 / expected).sum() < 13.8  # 2 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize(("bits", "token_id"), [(0, 3), ((1 << 64) - 1, 200)])
+def test_the_ends_of_the_random_range_hit_the_first_and_last_possible_token(
+    monkeypatch: pytest.MonkeyPatch, bits: int, token_id: int
+) -> None:
+    monkeypatch.setattr(choice, "random_bits", lambda seed, position: bits)
+    allowed = SamplingParams(seed=1, allowed_token_ids=[3, 100, 200])
+    assert sample(random_logits(1), [SamplingRow(allowed, [0])])[0].token_id == token_id
 
 
 def test_same_seed_same_tokens_other_seed_other_tokens() -> None:

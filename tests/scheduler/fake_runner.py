@@ -66,6 +66,8 @@ class FakeRunner:
         self._apply_removals_copies_and_clears(scheduled)
         self._apply_tables(scheduled)
         self._check_shape(scheduled)
+        for share in scheduled.rows:  # What counts as computed must be there before anybody writes in this step.
+            self._read(share, share.num_computed_tokens)
         for share in scheduled.rows:
             self._write(share)
         return ModelOutput(tuple(self._read_and_sample(share) for share in scheduled.rows))
@@ -114,9 +116,15 @@ class FakeRunner:
             if is_new and not config.enable_chunked_prefill and not share.is_sampled:
                 assert length - share.num_computed_tokens > config.max_num_batched_tokens, "split without need"
 
-    def _write(self, share: ScheduledRow) -> None:
+    def _read(self, share: ScheduledRow, end: int) -> None:
         row, size = self.rows[share.row_id], self.config.block_size
         marks_of(row.token_ids, row.marks)
+        for index, first in enumerate(range(0, end, size)):
+            expected = row.marks[first : min(first + size, end)]
+            assert self.bytes[row.block_ids[index]][: len(expected)] == expected, f"row {share.row_id} reads another's"
+
+    def _write(self, share: ScheduledRow) -> None:
+        row, size = self.rows[share.row_id], self.config.block_size
         end = share.num_computed_tokens + share.num_scheduled_tokens
         written = row.block_ids[share.num_computed_tokens // size : (end - 1) // size + 1]
         for other in self.rows.values():
@@ -125,11 +133,8 @@ class FakeRunner:
             self.bytes[row.block_ids[position // size]][position % size] = row.marks[position]
 
     def _read_and_sample(self, share: ScheduledRow) -> RowOutput:
-        row, size = self.rows[share.row_id], self.config.block_size
-        end = share.num_computed_tokens + share.num_scheduled_tokens
-        for index, first in enumerate(range(0, end, size)):
-            expected = row.marks[first : min(first + size, end)]
-            assert self.bytes[row.block_ids[index]][: len(expected)] == expected, f"row {share.row_id} reads another's"
+        self._read(share, share.num_computed_tokens + share.num_scheduled_tokens)
+        row = self.rows[share.row_id]
         if self.rng.random() < self.oddity / 4:
             return RowOutput(share.row_id, error="numbers were not finite")
         sampled = self._sample(row) if share.is_sampled else ()

@@ -180,10 +180,16 @@ def random_config(rng: random.Random) -> SchedulerConfig:
     )
 
 
-def random_request(rng: random.Random, request_id: str, config: SchedulerConfig) -> Request:
+def random_request(rng: random.Random, request_id: str, world: SchedulerWorld) -> Request:
     """A request that often shares a prefix with others and uses every parameter the scheduler reads."""
+    config = world.config
     longest = min(config.max_model_len - 1, (config.num_blocks - 1) * config.block_size, 24)
-    prompt = ([1] * rng.randint(0, 20) + rng.choices((1, 2), k=rng.randint(1, 5)))[:longest]
+    start, salt = [1] * rng.randint(0, 20), rng.choice(("", "", "tenant"))
+    if world.samples and rng.random() < 0.4:  # The next turn of a chat.
+        sample = rng.choice(list(world.samples.values())[-8:])
+        start = [*sample.request.prompt_token_ids, *sample.token_ids]
+        salt = sample.request.cache_salt
+    prompt = (start + rng.choices((1, 2), k=rng.randint(1, 5)))[:longest]
     max_tokens = rng.randint(1, max(1, min(10, longest + 1 - len(prompt))))
     params = SamplingParams(
         n=rng.choice((1, 1, 1, 2, 3, 5)),
@@ -194,7 +200,6 @@ def random_request(rng: random.Random, request_id: str, config: SchedulerConfig)
         ignore_eos=rng.random() < 0.6,
         prompt_logprobs=rng.choice((None, None, None, 0)),
     )
-    salt = rng.choice(("", "", "tenant"))
     return Request(request_id, tuple(prompt), params, EOS, priority=rng.randint(0, 2), cache_salt=salt)
 
 
@@ -203,7 +208,7 @@ def random_operation(world: SchedulerWorld, rng: random.Random, number: int) -> 
     kind = rng.choices(("add", "step", "abort", "finish", "abort in step", "reset"), (3, 10, 0.4, 0.4, 0.3, 0.1))[0]
     some = rng.choice(world.unfinished) if world.unfinished else ("unknown", 0)
     if kind == "add" and len(world.unfinished) < 24:
-        world.add(random_request(rng, f"request-{number}", world.config))
+        world.add(random_request(rng, f"request-{number}", world))
     elif kind == "abort":
         world.abort(some[0])
     elif kind == "finish":

@@ -8,14 +8,14 @@ from tests.scheduler.scheduler_world import SchedulerWorld, make_config, make_re
 from quire.core.request import ModelOutput, RowOutput
 
 
+@pytest.mark.parametrize("is_caching", [False, True])
 @pytest.mark.parametrize("num_prompt_tokens", [1, 6, 8])
-def test_the_prompt_is_computed_once(num_prompt_tokens: int) -> None:
-    world = SchedulerWorld(make_config(enable_prefix_caching=False, max_model_len=64))
+def test_the_prompt_is_computed_once(num_prompt_tokens: int, is_caching: bool) -> None:
+    world = SchedulerWorld(make_config(enable_prefix_caching=is_caching, max_model_len=64))
     world.add(make_request("a", [1] * num_prompt_tokens, n=4, seed=10, max_tokens=5))
-    assert len(world.scheduler.schedule().rows) == 1 and world.scheduler.num_waiting == 3
-    world = SchedulerWorld(make_config(enable_prefix_caching=False, max_model_len=64))
-    world.add(make_request("a", [1] * num_prompt_tokens, n=4, seed=10, max_tokens=5))
+    assert (world.scheduler.num_running, world.scheduler.num_waiting) == (0, 4)
     world.step()
+    assert (world.scheduler.num_running, world.scheduler.num_waiting) == (1, 3)
     scheduled = world.scheduler.schedule()
     assert [share.num_scheduled_tokens for share in scheduled.rows] == [1] * 4
     assert [new.params.seed for new in scheduled.new_rows] == [11, 12, 13]

@@ -138,6 +138,18 @@ def test_a_prefix_hit_is_whole_blocks_below_the_last_token() -> None:
     assert (cache.num_query_tokens, cache.num_hit_tokens) == (8 + 8 + 9, 12)
 
 
+def test_the_last_sampled_token_is_not_computed_and_so_never_found() -> None:
+    """The next turn of a chat finds the blocks of the answer, but not one that the answer's last token completes."""
+    world = world_of()
+    world.add(make_request("a", [1] * 5, max_tokens=3))
+    for _ in range(3):
+        step(world)
+    world.add(make_request("b", [1] * 5 + world.tokens("a") + [2], max_tokens=1))
+    assert step(world) == [(1, 4, 5, True)]
+    world.add(make_request("c", [1] * 5 + world.tokens("a") + [2], max_tokens=1))
+    assert step(world) == [(2, 8, 1, True)]
+
+
 @pytest.mark.parametrize("change", [{"salt": "b"}, {"prompt_logprobs": 0}])
 def test_no_prefix_hit_for_another_salt_or_when_prompt_logprobs_are_owed(change: dict[str, object]) -> None:
     world = world_of()

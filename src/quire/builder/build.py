@@ -37,7 +37,7 @@ def open_plan(model: str | Path, config: BuildConfig | None = None) -> Plan:
         PlanError: The checkpoint or the engine directory is incomplete or damaged.
     """
     settings = config or BuildConfig()
-    directory = resolve_model(str(model), settings.revision)
+    directory = resolve_model(str(model), settings.revision, needs_weights=settings.load_format != "dummy")
     if is_engine_directory(directory):
         _check_is_default(settings)
         return Plan.load(directory)
@@ -74,7 +74,7 @@ def _read_config(directory: Path, overrides: Mapping[str, Any] | None) -> dict[s
         config = msgspec.json.decode(path.read_bytes())
     except OSError as error:
         raise PlanError(f"{path}: expected a model's config, got: {error.strerror}.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PlanError(f"{path}: expected JSON, got: {error}.") from None
     if not isinstance(config, dict):
         raise PlanError(f"{path}: expected a JSON object, got {type(config).__name__}.")

@@ -156,7 +156,7 @@ def is_engine_directory(path: Path) -> bool:
         return False
     try:
         return "quire_format" in msgspec.json.decode(config.read_bytes(), type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return (path / GRAPH).is_file() and (path / WEIGHTS).is_file()
 
 
@@ -170,7 +170,7 @@ def _read_manifest(path: Path) -> _Manifest:
         if version != FORMAT:
             raise PlanError(f"{path}: expected engine format {FORMAT}, got {version!r}. Build the engine again.")
         return msgspec.json.decode(raw, type=_Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PlanError(f"{path}: expected an engine's config, got: {error}. Build the engine again.") from None
 
 

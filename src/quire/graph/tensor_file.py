@@ -19,6 +19,7 @@ import msgspec
 import torch
 
 from quire.core.errors import PlanError
+from quire.graph.weight_source import empty_weight
 from quire.ops.spec import TensorSpec
 
 ALIGNMENT = 64
@@ -99,16 +100,15 @@ class TensorFile:
             PlanError: There is no such tensor, or the file ends before it does.
         """
         place = self._place(name)
-        buffer = torch.empty(place.num_bytes, dtype=torch.uint8)
-        view = buffer.numpy().data
+        tensor = empty_weight(place.spec)
+        view = tensor.reshape(-1).view(torch.uint8).numpy().data if place.num_bytes else memoryview(b"")
         done = 0
         while done < place.num_bytes:
             count = os.preadv(self._file.fileno(), [view[done:]], place.start + done)
             if count == 0:
                 raise self._error(f"expected {place.num_bytes} bytes of tensor {name!r}, got {done}")
             done += count
-        shape = [size for size in place.spec.shape if isinstance(size, int)]
-        return buffer.view(place.spec.dtype).reshape(shape) if done else torch.empty(shape, dtype=place.spec.dtype)
+        return tensor
 
     def _place(self, name: str) -> _Place:
         if name not in self._places:

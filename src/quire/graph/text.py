@@ -92,7 +92,7 @@ def network_from_text(text: str, source: str) -> Network:
     """
     try:
         document = msgspec.json.decode(text, type=_Document)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PlanError(f"{source}: expected a graph, got damaged text: {error}. Build the engine again.") from None
     if document.format != FORMAT:
         raise PlanError(f"{source}: expected format {FORMAT}, got {document.format}. Build the engine again.")

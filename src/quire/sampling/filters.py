@@ -67,8 +67,8 @@ def _top_k_threshold(weights: Tensor, top_k: Sequence[int]) -> Tensor:
 def _top_p_threshold(weights: Tensor, top_p: Sequence[float]) -> Tensor:
     """Return the largest threshold that keeps `top_p` of each row's mass, [num_rows], int64."""
     total = weights.sum(-1)
+    # Never more than `total`: a float64 below 1 times a whole number rounds to less than that number's own rounding.
     needed = (torch.tensor(top_p, dtype=torch.float64, device=weights.device) * total).ceil().to(torch.int64)
-    needed = torch.minimum(needed, total)  # rounding of the product may not ask for more than there is
     largest = weights.topk(min(_FEW, weights.shape[1])).values
     last = (largest.cumsum(-1) < needed[:, None]).sum(-1)
     threshold = largest.gather(1, last.clamp(max=largest.shape[1] - 1)[:, None])[:, 0]

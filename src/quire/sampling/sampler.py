@@ -19,7 +19,7 @@ from quire.sampling.edits import apply_edits
 from quire.sampling.logprobs import token_logprobs
 from quire.sampling.row import SampledToken, SamplingRow
 
-# Logits worked on at once, per thread: bounds the workspace (28 bytes an element) and keeps it in the cache.
+# Logits worked on at once, per thread: bounds the workspace (about 32 bytes each) and keeps it in the cache.
 _CHUNK_ELEMENTS = 1 << 18
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from quire.core.errors import PlanError
-from quire.graph.weight_source import WeightSource
+from quire.graph.weight_source import WeightSource, empty_weight
 from quire.ops.spec import FLOATS, TensorSpec, dtype_name
 from quire.weights.checkpoint import Checkpoint
 
@@ -80,7 +80,7 @@ class CheckpointWeights:
         tensor = self._checkpoint.read(self._stored[name])
         if tensor.dtype == wanted:
             return tensor
-        cast = tensor.to(wanted)
+        cast = empty_weight(self.spec(name)).copy_(tensor)
         if wanted == torch.float16 and bool((cast.isinf() & tensor.isfinite()).any()):
             raise PlanError(
                 f"{self._checkpoint.path(self._stored[name])}, tensor {name!r}: expected values within float16, got "

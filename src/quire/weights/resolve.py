@@ -25,12 +25,13 @@ _LEGACY = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 _DUPLICATES = ("consolidated*", "*/*")
 
 
-def resolve_model(model: str, revision: str | None = None) -> Path:
+def resolve_model(model: str, revision: str | None = None, *, needs_weights: bool = True) -> Path:
     """Return the directory of a model; only a hub id that is no local path touches the network.
 
     Args:
         model: A directory, "quire-tiny", or a Hugging Face hub id such as "Qwen/Qwen3-0.6B".
         revision: Branch, tag or commit on the hub; None means its main branch.
+        needs_weights: Whether weights are fetched from the hub, too.
 
     Raises:
         ConfigError: The name is empty or no hub id, the hub does not know it or refuses it, or a revision was given for
@@ -49,7 +50,7 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
             f"model: expected a directory, a hub id such as 'Qwen/Qwen3-0.6B', or one of {', '.join(BUILT_IN)}, "
             f"got {model[:200]!r}."
         )
-    return _download(model, revision)
+    return _download(model, revision) if needs_weights else _snapshot(model, revision, _SMALL_FILES)
 
 
 def _local(path: Path, model: str, revision: str | None) -> Path:
