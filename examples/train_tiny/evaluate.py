@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
 from examples.train_tiny.card import write_card
 from examples.train_tiny.model import TinyConfig, TinyLlama
 from examples.train_tiny.text.chat_format import BOS, EOS, IM_END, render_chat
 from examples.train_tiny.text.corpus import DOMAINS, held_out_documents
 from examples.train_tiny.train import DEFAULT_OUT, describe_training
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
 
 HELD_OUT_SEED = 1_000_003
 PROMPTS = [

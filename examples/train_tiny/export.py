@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
 from examples.train_tiny.model import TinyConfig, TinyLlama
 from examples.train_tiny.text.chat_format import BOS, EOS, IM_END, PAD
 from examples.train_tiny.tokenizer import write_json, write_tokenizer
-from safetensors.torch import save_file
-from tokenizers import Tokenizer
 
 
 def model_config(config: TinyConfig, tokenizer: Tokenizer) -> dict[str, Any]:

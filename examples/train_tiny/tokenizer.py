@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from examples.train_tiny.text.chat_format import BOS, CHAT_TEMPLATE, EOS, IM_END, IM_START, PAD, SPECIAL_TOKENS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from examples.train_tiny.text.chat_format import BOS, CHAT_TEMPLATE, EOS, IM_END, IM_START, PAD, SPECIAL_TOKENS
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:

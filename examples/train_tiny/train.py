@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
 from examples.train_tiny.export import export
 from examples.train_tiny.model import TinyConfig, TinyLlama
 from examples.train_tiny.text.corpus import training_documents
 from examples.train_tiny.tokenizer import train_tokenizer
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from torch import Tensor, nn
 
 DEFAULT_OUT = Path(__file__).resolve().parents[2] / "src" / "quire" / "assets" / "quire_tiny"
 

@@ -1,7 +1,6 @@
 """The passes: the network before and after as text, match counts, equal results."""
 
 import torch
-from tests.support.dummy_models import FAMILIES, write_model
 
 from quire.builder.build import open_plan, optimize
 from quire.builder.passes.drop_dead import drop_dead
@@ -11,6 +10,7 @@ from quire.graph import functional as F
 from quire.graph.layers import Linear, RmsNorm
 from quire.graph.legality import OPTIMIZED, check_network
 from quire.graph.network import Network, Tensor, net_guard
+from tests.support.dummy_models import FAMILIES, write_model
 
 
 def head() -> Network:

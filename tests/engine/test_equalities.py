@@ -3,10 +3,10 @@
 import random
 
 import pytest
-from tests.support.dummy_models import FAMILIES, LLAMA, write_model
 
 from quire import LLM, SamplingParams
 from quire.core.sampling_params import RequestOutputKind
+from tests.support.dummy_models import FAMILIES, LLAMA, write_model
 
 DTYPES = ("float32", "bfloat16")
 

@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
 from examples.train_tiny.evaluate import complete, load_model, score
 from examples.train_tiny.export import export, model_config
 from examples.train_tiny.model import TinyConfig, TinyLlama
@@ -20,9 +24,6 @@ from examples.train_tiny.text.facts import arithmetic
 from examples.train_tiny.text.grammar import Draw, expand
 from examples.train_tiny.tokenizer import train_tokenizer
 from examples.train_tiny.train import DEFAULT_OUT, TrainConfig, learning_rate_at, packed_batches
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = TinyConfig(vocab_size=320, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2)

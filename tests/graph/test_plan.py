@@ -5,7 +5,6 @@ import random
 import msgspec
 import pytest
 import torch
-from tests.support.dummy_models import GPT2, LLAMA, write_model
 
 from quire.builder.build import open_plan
 from quire.core.config import BuildConfig
@@ -14,6 +13,7 @@ from quire.graph.memory import constant_nodes, flops_per_token, plan_memory, wei
 from quire.graph.plan import Plan, is_engine_directory
 from quire.graph.tensor_file import TensorFile, write_tensor_file
 from quire.ops.spec import TensorSpec
+from tests.support.dummy_models import GPT2, LLAMA, write_model
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.kv_cache.cache_world import CacheWorld
 
 from quire.kv_cache.block_table import BlockTable
 from quire.kv_cache.cache import KVCache
+from tests.kv_cache.cache_world import CacheWorld
 
 
 def computed(world: CacheWorld, token_ids: list[int], salt: str = ""):  # type: ignore[no-untyped-def]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
 from tests.kv_cache.cache_world import CacheWorld, random_operation
 
 TOKENS = st.integers(1, 2)

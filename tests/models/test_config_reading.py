@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.hf_models import CASE_NAMES, case
 
 from quire.core.errors import ConfigError
 from quire.core.model_spec import ModelSpec, RopeSpec
 from quire.models.registry import ARCHITECTURES, define_network, read_spec
+from tests.support.hf_models import CASE_NAMES, case
 
 LLAMA_2: dict[str, Any] = {
     "_name_or_path": "somewhere",

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.hf_models import CASE_NAMES, case, save_checkpoint
-from tests.support.paged_run import PagedRun
 
 from quire.core.errors import ConfigError
 from quire.core.model_spec import ModelSpec
@@ -18,6 +16,8 @@ from quire.graph.legality import DEFINED, OPTIMIZED, check_network
 from quire.graph.text import network_from_text, network_to_text
 from quire.models.registry import checkpoint_names, define_network, read_spec
 from quire.weights.open import open_weights
+from tests.support.hf_models import CASE_NAMES, case, save_checkpoint
+from tests.support.paged_run import PagedRun
 
 STEP_INPUTS = ["input_ids", "positions", "slot_mapping", "block_table", "seq_lens", "query_start_loc"]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.hf_models import CASE_NAMES, save_checkpoint
-from tests.support.paged_run import PagedRun
 
 from quire.models.registry import checkpoint_names, define_network, read_spec
 from quire.weights.open import open_weights
+from tests.support.hf_models import CASE_NAMES, save_checkpoint
+from tests.support.paged_run import PagedRun
 
 NUM_TOKENS = 64
 PROMPT_LENS = (13, 6)

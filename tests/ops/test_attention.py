@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
-from tests.support.tolerance import assert_close
 
 from quire.core.errors import ShapeError
 from quire.ops.attention import append_kv, attention
 from quire.ops.cpu import attention as cpu
+from tests.support.tolerance import assert_close
 
 DTYPES = (torch.float32, torch.bfloat16)
 # (num_heads, num_kv_heads, head_dim, block_size): MHA, GQA, odd groups, odd sizes, blocks that do not divide 128

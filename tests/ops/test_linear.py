@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.support.tolerance import assert_close
 
 from quire.core.errors import ShapeError
 from quire.ops.cpu import linear as cpu
 from quire.ops.linear import embedding, linear
+from tests.support.tolerance import assert_close
 
 DTYPES = (torch.float32, torch.bfloat16)
 SHAPES = [(1, 1), (7, 3), (37, 53), (64, 64), (256, 96), (100, 1000), (4864, 96), (1024, 64)]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.support.tolerance import assert_close
 
 from quire.core.errors import ShapeError
 from quire.ops import activation, elementwise, layout, norm, rope
@@ -10,6 +9,7 @@ from quire.ops.cpu import activation as cpu
 from quire.ops.registry import OPS
 from quire.ops.spec import TensorSpec
 from quire.ops.tactic import tactics_for
+from tests.support.tolerance import assert_close
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 WIDTHS = (1, 7, 37, 64, 1000)

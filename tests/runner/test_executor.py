@@ -5,8 +5,6 @@ import sys
 
 import pytest
 import torch
-from tests.support.dummy_models import FAMILIES, write_model
-from tests.support.tolerance import assert_close
 
 from quire.builder.build import open_plan
 from quire.core.config import BuildConfig
@@ -19,6 +17,8 @@ from quire.ops.spec import dtype_of, spec_of
 from quire.runner.executor import Executor
 from quire.runner.inputs import build_inputs
 from quire.runner.rows import Rows
+from tests.support.dummy_models import FAMILIES, write_model
+from tests.support.tolerance import assert_close
 
 
 class Counting:

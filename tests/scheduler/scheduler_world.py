@@ -6,13 +6,12 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.scheduler.fake_runner import VOCAB, FakeRunner, alone, prompt_logprobs_of
-
 from quire.core.config import SchedulerConfig
 from quire.core.errors import CapacityError
 from quire.core.request import Request, SampleUpdate
 from quire.core.sampling_params import SamplingParams
 from quire.scheduler.scheduler import Scheduler
+from tests.scheduler.fake_runner import VOCAB, FakeRunner, alone, prompt_logprobs_of
 
 EOS = frozenset({VOCAB - 1})
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.scheduler.fake_runner import prompt_logprobs_of
-from tests.scheduler.scheduler_world import SchedulerWorld, make_config, make_request
 
 from quire.core.request import ModelOutput, RowOutput, SampleUpdate, TokenLogprobs
 from quire.scheduler.scheduler import Scheduler
+from tests.scheduler.fake_runner import prompt_logprobs_of
+from tests.scheduler.scheduler_world import SchedulerWorld, make_config, make_request
 
 
 def answer(scheduler: Scheduler, *token_ids: int, error: str | None = None) -> list[SampleUpdate]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.scheduler.scheduler_world import SchedulerWorld, make_config, make_request
 
 from quire.core.request import ModelOutput, RowOutput
+from tests.scheduler.scheduler_world import SchedulerWorld, make_config, make_request
 
 
 @pytest.mark.parametrize("is_caching", [False, True])

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from tests.scheduler.fake_runner import VOCAB
-from tests.scheduler.scheduler_world import EOS, SchedulerWorld, random_config, random_operation
 
 from quire.core.config import SchedulerConfig
 from quire.core.request import Request
 from quire.core.sampling_params import SamplingParams
+from tests.scheduler.fake_runner import VOCAB
+from tests.scheduler.scheduler_world import EOS, SchedulerWorld, random_config, random_operation
 
 CONFIGS = st.builds(
     SchedulerConfig,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.scheduler.scheduler_world import SchedulerWorld, make_config, make_request
 
 from quire.core.errors import CapacityError, RequestError
 from quire.core.request import SchedulerOutput
+from tests.scheduler.scheduler_world import SchedulerWorld, make_config, make_request
 
 
 def world_of(**changes: object) -> SchedulerWorld:

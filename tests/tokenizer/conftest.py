@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from tests.tokenizer.small_tokenizers import CORPUS, KINDS, train_byte_level, train_sentencepiece, write_json
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, processors, trainers
 
 from quire.tokenizer import Tokenizer
+from tests.tokenizer.small_tokenizers import CORPUS, KINDS, train_byte_level, train_sentencepiece, write_json
 
 
 @pytest.fixture(scope="session")

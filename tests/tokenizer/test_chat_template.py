@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tokenizer.small_tokenizers import write_json
 
 from quire.core.errors import RequestError
 from quire.tokenizer import Tokenizer
 from quire.tokenizer.chat_template import ChatRenderer
+from tests.tokenizer.small_tokenizers import write_json
 
 CHATML = """\
 {% for message in messages %}

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tokenizer.small_tokenizers import KINDS
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models
 
 from quire.tokenizer import IncrementalDetokenizer, Tokenizer
+from tests.tokenizer.small_tokenizers import KINDS
 
 QUICK = settings(derandomize=True, deadline=None, max_examples=80)
 TEXTS = ["hello world", " the", "👩‍👩‍👧", "🙂", "你好 日本語", "e\u0301\u0302", "\ufffd", "  ", "\n", "a\u200db"]

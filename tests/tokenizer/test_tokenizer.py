@@ -11,12 +11,12 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tokenizer.small_tokenizers import KINDS, TEXTS, train_sentencepiece, write_json
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
 from quire.core.errors import PlanError, RequestError
 from quire.tokenizer import Tokenizer, source_files
+from tests.tokenizer.small_tokenizers import KINDS, TEXTS, train_sentencepiece, write_json
 
 QUICK = settings(derandomize=True, deadline=None, max_examples=60)
 PROSE = st.lists(st.sampled_from([*TEXTS, "<s>", "</s>", "<|im_end|>", "<extra>", "WORD", "é", "\n"])).map("".join)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from quire.core.errors import CapacityError
+from quire.core.errors import CapacityError, RequestError
 from quire.core.model_spec import ModelSpec
 from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput, TokenLogprobs
 from quire.graph.plan import Plan
@@ -16,6 +16,7 @@ from quire.runner.executor import Executor
 from quire.runner.inputs import StepInputs, build_inputs
 from quire.runner.rows import Row, Rows
 from quire.sampling.logprobs import prompt_logprobs
+from quire.sampling.row import SampledToken
 from quire.sampling.sampler import sample
 
 
@@ -110,27 +111,36 @@ class ModelRunner:
         by_row = dict(zip(sampled, results, strict=True))
         outputs = []
         for i, (scheduled, row) in enumerate(zip(step.rows, rows, strict=True)):
-            prompt = self._prompt_logprobs(scheduled, row, inputs.prompt_logits[i], logits)
-            result = by_row.get(i)
-            if result is None:
-                outputs.append(RowOutput(scheduled.row_id, prompt_logprobs=prompt))
-            elif result.error is not None:
-                outputs.append(RowOutput(scheduled.row_id, error=result.error))
-            else:
-                row.append_token(result.token_id)
-                logprobs = None if result.logprobs is None else (result.logprobs,)
-                outputs.append(RowOutput(scheduled.row_id, (result.token_id,), logprobs, prompt))
+            try:
+                prompt = _prompt_logprobs(scheduled, row, inputs.prompt_logits[i], logits)
+            except RequestError as error:  # this row's logits are not finite; the others know nothing of it
+                outputs.append(RowOutput(scheduled.row_id, error=str(error)))
+                continue
+            outputs.append(_row_output(row, by_row.get(i), prompt))
         return ModelOutput(tuple(outputs))
 
-    def _prompt_logprobs(
-        self, scheduled: ScheduledRow, row: Row, places: range, logits: torch.Tensor
-    ) -> tuple[TokenLogprobs, ...] | None:
-        count = row.sampling.params.prompt_logprobs
-        if count is None:
-            return None
-        first = scheduled.num_computed_tokens + 1
-        following = row.token_ids[first : first + len(places)]
-        return tuple(prompt_logprobs(logits[places.start : places.stop], following, count)) if places else ()
+
+def _row_output(row: Row, result: SampledToken | None, prompt: tuple[TokenLogprobs, ...] | None) -> RowOutput:
+    """Return what a step produced for one row, and tell the row of its new token."""
+    if result is None:
+        return RowOutput(row.row_id, prompt_logprobs=prompt)
+    if result.error is not None:
+        return RowOutput(row.row_id, error=result.error)
+    row.append_token(result.token_id)
+    logprobs = None if result.logprobs is None else (result.logprobs,)
+    return RowOutput(row.row_id, (result.token_id,), logprobs, prompt)
+
+
+def _prompt_logprobs(
+    scheduled: ScheduledRow, row: Row, places: range, logits: torch.Tensor
+) -> tuple[TokenLogprobs, ...] | None:
+    """Return the logprobs of the prompt tokens that follow this step's prompt positions, None if nobody asked."""
+    count = row.sampling.params.prompt_logprobs
+    if count is None:
+        return None
+    first = scheduled.num_computed_tokens + 1
+    following = row.token_ids[first : first + len(places)]
+    return tuple(prompt_logprobs(logits[places.start : places.stop], following, count)) if places else ()
 
 
 def _allocate_kv_cache(spec: ModelSpec, num_blocks: int, block_size: int) -> torch.Tensor:

@@ -80,6 +80,7 @@ class Row:
             block_ids=tuple(self.table.block_ids),
             params=self.params,
             stop_token_ids=self.end_token_ids if self.params.min_tokens else frozenset(),
+            bad_words_ids=self.request.bad_words_ids,
         )
 
 
