@@ -36,7 +36,12 @@ class Phase(NamedTuple):
     mixture: str
 
 
-PHASES = [Phase(256, 16, 1000, "broad"), Phase(512, 8, 300, "exact"), Phase(2048, 2, 30, "exact")]
+PHASES = [
+    Phase(256, 16, 1000, "broad"),
+    Phase(512, 8, 300, "exact"),
+    Phase(512, 8, 130, "sums"),
+    Phase(2048, 2, 30, "sums"),
+]
 NUM_STEPS = sum(phase.num_steps for phase in PHASES)
 
 
@@ -51,7 +56,7 @@ class TrainConfig:
     num_steps: int = NUM_STEPS
     warmup_steps: int = 100
     learning_rate: float = 3e-3
-    final_learning_rate: float = 1e-4
+    final_learning_rate: float = 3e-4
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     tokenizer_documents: int = 20000
@@ -146,20 +151,23 @@ class Trainer:
     def run(self) -> None:
         """Train through all phases and write the model into `config.out`."""
         export(self.model, self.tokenizer, self.config.out)
-        end_step = 0
+        first_step = 0
         for index, phase in enumerate(PHASES):
-            end_step += phase.num_steps
-            self._run_phase(phase, self.config.seed + index, min(end_step, self.config.num_steps))
+            if self.step < min(first_step + phase.num_steps, self.config.num_steps):
+                self._run_phase(phase, self.config.seed + index, first_step)
+            first_step += phase.num_steps
         export(self.model, self.tokenizer, self.config.out)
 
-    def _run_phase(self, phase: Phase, seed: int, end_step: int) -> None:
+    def _run_phase(self, phase: Phase, seed: int, first_step: int) -> None:
+        """The steps of one phase that are still to do; `first_step` is where the whole phase begins."""
         loss_of = self.model.loss
         if self.config.enable_compile:
             torch.compiler.reset()
             loss_of = torch.compile(self.model.loss, dynamic=False)
         documents = encoded_documents(self.tokenizer, seed, phase.mixture)
         batches = packed_batches(documents, phase.num_rows, phase.seq_len)
-        for inputs, targets in islice(batches, max(0, end_step - self.step)):
+        end_step = min(first_step + phase.num_steps, self.config.num_steps)
+        for inputs, targets in islice(batches, self.step - first_step, end_step - first_step):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = loss_of(inputs, targets)
             self._update(loss)

@@ -83,6 +83,21 @@ def test_errors_are_one_line_and_exit_2(capsys, arguments, expected):
     assert code == 2 and err.startswith("quire: ") and expected in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments, hint",
+    [
+        (("plan", "quire-tiny", "--dtyp", "x"), "Did you mean '--dtype'?"),
+        (("genrate",), "Did you mean 'generate'?"),
+        (("plan", "quire-tiny", "--dtype", "float33"), "invalid choice"),
+    ],
+)
+def test_wrong_words_get_a_hint(capsys, arguments, hint):
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and hint in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -242,6 +242,17 @@ def question_chat(draw: Draw) -> str:
     return render_chat(_turns([(e.request, e.answer) for e in asked], system))
 
 
+def sum_chat(draw: Draw) -> str:
+    """One to four sums of one-digit numbers, asked and answered. `draw` is mutated."""
+    exchanges = []
+    for _ in range(draw.number(1, 4)):
+        first, second = draw.number(0, draw.one([5, 9])), draw.number(0, draw.one([5, 9]))
+        asked = draw.one(["What is {a} + {b}?", "What is {a} + {b}?", "{a} + {b} = ?", "Calculate {a} + {b}."])
+        answer = f"{first} + {second} = {first + second}"
+        exchanges.append((asked.format(a=first, b=second), answer))
+    return render_chat(_turns(exchanges, None))
+
+
 def request_chat(draw: Draw) -> str:
     """Small talk, writing, lists or JSON, in one to three exchanges. `draw` is mutated."""
     kinds: list[Callable[[Draw], Exchange]] = [_small_talk, _small_talk, _writing, _list, _json_object]

@@ -10,9 +10,9 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from examples.train_tiny.text.chat_format import BOS, EOS
-from examples.train_tiny.text.chats import chat
+from examples.train_tiny.text.chats import chat, sum_chat
 from examples.train_tiny.text.essays import essay, introduction, letter, sights
-from examples.train_tiny.text.facts import facts, sums
+from examples.train_tiny.text.facts import facts, small_sums, sums
 from examples.train_tiny.text.grammar import Draw
 from examples.train_tiny.text.stories import long_story, story
 
@@ -28,12 +28,15 @@ DOMAINS: dict[str, Callable[[Draw], str]] = {
     "facts": facts,
     "sums": sums,
     "chat": chat,
+    "small_sums": small_sums,
+    "sum_chat": sum_chat,
 }
 # Shares of the documents, in the order of DOMAINS. "broad" teaches language; "exact" teaches what has one right answer,
-# which a model this small takes up late.
+# which a model this small takes up late; "sums" adds those of one digit.
 MIXTURES: dict[str, tuple[float, ...]] = {
-    "broad": (0.24, 0.02, 0.17, 0.07, 0.04, 0.05, 0.13, 0.08, 0.20),
-    "exact": (0.10, 0.015, 0.06, 0.06, 0.02, 0.03, 0.205, 0.26, 0.25),
+    "broad": (0.24, 0.02, 0.17, 0.07, 0.04, 0.05, 0.13, 0.08, 0.20, 0.0, 0.0),
+    "exact": (0.10, 0.015, 0.06, 0.06, 0.02, 0.03, 0.205, 0.26, 0.25, 0.0, 0.0),
+    "sums": (0.05, 0.008, 0.062, 0.083, 0.012, 0.019, 0.165, 0.037, 0.19, 0.31, 0.064),
 }
 
 
@@ -45,7 +48,7 @@ def is_held_out(document: str) -> bool:
 def write_document(domain: str, draw: Draw) -> str:
     """One document of a domain, from `BOS` to `EOS` (a chat ends with its last turn). `draw` is mutated."""
     text = DOMAINS[domain](draw)
-    return text if domain == "chat" else f"{BOS}{text}{EOS}"
+    return text if domain.endswith("chat") else f"{BOS}{text}{EOS}"
 
 
 def _pick_domain(mixture: str, draw: Draw) -> str:

@@ -186,3 +186,13 @@ def sums(draw: Draw) -> str:
     """One to eight sums or counting problems, one per line. `draw` is mutated."""
     kind = arithmetic if draw.chance(0.8) else counting
     return "\n".join(kind(draw) for _ in range(draw.one([1, 1, 2, 3, 5, 8])))
+
+
+def small_sums(draw: Draw) -> str:
+    """Two to eight sums of one-digit numbers, most of them written "a + b = c". `draw` is mutated."""
+    lines = []
+    for _ in range(draw.number(2, 8)):
+        first, second = draw.number(0, draw.one([5, 9])), draw.number(0, draw.one([5, 9]))
+        form = draw.one(["{a} + {b} = {c}"] * 4 + ["{a} plus {b} is {c}.", "What is {a} + {b}? It is {c}."])
+        lines.append(form.format(a=first, b=second, c=first + second))
+    return "\n".join(lines)

@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from quire import __version__
-from quire.core.errors import QuireError
+from quire.core.errors import QuireError, did_you_mean
 
 COMMANDS = {
     "generate": "complete prompts",
@@ -46,13 +47,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the closest word that would be right."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
+        parsers = [self, *(child for action in self._actions if isinstance(action.choices, dict)
+                           for child in action.choices.values())]  # fmt: skip
+        known = [option for parser in parsers for option in parser._option_string_actions] + list(COMMANDS)
+        words = [word.strip("',:") for word in message.split()]
+        hint = next((hint for word in words if word not in known and (hint := did_you_mean(word, known))), "")
+        self.exit(2, f"quire: {message}.{hint} See {self.prog} --help.\n")
+
+
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """Return the parser; only the chosen command's module is imported, so that help answers at once."""
-    parser = argparse.ArgumentParser("quire", description="Run large language models: build once, run anywhere.")
+    parser = _Parser("quire", description="Run large language models: build once, run anywhere.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"quire {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        child = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        description = summary[0].upper() + summary[1:] + "."
+        child = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
         if name == command:
             import_module(f"quire.cli.{name}").configure(child)
     return parser

@@ -70,7 +70,7 @@ class EngineConfig:
     enable_chunked_prefill: bool = field(default=True, metadata=_help("split long prompts over several steps"))
     scheduling_policy: str = field(default="fcfs", metadata=_help("who is served first", choices=("fcfs", "priority")))
     seed: int = field(default=0, metadata=_help("seed of requests without their own"))
-    disable_log_stats: bool = field(default=True, metadata=_help("do not log throughput while running"))
+    disable_log_stats: bool = field(default=True, metadata=_help("do not log throughput every ten seconds"))
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes"):

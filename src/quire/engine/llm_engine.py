@@ -12,6 +12,7 @@ from quire.core.sampling_params import SamplingParams
 from quire.engine.admission import Admission, Prompt
 from quire.engine.output import OutputProcessor
 from quire.engine.resolve import resolve
+from quire.engine.stats_log import StatsLog
 from quire.graph.plan import Plan
 from quire.runner.model_runner import ModelRunner
 from quire.scheduler.scheduler import Scheduler
@@ -49,6 +50,7 @@ class LLMEngine:
         self.runner = ModelRunner(plan, self.scheduler_config.num_blocks, settings.block_size, on_progress)
         self.scheduler = Scheduler(self.scheduler_config)
         self.outputs = OutputProcessor(tokenizer)
+        self._stats_log = None if settings.disable_log_stats else StatsLog()
         self._counters = {"num_steps": 0, "computed_tokens": 0, "generation_tokens": 0}
         self._admission = Admission(
             tokenizer, plan.spec.vocab_size, self.scheduler_config.max_model_len, eos_token_ids, settings.seed
@@ -145,10 +147,13 @@ class LLMEngine:
         self.runner.sleep(2)
 
     def _count(self, scheduled: SchedulerOutput, updates: Sequence[SampleUpdate]) -> None:
+        """Count a step, and log the load every few seconds if asked to."""
         generated = sum(len(update.new_token_ids) for update in updates)
         self._counters["num_steps"] += 1
         self._counters["generation_tokens"] += generated
         self._counters["computed_tokens"] += scheduled.num_scheduled_tokens
+        if self._stats_log is not None:
+            self._stats_log.note(self.metrics())
 
     def _check_idle(self, what: str) -> None:
         if self.has_unfinished_requests():
