@@ -1,6 +1,6 @@
 """Time of one sampling step on this machine.
 
-    python benchmarks/sampling.py --threads 1 --rows 1 64 256 --vocab-size 32000 --json out.json
+    scripts/bench sampling [--rows 1 64 256] [--logits peaked wide flat] [--vocab-size 32000]
 
 The price of top_p depends on how many tokens it keeps, so logits come in three shapes: as in the middle of a sentence
 ("peaked"), at its start ("wide"), and from a model at a loss ("flat").
@@ -9,17 +9,14 @@ The price of top_p depends on how many tokens it keeps, so logits come in three 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.record import record
 from quire.core.sampling_params import SamplingParams
 from quire.sampling.row import SamplingRow
 from quire.sampling.sampler import sample
@@ -41,30 +38,20 @@ NUM_PROMPT_TOKENS, NUM_OUTPUT_TOKENS = 512, 256
 
 
 def main() -> None:
-    """Parse the command line, run every combination, print a table."""
+    """Parse the command line, run every combination, record the times."""
     parser = argparse.ArgumentParser(description="Time of one sampling step.")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--logits", choices=SPREADS, nargs="+", default=["peaked"])
     parser.add_argument("--vocab-size", type=int, default=32000)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write the results here, too")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    results = []
-    print(f"vocab_size={args.vocab_size} {args.dtype}, {args.threads} threads, torch {torch.__version__}; ms per step")
-    print(f"{'logits':8}{'rows':>5}  {'setting':40}{'p20':>9}{'p50':>9}{'p80':>9}")
-    for shape, spread in SPREADS.items():
+    for shape in args.logits:
         for num_rows in args.rows:
             for name, params in SETTINGS.items():
-                logits, rows = make_batch(num_rows, args.vocab_size, args.dtype, spread, params)
-                p20, p50, p80 = milliseconds(partial(sample, logits, rows), args.repeats)
-                print(f"{shape:8}{num_rows:5}  {name:40}{p20:9.3f}{p50:9.3f}{p80:9.3f}", flush=True)
-                results.append({"logits": shape, "rows": num_rows, "setting": name, "p20": p20, "p50": p50, "p80": p80})
-    if args.json:
-        about = {"unit": "ms", "machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-        about |= {"vocab_size": args.vocab_size, "dtype": args.dtype, "threads": args.threads}
-        args.json.write_text(json.dumps({**about, "results": results}, indent=1))
+                logits, rows = make_batch(num_rows, args.vocab_size, args.dtype, SPREADS[shape], params)
+                times = milliseconds(partial(sample, logits, rows), args.repeats)
+                record(f"sampling_step.{num_rows}x{args.vocab_size}.{shape}.{name}", "ms", times)
 
 
 def make_batch(
@@ -81,16 +68,15 @@ def make_batch(
     return logits, rows
 
 
-def milliseconds(step: Callable[[], object], repeats: int) -> tuple[float, float, float]:
-    """Return the 20th, 50th and 80th percentile of `repeats` runs after one to warm up."""
+def milliseconds(step: Callable[[], object], repeats: int) -> list[float]:
+    """Return the times of `repeats` runs after one to warm up."""
     step()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         step()
         times.append((time.perf_counter() - start) * 1e3)
-    p20, _, _, p80 = statistics.quantiles(times, n=5, method="inclusive")
-    return p20, statistics.median(times), p80
+    return times
 
 
 if __name__ == "__main__":

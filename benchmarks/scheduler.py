@@ -1,15 +1,15 @@
 """What deciding a step costs: `schedule` plus `update` with every seat decoding, in milliseconds.
 
 The model is not there: results are made outside the measured time. Target: p50 of at most 1 ms for 256 rows on one
-slow core. Run with `python benchmarks/scheduler.py [num_rows ...]`.
+slow core. Run with `scripts/bench scheduler [num_rows ...]`.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 
+from benchmarks.record import record
 from quire.core.config import SchedulerConfig
 from quire.core.request import ModelOutput, Request, RowOutput, SchedulerOutput
 from quire.core.sampling_params import SamplingParams
@@ -65,11 +65,9 @@ def measure(num_rows: int) -> list[float]:
 
 
 def main() -> None:
-    """Print p20, p50 and p80 for each number of rows."""
+    """Record the time of a step for each number of rows."""
     for num_rows in [int(word) for word in sys.argv[1:]] or [1, 16, 64, 256, 1024]:
-        cuts = statistics.quantiles(measure(num_rows), n=10)
-        p20, p50, p80 = cuts[1], cuts[4], cuts[7]
-        print(f"scheduler_step rows={num_rows:5d}  p20 {p20:7.3f}  p50 {p50:7.3f}  p80 {p80:7.3f} ms")
+        record(f"scheduler_step.{num_rows}_rows", "ms", measure(num_rows))
 
 
 if __name__ == "__main__":

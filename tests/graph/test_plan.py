@@ -72,7 +72,7 @@ def test_foreign_format_and_missing_parts(plan, tmp_path):
     with pytest.raises(PlanError, match="expected engine format 1, got 99"):
         Plan.load(tmp_path)
     (tmp_path / "config.json").write_bytes(msgspec.json.encode({**config, "files": {"../x": "0"}}))
-    with pytest.raises(PlanError, match="plain file names"):
+    with pytest.raises(PlanError, match="names of files inside the directory"):
         Plan.load(tmp_path)
     with pytest.raises(PlanError, match="expected an engine directory's config"):
         Plan.load(tmp_path / "nowhere")

@@ -54,7 +54,8 @@ def build(directory: Path, config: BuildConfig) -> Plan:
         if config.load_format == "dummy"
         else open_weights(directory, network.weights, checkpoint_names(spec).canonical)
     )
-    files = tuple(directory / name for name in (*TOKENIZER_FILES, GENERATION_CONFIG) if (directory / name).is_file())
+    found = (path for pattern in (*TOKENIZER_FILES, GENERATION_CONFIG) for path in directory.glob(pattern))
+    files = tuple(path.relative_to(directory).as_posix() for path in found if path.is_file())
     return Plan(network, spec, weights, directory, {k: v for k, v in asdict(config).items() if v is not None}, files)
 
 

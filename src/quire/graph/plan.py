@@ -10,7 +10,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -50,7 +50,7 @@ class Plan:
         weights: Where the weights come from, one tensor at a time.
         directory: Where the model or engine lies; the tokenizer is read from there.
         build: The settings it was built with, as plain JSON values.
-        tokenizer_files: Files that a saved engine directory takes along.
+        small_files: Tokenizer and generation defaults, as paths in `directory`; a saved engine takes them along.
     """
 
     network: Network
@@ -58,7 +58,7 @@ class Plan:
     weights: WeightSource
     directory: Path
     build: Mapping[str, Any] = field(default_factory=dict)
-    tokenizer_files: tuple[Path, ...] = ()
+    small_files: tuple[str, ...] = ()
 
     def save(self, directory: str | Path) -> None:
         """Write an engine directory, streaming the weights one tensor at a time.
@@ -78,10 +78,9 @@ class Plan:
         specs = self.network.weights
         pairs = ((name, self.weights.read(name)) for name in file_order(specs))
         tensors = write_tensor_file(root / WEIGHTS, specs, pairs)
-        for source in self.tokenizer_files:
-            if source.parent.resolve() != root.resolve():
-                shutil.copyfile(source, root / source.name)
-        names = [GRAPH, *(source.name for source in self.tokenizer_files)]
+        if self.directory.resolve() != root.resolve():
+            self._copy_small_files(root)
+        names = [GRAPH, *self.small_files]
         manifest = _Manifest(
             FORMAT, __version__, self.spec, dict(self.build), {n: _file_hash(root / n) for n in names}, tensors
         )
@@ -97,8 +96,8 @@ class Plan:
         root = Path(directory)
         manifest = _read_manifest(root / CONFIG)
         for name, expected in manifest.files.items():
-            if Path(name).name != name:
-                raise PlanError(f"{root / CONFIG}: expected plain file names, got {name!r}.")
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise PlanError(f"{root / CONFIG}: expected names of files inside the directory, got {name!r}.")
             if not (root / name).is_file():
                 raise PlanError(f"{root / name}: expected a file, got none. Build the engine again.")
             if (got := _file_hash(root / name)) != expected:
@@ -109,8 +108,13 @@ class Plan:
         network = network_from_text((root / GRAPH).read_text(encoding="utf-8"), str(root / GRAPH))
         weights = HashedWeights(TensorFile(root / WEIGHTS), manifest.tensors)
         _check_weights(network, weights, root / WEIGHTS)
-        tokenizer_files = tuple(root / name for name in manifest.files if name != GRAPH)
-        return cls(network, manifest.spec, weights, root, manifest.build, tokenizer_files)
+        small_files = tuple(name for name in manifest.files if name != GRAPH)
+        return cls(network, manifest.spec, weights, root, manifest.build, small_files)
+
+    def _copy_small_files(self, root: Path) -> None:
+        for name in self.small_files:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.directory / name, root / name)
 
 
 class HashedWeights:

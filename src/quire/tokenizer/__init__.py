@@ -7,8 +7,7 @@ Door: `Tokenizer.from_directory`, then `IncrementalDetokenizer` and `StopChecker
 """
 
 from quire.tokenizer.detokenizer import IncrementalDetokenizer
-from quire.tokenizer.files import source_files
 from quire.tokenizer.stop_checker import StopChecker
 from quire.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["IncrementalDetokenizer", "StopChecker", "Tokenizer", "source_files"]
+__all__ = ["IncrementalDetokenizer", "StopChecker", "Tokenizer"]

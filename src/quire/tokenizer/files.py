@@ -1,4 +1,4 @@
-"""The files of a tokenizer: their names, and readers that say what is wrong with them."""
+"""Readers of a tokenizer's files that say what is wrong with them."""
 
 from __future__ import annotations
 
@@ -7,51 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from quire.core.errors import PlanError
+from quire.core.model_files import MERGES_TXT, SENTENCEPIECE_MODEL, TOKENIZER_JSON, VOCAB_JSON
 
-TOKENIZER_JSON = "tokenizer.json"
-VOCAB_JSON = "vocab.json"
-MERGES_TXT = "merges.txt"
-SENTENCEPIECE_MODEL = "tokenizer.model"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-SPECIAL_TOKENS_MAP = "special_tokens_map.json"
-ADDED_TOKENS = "added_tokens.json"
-CHAT_TEMPLATE = "chat_template.jinja"
-NAMED_TEMPLATES = "additional_chat_templates"
-
-_ALL = (
-    TOKENIZER_JSON,
-    VOCAB_JSON,
-    MERGES_TXT,
-    SENTENCEPIECE_MODEL,
-    TOKENIZER_CONFIG,
-    SPECIAL_TOKENS_MAP,
-    ADDED_TOKENS,
-    CHAT_TEMPLATE,
-)
 _NEXT_STEP = "Download or copy the checkpoint's tokenizer files again."
 
 
 def file_error(path: Path, expected: str, got: str) -> PlanError:
     """Return the error for a tokenizer file that is missing or damaged, to be raised by the caller."""
     return PlanError(f"{path}: expected {expected}, got {got}. {_NEXT_STEP}")
-
-
-def source_files(directory: str | Path) -> list[Path]:
-    """List the files to copy so that the tokenizer loads the same from another directory.
-
-    Args:
-        directory: A local checkpoint or engine directory.
-
-    Returns:
-        Existing files, all inside `directory`; copy each to the same relative path.
-
-    Raises:
-        PlanError: The directory does not exist or holds no vocabulary.
-    """
-    root = Path(directory)
-    vocabulary_of(root)
-    named = sorted((root / NAMED_TEMPLATES).glob("*.jinja"))
-    return [path for path in (*(root / name for name in _ALL), *named) if path.is_file()]
 
 
 def vocabulary_of(directory: Path) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from quire.core import model_files
 from quire.core.log import get_logger
-from quire.tokenizer import files
 from quire.tokenizer.backend import GPT2_NAMES, LLAMA_NAMES
 from quire.tokenizer.decoding import METASPACE, ByteDecoding, Decoding, LibraryDecoding, byte_alphabet, piece_bytes
 from quire.tokenizer.files import file_error, read_json, read_text
@@ -68,7 +68,7 @@ def load_tokenizer_json(directory: Path, settings: Settings) -> JsonBackend:
     Raises:
         PlanError: The file is damaged.
     """
-    path = directory / files.TOKENIZER_JSON
+    path = directory / model_files.TOKENIZER_JSON
     text = read_text(path)
     try:
         library = tokenizers.Tokenizer.from_str(text)
@@ -80,7 +80,7 @@ def load_tokenizer_json(directory: Path, settings: Settings) -> JsonBackend:
         if found != token.token_id:
             _log.warning(
                 "%s: added token %r has id %s here and %s in %s; %s is used.",
-                path, token.content, found, token.token_id, files.TOKENIZER_CONFIG, found,
+                path, token.content, found, token.token_id, model_files.TOKENIZER_CONFIG, found,
             )  # fmt: skip
     return backend
 
@@ -91,16 +91,18 @@ def load_vocab_and_merges(directory: Path, settings: Settings) -> JsonBackend:
     Raises:
         PlanError: A file is damaged, or an added token does not get the id its file gives it.
     """
-    path = directory / files.VOCAB_JSON
+    path = directory / model_files.VOCAB_JSON
     vocabulary = read_json(path)
     if not all(isinstance(token_id, int) and token_id >= 0 for token_id in vocabulary.values()):
         raise file_error(path, "tokens mapped to non-negative integers", "another value")
-    merges = _read_merges(directory / files.MERGES_TXT)
+    merges = _read_merges(directory / model_files.MERGES_TXT)
     try:
         library = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     except Exception as error:  # The library raises bare Exception here too.
-        got = f"a merge of tokens that {files.VOCAB_JSON} lacks"
-        raise file_error(directory / files.MERGES_TXT, f"merges of tokens in {files.VOCAB_JSON}", got) from error
+        got = f"a merge of tokens that {model_files.VOCAB_JSON} lacks"
+        raise file_error(
+            directory / model_files.MERGES_TXT, f"merges of tokens in {model_files.VOCAB_JSON}", got
+        ) from error
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.add_prefix_space))
     library.decoder = decoders.ByteLevel()
     if not settings.named:
@@ -134,7 +136,7 @@ def _wrapping(directory: Path, backend: JsonBackend, settings: Settings, name: s
     content = token.content if token is not None else backend.default_names[name]
     token_id = backend.token_to_id(content)
     if token_id is None:
-        raise file_error(directory / files.TOKENIZER_CONFIG, f"{name} to be in the vocabulary", repr(content))
+        raise file_error(directory / model_files.TOKENIZER_CONFIG, f"{name} to be in the vocabulary", repr(content))
     return [token_id]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from quire.tokenizer import files
+from quire.core import model_files
 from quire.tokenizer.backend import LLAMA_NAMES
 from quire.tokenizer.decoding import METASPACE, ByteDecoding, Decoding, piece_bytes
 from quire.tokenizer.files import file_error, read_bytes
@@ -143,7 +143,7 @@ def load_sentencepiece(directory: Path, settings: Settings) -> SentencePieceBack
     Raises:
         PlanError: The file is not a SentencePiece model.
     """
-    path = directory / files.SENTENCEPIECE_MODEL
+    path = directory / model_files.SENTENCEPIECE_MODEL
     model = read_bytes(path)
     try:
         return SentencePieceBackend(model, settings)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from quire.tokenizer import files
+from quire.core import model_files
 from quire.tokenizer.files import file_error, read_json, read_text
 
 DEFAULT_TEMPLATE = "default"
@@ -77,14 +77,14 @@ def read_settings(directory: Path) -> Settings:
     Raises:
         PlanError: A file is damaged.
     """
-    path = directory / files.TOKENIZER_CONFIG
+    path = directory / model_files.TOKENIZER_CONFIG
     config = read_json(path, missing_ok=True)
     if "added_tokens_decoder" in config:
         added = _added_by_id(path, config["added_tokens_decoder"])
         values = config
     else:
-        values = config | read_json(directory / files.SPECIAL_TOKENS_MAP, missing_ok=True)
-        added = _added_by_content(directory / files.ADDED_TOKENS, _special_contents(values))
+        values = config | read_json(directory / model_files.SPECIAL_TOKENS_MAP, missing_ok=True)
+        added = _added_by_content(directory / model_files.ADDED_TOKENS, _special_contents(values))
     named, extra = _special_tokens(path, values)
     return Settings(
         named=named,
@@ -165,15 +165,15 @@ def _special_tokens(
 
 def _chat_templates(directory: Path, value: object) -> dict[str, str]:
     """Return the templates by name, from `.jinja` files if there are any, else from the config's value."""
-    path = directory / files.CHAT_TEMPLATE
+    path = directory / model_files.CHAT_TEMPLATE
     templates = {DEFAULT_TEMPLATE: read_text(path)} if path.is_file() else {}
-    for extra in sorted((directory / files.NAMED_TEMPLATES).glob("*.jinja")):
+    for extra in sorted(directory.glob(model_files.NAMED_TEMPLATES)):
         templates[extra.stem] = read_text(extra)
     if templates or value is None:
         return templates
     if isinstance(value, str):
         return {DEFAULT_TEMPLATE: value}
-    config = directory / files.TOKENIZER_CONFIG
+    config = directory / model_files.TOKENIZER_CONFIG
     for item in value if isinstance(value, list) else [value]:
         name, template = (item.get("name"), item.get("template")) if isinstance(item, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(template, str):

@@ -7,19 +7,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from quire.core import model_files
 from quire.core.errors import RequestError
-from quire.tokenizer import files
 from quire.tokenizer.backend import Backend
 from quire.tokenizer.chat_template import ChatRenderer
 from quire.tokenizer.decoding import Decoding
+from quire.tokenizer.files import vocabulary_of
 from quire.tokenizer.json_backend import load_tokenizer_json, load_vocab_and_merges
 from quire.tokenizer.sentencepiece_backend import load_sentencepiece
 from quire.tokenizer.settings import Settings, read_settings
 
 _LOADERS: Mapping[str, Callable[[Path, Settings], Backend]] = {
-    files.TOKENIZER_JSON: load_tokenizer_json,
-    files.VOCAB_JSON: load_vocab_and_merges,
-    files.SENTENCEPIECE_MODEL: load_sentencepiece,
+    model_files.TOKENIZER_JSON: load_tokenizer_json,
+    model_files.VOCAB_JSON: load_vocab_and_merges,
+    model_files.SENTENCEPIECE_MODEL: load_sentencepiece,
 }
 
 
@@ -58,7 +59,7 @@ class Tokenizer:
             PlanError: The directory or its vocabulary is missing, or a file is damaged.
         """
         directory = Path(path)
-        load = _LOADERS[files.vocabulary_of(directory)]
+        load = _LOADERS[vocabulary_of(directory)]
         settings = read_settings(directory)
         return cls(load(directory, settings), settings)
 
