@@ -86,6 +86,20 @@ def test_half_precision_runs_without_packing():
     assert_close(cpu.run(x, cpu.pack(weight), bias), linear(x, weight, bias))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_onednn_rows_keep_their_bits_too(monkeypatch, dtype):
+    """A processor or a build of torch without oneDNN for this dtype: slower, but the same promise."""
+    monkeypatch.setattr(cpu, "_is_supported", lambda dtype: False)
+    monkeypatch.setattr(cpu, "_PROOFS", {})
+    x, weight, bias = _case(dtype, 37, 53, 65)
+    packed = cpu.pack(weight)
+    assert not packed.is_packed
+    together = cpu.run(x, packed, bias)
+    assert_close(together, linear(x, weight, bias))
+    for start, count in [(0, 1), (3, 2), (5, 3), (1, 7), (9, 17), (20, 33)]:
+        assert torch.equal(cpu.run(x[start : start + count], packed, bias), together[start : start + count])
+
+
 def test_errors_name_the_argument():
     with pytest.raises(
         ShapeError, match=r"linear: Invalid shape of weight: expected \[out_features=4, in_features=5\]"

@@ -53,10 +53,18 @@ def pack(weight: Tensor) -> PackedLinear:
     """Reorder a weight [out_features, in_features] for oneDNN."""
     out_features, in_features = weight.shape
     proofs = _PROOFS.setdefault((in_features, out_features, weight.dtype), _Proofs())
-    if torch.backends.mkldnn.is_available() and weight.dtype in (torch.float32, torch.bfloat16):  # type: ignore[no-untyped-call]
-        blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-        return PackedLinear(blocks, True, in_features, out_features, weight.dtype, proofs)
-    return PackedLinear(weight.contiguous(), False, in_features, out_features, weight.dtype, proofs)
+    is_packed = _is_supported(weight.dtype)
+    held = weight.contiguous()
+    if is_packed:
+        held = torch.ops.mkldnn._reorder_linear_weight(held, None)
+    return PackedLinear(held, is_packed, in_features, out_features, weight.dtype, proofs)
+
+
+def _is_supported(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN is there and takes this dtype on this processor."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def run(x: Tensor, weight: PackedLinear, bias: Tensor | None = None) -> Tensor:
