@@ -61,10 +61,11 @@ front of plain text; the chat template writes it by itself, so encode its output
 
 ## Limits
 
-It knows only what its templates say: about ninety countries, twenty animals, sums of small numbers (and gets the larger
-ones wrong), a few dozen everyday topics. Off that path it writes grammatical nonsense with confidence. It follows no
-instruction it was not trained on, and its stories join sentences that need not agree. It was trained on positions up to
-2048 only briefly. Use it to test software, and for nothing else.
+It knows only what its templates say: about ninety countries, twenty animals, sums of one digit (nine in ten right,
+one in ten beyond), some everyday topics. Off that path it writes grammatical nonsense with confidence. It follows no
+instruction it was not trained on. It barely copies from its context: asked for JSON about Tom it writes of someone
+else, its lists repeat themselves, and a boy in a story may be called Fiona and become a she. It was trained on
+positions beyond 512 only briefly. Use it to test software, and for nothing else.
 """
 
 
