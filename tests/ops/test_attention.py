@@ -66,6 +66,24 @@ def test_bits_do_not_depend_on_batch_or_chunk(dtype, heads, kv_heads, head_dim, 
             assert torch.equal(alone, together[starts[i] + first : starts[i] + last]), (i, first, last)
 
 
+@pytest.mark.parametrize("threads", [2, 3, 4])
+@pytest.mark.parametrize("heads, kv_heads", [(1, 1), (3, 1), (7, 1), (4, 2)])
+def test_a_single_pair_keeps_its_bits_with_many_threads(heads, kv_heads, threads):
+    """One KV head and one key tile make one product, which the library would split over threads."""
+    before = torch.get_num_threads()
+    batch = [(1, 60)] * 5 + [(20, 100), (1, 128)]
+    try:
+        torch.set_num_threads(threads)
+        query, cache, table, lengths, starts, scale, _ = _case(torch.float32, heads, kv_heads, 64, 16, batch, None)
+        together = _tiled(query, cache, table, lengths, starts, scale, None)
+        for i, (count, _) in enumerate(batch):
+            rows, only = slice(int(starts[i]), int(starts[i + 1])), torch.tensor([0, count], dtype=torch.int32)
+            alone = _tiled(query[rows], cache, table[i : i + 1], lengths[i : i + 1], only, scale, None)
+            assert torch.equal(alone, together[rows])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_what_lies_behind_a_sequence_does_not_leak():
     """Finite rubbish past a sequence's length, and block 0, must not change a bit."""
     args = _case(torch.float32, 4, 2, 16, 16, [(3, 20), (1, 5)], None)

@@ -6,6 +6,7 @@ import torch
 from quire.core.errors import ShapeError
 from quire.ops import activation, elementwise, layout, norm, rope
 from quire.ops.cpu import activation as cpu
+from quire.ops.cpu import rope as cpu_rope
 from quire.ops.registry import OPS
 from quire.ops.spec import TensorSpec
 from quire.ops.tactic import tactics_for
@@ -61,6 +62,20 @@ def test_rope_rotates_pairs_and_keeps_the_rest():
     angle = torch.tensor([0.0, 9.0, 4.0])[:, None, None] * torch.tensor([1.0, 0.1])
     expected = as_complex * torch.polar(torch.ones_like(angle), angle)
     assert_close(out[..., :4], torch.cat((expected.real, expected.imag), -1))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("head_dim, rotary_dim", [(8, 8), (37, 12), (64, 64)])
+def test_rope_tactic_has_the_bits_of_the_reference(dtype, head_dim, rotary_dim):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(17, 3, head_dim, generator=generator).to(dtype)
+    positions = torch.randint(100, (17,), generator=generator, dtype=torch.int32)
+    table = rope.rope_table(100, rotary_dim)
+    kept = x.clone()
+    assert torch.equal(
+        cpu_rope.rope(x, positions, table, cpu_rope.angles(x, positions, table)), rope.rope(x, positions, table)
+    )
+    assert torch.equal(x, kept), "the argument was written to"
 
 
 def test_rope_errors():

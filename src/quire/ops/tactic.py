@@ -48,6 +48,7 @@ _CPU = {
         Tactic("linear", "onednn_rows", cpu.linear.run, pack={"weight": cpu.linear.pack}),
         Tactic("silu", "exp", cpu.activation.silu),
         Tactic("gelu", "tanh_erf", cpu.activation.gelu),
+        Tactic("rope", "shared_angles", cpu.rope.rope, prepare=cpu.rope.angles, prepare_reads=("positions", "table")),
         Tactic("append_kv", "indexed", cpu.attention.append_kv, prepare=cpu.attention.slots,
                prepare_reads=("slot_mapping",)),
         Tactic("attention", "tiled", cpu.attention.attention, prepare=cpu.attention.tiles,

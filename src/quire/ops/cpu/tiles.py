@@ -1,0 +1,194 @@
+"""How a step of paged attention is cut: query tiles, key tiles, and the pairs of them that must be computed.
+
+A query tile holds a few consecutive tokens of one sequence, padded; a key tile `KEY_TILE` consecutive positions from a
+multiple of it. Positions are absolute, so where a key tile begins depends neither on chunking nor on neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+KEY_TILE = 128
+# Pairs computed at once: large enough to pay for the calls, small enough for the second-level cache.
+_PAIRS_BYTES = 1 << 20
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Pairs that are computed at once.
+
+    Attributes:
+        tile_of_pair: [num_pairs], int64: the query tile of each pair.
+        blocks: [2 * num_pairs * blocks_per_key_tile], int64: what they read of the cache seen as [2 * num_blocks, ...],
+            keys and then values; block 0 where there is none.
+        bias: [num_pairs, 1, tile, 1, key_tile], float32, 0 or -inf; None if all of them see all.
+    """
+
+    tile_of_pair: Tensor
+    blocks: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Some sequences of a step, cut.
+
+    Attributes:
+        tile: Tokens in a query tile.
+        key_tile: Positions in a key tile.
+        tokens: [num_tokens], int64: the tokens of the step that are in here; None for all of them in order.
+        source: [num_tiles * num_kv_heads * tile * group], int64: which row of the queries, seen as [num_tokens *
+            num_heads, head_dim], each row of the tiles holds; padding repeats token 0.
+        target: [num_tokens * num_heads], int64: the row of the tiles that holds each of those.
+        num_tiles: Query tiles.
+        tile_of_pair: [num_pairs], int64.
+        is_single: Whether every query tile has exactly one key tile, so that nothing needs joining.
+        chunks: The pairs, in order of tile, then position.
+    """
+
+    tile: int
+    key_tile: int
+    tokens: Tensor | None
+    source: Tensor
+    target: Tensor
+    num_tiles: int
+    tile_of_pair: Tensor
+    is_single: bool
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step's integers, as numpy int64.
+
+    Attributes:
+        starts: [num_seqs + 1]: where each sequence's queries start.
+        seq_lens: [num_seqs].
+        block_table: [num_seqs, max_blocks].
+        num_heads: Query heads.
+        cache_shape: Of the KV cache: 2, num_blocks, num_kv_heads, block_size, head_dim.
+        window: How many latest positions a query sees; None sees all.
+    """
+
+    starts: Array
+    seq_lens: Array
+    block_table: Array
+    num_heads: int
+    cache_shape: tuple[int, ...]
+    window: int | None
+
+    @property
+    def query_lens(self) -> Array:
+        """Queries of each sequence."""
+        lens: Array = np.diff(self.starts)
+        return lens
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return self.cache_shape[3]
+
+    @property
+    def key_tile(self) -> int:
+        """Positions in a key tile: whole blocks, next to `KEY_TILE`."""
+        return max(1, KEY_TILE // self.block_size) * self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    sequence: Array  # [num_tiles]: which sequence
+    positions: Array  # [num_tiles, tile]: position of each row, -1 for padding
+    token_of_row: Array  # [num_tiles, tile]
+    is_query: Array  # [num_tiles, tile]
+
+
+def cut(step: Step, sequences: Array, tile: int) -> Tiles:
+    """Cut the queries of some sequences into tiles of `tile` tokens, and pair them with the keys they see.
+
+    Args:
+        step: All sequences.
+        sequences: [n]: indices of those to cut, ascending, each with at least one query.
+        tile: Tokens in a query tile.
+    """
+    queries = _cut_queries(step, sequences, tile)
+    first, last = queries.positions[:, 0], queries.positions.max(1, initial=0)
+    key_tile = step.key_tile
+    low = np.zeros_like(first) if step.window is None else np.maximum(first - step.window + 1, 0) // key_tile
+    count = last // key_tile - low + 1
+    tile_of_pair = np.repeat(np.arange(len(count)), count)
+    key_index = np.arange(len(tile_of_pair)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
+    _, _, num_kv_heads, _, head_dim = step.cache_shape
+    size = max(1, _PAIRS_BYTES // (key_tile * num_kv_heads * head_dim * 4))
+    chunks = tuple(
+        _chunk(step, queries, tile_of_pair[i : i + size], key_index[i : i + size])
+        for i in range(0, len(tile_of_pair), size)
+    )
+    tokens = queries.token_of_row[queries.is_query]
+    is_all = len(tokens) == step.starts[-1]
+    return Tiles(
+        tile,
+        key_tile,
+        None if is_all else torch.from_numpy(tokens),
+        *_source_and_target(step, queries),
+        len(count),
+        torch.from_numpy(tile_of_pair),
+        bool((count == 1).all()),
+        chunks,
+    )
+
+
+def _cut_queries(step: Step, sequences: Array, tile: int) -> _Queries:
+    lengths = step.query_lens[sequences]
+    per_sequence = -(-lengths // tile)
+    local = np.repeat(np.arange(len(sequences)), per_sequence)
+    index = np.arange(len(local)) - np.repeat(np.cumsum(per_sequence) - per_sequence, per_sequence)
+    offset = index[:, None] * tile + np.arange(tile)[None, :]
+    is_query = offset < lengths[local][:, None]
+    sequence = sequences[local]
+    token_of_row = np.where(is_query, step.starts[sequence][:, None] + offset, 0)
+    base = (step.seq_lens - step.query_lens)[sequence][:, None]
+    return _Queries(sequence, np.where(is_query, base + offset, -1), token_of_row, is_query)
+
+
+def _chunk(step: Step, queries: _Queries, tile_of_pair: Array, key_index: Array) -> Chunk:
+    """Return some pairs with the blocks that they read and what hides keys from them."""
+    per_tile = step.key_tile // step.block_size
+    column = key_index[:, None] * per_tile + np.arange(per_tile)[None, :]
+    inside = column < step.block_table.shape[1]
+    row = queries.sequence[tile_of_pair][:, None]
+    # Block 0, which is never anybody's, stands in past a table's end.
+    blocks = np.where(inside, step.block_table[row, np.where(inside, column, 0)], 0)
+    bias = _bias(step, queries.positions[tile_of_pair], key_index * step.key_tile)
+    both = np.concatenate((blocks, blocks + step.cache_shape[1]))
+    return Chunk(torch.from_numpy(tile_of_pair), torch.from_numpy(both.reshape(-1)), bias)
+
+
+def _source_and_target(step: Step, queries: _Queries) -> tuple[Tensor, Tensor]:
+    """Return where the tiles' rows [num_tiles, num_kv_heads, tile, group] come from, and where each query went."""
+    num_kv_heads = step.cache_shape[2]
+    group = step.num_heads // num_kv_heads
+    head = np.arange(step.num_heads).reshape(1, num_kv_heads, 1, group)
+    source = queries.token_of_row[:, None, :, None] * step.num_heads + head
+    row = np.arange(source.size).reshape(source.shape).transpose(0, 2, 1, 3)
+    return torch.from_numpy(source.reshape(-1)), torch.from_numpy(row[queries.is_query].reshape(-1))
+
+
+def _bias(step: Step, positions: Array, start: Array) -> Tensor | None:
+    """Return what to add to scores so that each row sees only its own past, or None if all see all of these keys."""
+    end = start + step.key_tile - 1
+    needs = (end > positions[:, 0]) | (positions[:, -1] < 0)
+    if step.window is not None:
+        needs |= start <= positions.max(1, initial=0) - step.window
+    if not needs.any():
+        return None
+    at = torch.from_numpy(positions)[:, None, :, None, None]
+    key = torch.from_numpy(start)[:, None, None, None, None] + torch.arange(step.key_tile)
+    unseen = key > at if step.window is None else (key > at) | (key <= at - step.window)
+    return torch.zeros(unseen.shape).masked_fill_(unseen, float("-inf"))
