@@ -125,7 +125,10 @@ def main() -> None:
     with checkpoint(options.size) as directory:
         peer, ours = Transformers(directory), Quire(directory)
         check = [(prompt("check", 128), 8)]
-        print("same greedy tokens:", peer.run(check) == ours.run(check), flush=True)
+        # Random weights leave near ties that bf16 rounding decides, so the two part sooner or later.
+        pairs = list(zip(peer.run(check)[0], ours.run(check)[0], strict=True))
+        alike = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+        print(f"the first {alike} of {len(pairs)} greedy tokens are the same", flush=True)
         measure(peer, ours, options)
 
 
