@@ -86,6 +86,7 @@ class LLM:
         self._default_params = loaded.default_params
         self._chat_template = chat_template
         self._num_requests = 0
+        self._streams: dict[str, list[RequestOutput]] = {}
 
     def generate(
         self,
@@ -182,10 +183,18 @@ class LLM:
         self._num_requests += 1
         request_id = str(self._num_requests)
         self._engine.add_request(request_id, prompt, params)
+        outputs = self._streams[request_id] = []
         try:
-            while self._engine.has_unfinished_requests():
-                yield from self._engine.step()
+            is_finished = False
+            while not is_finished:
+                if not outputs:
+                    self._step()
+                while outputs and not is_finished:
+                    output = outputs.pop(0)
+                    is_finished = output.finished
+                    yield output
         finally:
+            del self._streams[request_id]
             self._engine.abort_request(request_id)
 
     def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
@@ -279,8 +288,8 @@ class LLM:
                 self._engine.add_request(request_id, prompt, p, rank)
                 added.append(request_id)
             with _progress("Processed prompts", len(added), enable=use_tqdm, has_speed=True) as bar:
-                while self._engine.has_unfinished_requests():
-                    for output in self._engine.step():
+                while len(outputs) < len(added):
+                    for output in self._step():
                         outputs[output.request_id] = output
                         _advance(bar, output)
         finally:
@@ -288,6 +297,13 @@ class LLM:
                 if request_id not in outputs:
                     self._engine.abort_request(request_id)
         return [outputs[request_id] for request_id in added]
+
+    def _step(self) -> list[RequestOutput]:
+        """Run one step; what belongs to an open stream waits there, the rest is returned."""
+        others: list[RequestOutput] = []
+        for output in self._engine.step():
+            self._streams.get(output.request_id, others).append(output)
+        return others
 
     def _generate_quietly(
         self, prompts: Sequence[Mapping[str, list[int]]], params: SamplingParams
@@ -332,9 +348,10 @@ def _progress(title: str, total: int, *, enable: bool, has_speed: bool = False) 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     if has_speed:
         columns.append(TextColumn("{task.fields[speed]}"))
-    bar = Progress(*columns, console=Console(stderr=True), transient=not has_speed)
+    console = Console(stderr=True)
+    bar = Progress(*columns, console=console, transient=not has_speed)
     bar.add_task(title, total=total, speed="", num_in=0, num_out=0)
-    if not enable:
+    if not enable or (bar.live.transient and not console.is_terminal):
         yield bar
         return
     with bar:

@@ -58,6 +58,22 @@ def test_stream_joins_to_the_whole(llm):
     assert "".join(o.outputs[0].text for o in llm.stream("Once upon a time", greedy(max_tokens=30))) == whole
 
 
+def test_streams_do_not_mix(llm):
+    prompts = ["Once upon a time", "The future of AI is"]
+    params = greedy(max_tokens=20, ignore_eos=True)
+    whole = [o.outputs[0].text for o in llm.generate(prompts, params, use_tqdm=False)]
+    first, second = (llm.stream(p, params) for p in prompts)
+    pieces = ["", ""]
+    for _ in range(5):
+        pieces[0] += next(first).outputs[0].text
+        pieces[1] += next(second).outputs[0].text
+    between = llm.generate(prompts, params, use_tqdm=False)
+    assert [o.outputs[0].text for o in between] == whole
+    pieces[1] += "".join(o.outputs[0].text for o in second)
+    pieces[0] += "".join(o.outputs[0].text for o in first)
+    assert pieces == whole
+
+
 def test_leaving_a_stream_frees_its_blocks(llm):
     stream = llm.stream("Once upon a time", greedy(max_tokens=100))
     next(stream)

@@ -209,10 +209,8 @@ class RequestMetrics:
     """When things happened to a request, in monotonic seconds; None means not yet."""
 
     arrival_time_s: float
-    first_scheduled_time_s: float | None = None
     first_token_time_s: float | None = None
     finished_time_s: float | None = None
-    num_preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

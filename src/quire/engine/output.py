@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from quire.core.log import get_logger
@@ -145,7 +145,7 @@ class OutputProcessor:
         now = time.monotonic()
         metrics = tracked.metrics
         if update.new_token_ids and metrics.first_token_time_s is None:
-            tracked.metrics = RequestMetrics(metrics.arrival_time_s, metrics.first_scheduled_time_s, now)
+            tracked.metrics = RequestMetrics(metrics.arrival_time_s, now)
         tracked.num_cached_tokens = max(tracked.num_cached_tokens, update.num_cached_tokens)
         if update.prompt_logprobs is not None:
             tracked.prompt_logprobs = [None, *map(self._logprobs, update.prompt_logprobs)]
@@ -185,9 +185,7 @@ class OutputProcessor:
             return None
         metrics = tracked.metrics
         if finished:
-            metrics = RequestMetrics(
-                metrics.arrival_time_s, metrics.first_scheduled_time_s, metrics.first_token_time_s, time.monotonic()
-            )
+            metrics = replace(metrics, finished_time_s=time.monotonic())
         is_delta = kind is RequestOutputKind.DELTA
         samples = [s for s in tracked.samples if not (is_delta and s.is_reported_finished)]
         completions = [_completion(sample, tracked.request.params, is_delta) for sample in samples]
