@@ -84,6 +84,22 @@ def test_a_single_pair_keeps_its_bits_with_many_threads(heads, kv_heads, threads
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("is_free, keeps_bits", [(False, True), (False, False), (True, False)])
+def test_where_a_proof_fails_the_promise_holds_the_slow_way(monkeypatch, is_free, keeps_bits):
+    """On a machine whose library sums by the number of products, or otherwise in long tiles."""
+    monkeypatch.setattr(cpu, "_number_is_free", lambda *shape: is_free)
+    monkeypatch.setattr(cpu, "_long_keeps_bits", lambda *shape: keeps_bits)
+    used = []
+    honest = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: used.append(tuple(a.shape[:2])) or honest(a, b))
+    args = _case(torch.float32, 4, 2, 64, 16, BATCH, None)
+    assert_close(_tiled(*args), attention(*args))
+    if not is_free:
+        assert len({count for count, _ in used}) == 1, "every call has a full chunk's number of products"
+    if not keeps_bits:
+        assert len({rows for _, rows in used}) == 1, "every call has short tiles"
+
+
 def test_what_lies_behind_a_sequence_does_not_leak():
     """Finite rubbish past a sequence's length, and block 0, must not change a bit."""
     args = _case(torch.float32, 4, 2, 16, 16, [(3, 20), (1, 5)], None)

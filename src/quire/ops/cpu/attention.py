@@ -21,6 +21,7 @@ from quire.ops.cpu.tiles import Chunk, Step, Tiles, cut
 SHORT_ROWS, LONG_ROWS = 4, 32
 _LOWEST = -3.0e38
 _KEEPS_BITS: dict[tuple[int, ...], bool] = {}
+_NUMBER_IS_FREE: dict[tuple[int, ...], bool] = {}
 
 
 def tiles(
@@ -90,21 +91,45 @@ def _pairs(rows: Tensor, kv_cache: Tensor, chunk: Chunk, part: Tiles) -> tuple[T
     _, num_kv_heads, num_rows, head_dim = rows.shape
     keys, values = _key_tiles(kv_cache, chunk.blocks, part.key_tile)
     queries = rows.index_select(0, chunk.tile_of_pair).view(-1, num_rows, head_dim)
-    scores = _products(queries, keys.transpose(1, 2))
+    scores = _products(queries, keys.transpose(1, 2), part.most_products)
     if chunk.bias is not None:
         scores.view(-1, num_kv_heads, part.tile, num_rows // part.tile, part.key_tile).add_(chunk.bias)
     peak = scores.amax(-1, keepdim=True).clamp_(min=_LOWEST)
     weights = scores.sub_(peak).exp_()
-    out = _products(weights, values)
+    out = _products(weights, values, part.most_products)
     shape = (-1, num_kv_heads, num_rows, 1)
     return out.view(-1, num_kv_heads, num_rows, head_dim), peak.view(shape), weights.sum(-1).view(shape)
 
 
-def _products(a: Tensor, b: Tensor) -> Tensor:
-    """Return the batched product. MKL splits a single product over three or more threads, but never one of several."""
-    if a.shape[0] == 1:
-        return torch.bmm(a.repeat(2, 1, 1), b.repeat(2, 1, 1))[:1]
-    return torch.bmm(a, b)
+def _products(a: Tensor, b: Tensor, most: int) -> Tensor:
+    """Return the batched product, padded so that its bits do not depend on how many products there are.
+
+    Args:
+        a: [num_products, num_rows, inner], float32.
+        b: [num_products, inner, num_columns], float32.
+        most: Products of a full chunk.
+    """
+    count = a.shape[0]
+    # A single product may be split over threads (seen: MKL with three and more); one of several is not.
+    least = min(2, most) if _number_is_free(a.shape[1], a.shape[2], b.shape[2]) else most
+    if count >= least:
+        return torch.bmm(a, b)
+    repeats = -(-least // count)
+    return torch.bmm(a.repeat(repeats, 1, 1)[:least], b.repeat(repeats, 1, 1)[:least])[:count]
+
+
+def _number_is_free(rows: int, inner: int, columns: int) -> bool:
+    """Prove once per shape and number of threads that 2 and more products each get the same bits in any number."""
+    key = (rows, inner, columns, torch.get_num_threads())
+    if key not in _NUMBER_IS_FREE:
+        generator = torch.Generator().manual_seed(0)
+        a = torch.randn(64, rows, inner, generator=generator)
+        b = torch.randn(64, inner, columns, generator=generator)
+        together = torch.bmm(a, b)
+        _NUMBER_IS_FREE[key] = all(
+            torch.equal(torch.bmm(a[3 : 3 + n], b[3 : 3 + n]), together[3 : 3 + n]) for n in (2, 3, 4, 7, 16, 33)
+        )
+    return _NUMBER_IS_FREE[key]
 
 
 def _key_tiles(kv_cache: Tensor, blocks: Tensor, key_tile: int) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,7 @@ class Tiles:
         num_tiles: Query tiles.
         tile_of_pair: [num_pairs], int64.
         is_single: Whether every query tile has exactly one key tile, so that nothing needs joining.
+        most_products: Products of a full chunk: its pairs times KV heads.
         chunks: The pairs, in order of tile, then position.
     """
 
@@ -61,6 +62,7 @@ class Tiles:
     num_tiles: int
     tile_of_pair: Tensor
     is_single: bool
+    most_products: int
     chunks: tuple[Chunk, ...]
 
 
@@ -140,6 +142,7 @@ def cut(step: Step, sequences: Array, tile: int) -> Tiles:
         len(count),
         torch.from_numpy(tile_of_pair),
         bool((count == 1).all()),
+        size * num_kv_heads,
         chunks,
     )
 
