@@ -61,7 +61,7 @@ front of plain text; the chat template writes it by itself, so encode its output
 
 ## Limits
 
-It knows only what its templates say: about ninety countries, twenty animals, sums of one digit (nine in ten right,
+It knows only what its templates say: about ninety countries, twenty animals, sums of one digit (six in seven right,
 one in ten beyond), some everyday topics. Off that path it writes grammatical nonsense with confidence. It follows no
 instruction it was not trained on. It barely copies from its context: asked for JSON about Tom it writes of someone
 else, its lists repeat themselves, and a boy in a story may be called Fiona and become a she. It was trained on
