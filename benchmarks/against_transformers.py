@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.record import record
 from quire import LLM, SamplingParams
-from quire.graph.memory import flops_per_token, weight_bytes
+from quire.graph.memory import bytes_read_per_token, flops_per_token
 from quire.runner.device import measure_roof
 
 VOCAB = 32000
@@ -154,7 +154,7 @@ def measure(peer: Transformers, ours: Quire, options: argparse.Namespace) -> Non
         record(f"{workload}.ratio.{label}", "x", [a / b for a, b in pairs], save=save)
     roof = measure_roof("bfloat16")
     network = ours.llm.plan.network
-    read = [rate * weight_bytes(network) / roof.read_bytes_per_s for rate in rates["decode_1.quire"]]
+    read = [rate * bytes_read_per_token(network) / roof.read_bytes_per_s for rate in rates["decode_1.quire"]]
     record(f"decode_1.quire_of_read_roof.{label}", "share", read, save=save)
     requests = offline_requests(0)
     tokens = sum(len(ids) + count for ids, count in requests) / sum(count for _, count in requests)

@@ -9,7 +9,14 @@ import torch
 from quire.builder.build import open_plan
 from quire.core.config import BuildConfig
 from quire.core.errors import CapacityError, PlanError
-from quire.graph.memory import constant_nodes, flops_per_token, plan_memory, weight_bytes, workspace_bytes
+from quire.graph.memory import (
+    bytes_read_per_token,
+    constant_nodes,
+    flops_per_token,
+    plan_memory,
+    weight_bytes,
+    workspace_bytes,
+)
 from quire.graph.plan import Plan, is_engine_directory
 from quire.graph.tensor_file import TensorFile, write_tensor_file
 from quire.ops.spec import TensorSpec
@@ -115,6 +122,7 @@ def test_weight_bytes_and_flops_by_hand(plan):
     table = 512 * 16
     embedding = vocab * hidden
     assert flops_per_token(plan.network) == 2 * matrices
+    assert bytes_read_per_token(plan.network) == 4 * matrices
     assert weight_bytes(plan.network) == 4 * (matrices + norms + table + embedding)
 
 

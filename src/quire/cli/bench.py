@@ -71,14 +71,14 @@ def _startup(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _with_model(options: argparse.Namespace) -> dict[str, Any]:
-    from quire.graph.memory import flops_per_token, weight_bytes
+    from quire.graph.memory import bytes_read_per_token, flops_per_token
     from quire.runner.device import measure_roof
 
     with open_model(options, skip_tokenizer_init=True) as llm:
         roof = measure_roof(llm.plan.spec.dtype)
         measured = _latency(llm, options) if options.kind == "latency" else _throughput(llm, options)
         flops = flops_per_token(llm.plan.network) * measured["tokens_per_s"]
-        read = weight_bytes(llm.plan.network) * measured["steps_per_s"]
+        read = bytes_read_per_token(llm.plan.network) * measured["steps_per_s"]
     return {
         "kind": options.kind,
         "model": options.model,

@@ -80,6 +80,12 @@ def flops_per_token(network: Network) -> int:
     return sum(2 * prod(_sizes(spec(weight), {})) for weight in weights if isinstance(weight, fx.Node))
 
 
+def bytes_read_per_token(network: Network) -> int:
+    """Return the bytes of all matrices of linear layers: what decoding one token reads of the weights."""
+    weights = (node.kwargs["weight"] for node in network.calls() if op_of(node).name == "linear")
+    return sum(_num_bytes(spec(weight), {}) for weight in weights if isinstance(weight, fx.Node))
+
+
 def workspace_bytes(network: Network, sizes: Mapping[str, int]) -> int:
     """Return the most bytes of activations alive at once, by liveness over the graph.
 
