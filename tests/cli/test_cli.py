@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -105,17 +104,12 @@ def test_help_of_every_command(command, capsys):
     assert caught.value.code == 0 and "usage: quire" in capsys.readouterr().out
 
 
-def test_help_answers_at_once():
-    """No heavy import: best of three, since machines are shared."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "quire", "--help"], check=True, capture_output=True, text=True)
-        seconds.append(time.perf_counter() - start)
+def test_help_imports_nothing_heavy():
+    done = subprocess.run([sys.executable, "-m", "quire", "--help"], check=True, capture_output=True, text=True)
     assert "generate" in done.stdout
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, quire.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
          "print([n for n in ('torch', 'numpy', 'rich', 'tokenizers') if n in sys.modules])"],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    assert loaded.stdout.splitlines()[-1] == "[]", "help must not import heavy packages"
+    assert loaded.stdout.splitlines()[-1] == "[]"
