@@ -113,10 +113,6 @@ class Network:
             raise BuildError(f"output {name!r} of {self.name} is marked twice; choose another name.")
         self._outputs[name] = tensor.node
 
-    def replace_output(self, name: str, node: fx.Node) -> None:
-        """Let output `name` be another node (for passes)."""
-        self._outputs[name] = node
-
     def calls(self) -> list[fx.Node]:
         """Return the op call nodes in order."""
         return [node for node in self.graph.nodes if node.op == "call_function"]

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 
-from quire.core.errors import PlanError
 from quire.graph.weight_source import empty_weight
 from quire.ops.spec import TensorSpec
+from quire.weights.declared import DeclaredWeights
 
 _STD = 0.02
 _BIAS_STD = 0.002
 _CHUNK = 1 << 20  # elements drawn at once: float32 scratch of 4 MiB, whatever the tensor's size
 
 
-class DummyWeights:
+class DummyWeights(DeclaredWeights):
     """A `WeightSource` of random values: normal with deviation 0.02 for matrices, 0.002 for biases, ones for norms.
 
     A tensor's values depend only on the seed, its name and its shape, up to rounding to its dtype. One core of an
@@ -28,22 +28,8 @@ class DummyWeights:
     """
 
     def __init__(self, declared: Mapping[str, TensorSpec], seed: int) -> None:
-        self._declared = dict(declared)
+        super().__init__(declared, "dummy weights")
         self._seed = seed
-
-    def names(self) -> Iterable[str]:
-        """Return the names of all tensors."""
-        return self._declared.keys()
-
-    def spec(self, name: str) -> TensorSpec:
-        """Return shape and dtype of a tensor.
-
-        Raises:
-            PlanError: There is no such tensor.
-        """
-        if name not in self._declared:
-            raise PlanError(f"dummy weights: expected a declared weight, got {name!r}.")
-        return self._declared[name]
 
     def read(self, name: str) -> torch.Tensor:
         """Make one tensor.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from quire.core.errors import PlanError
 from quire.graph.weight_source import WeightSource, empty_weight
 from quire.ops.spec import FLOATS, TensorSpec, dtype_name
 from quire.weights.checkpoint import Checkpoint
+from quire.weights.declared import DeclaredWeights
 
 _CASTABLE = (*FLOATS, torch.float64)
 _SHOWN = 3
@@ -42,7 +43,7 @@ def open_weights(
     return CheckpointWeights(checkpoint, stored, declared)
 
 
-class CheckpointWeights:
+class CheckpointWeights(DeclaredWeights):
     """A `WeightSource` of a network's weights out of a checkpoint.
 
     Args:
@@ -52,23 +53,9 @@ class CheckpointWeights:
     """
 
     def __init__(self, checkpoint: Checkpoint, stored: Mapping[str, str], declared: Mapping[str, TensorSpec]) -> None:
+        super().__init__(declared, str(checkpoint.directory))
         self._checkpoint = checkpoint
         self._stored = dict(stored)
-        self._declared = dict(declared)
-
-    def names(self) -> Iterable[str]:
-        """Return the network's names, in its order."""
-        return self._declared.keys()
-
-    def spec(self, name: str) -> TensorSpec:
-        """Return shape and dtype of a tensor as the network declares it.
-
-        Raises:
-            PlanError: There is no such tensor.
-        """
-        if name not in self._declared:
-            raise PlanError(f"{self._checkpoint.directory}: expected a declared weight, got {name!r}.")
-        return self._declared[name]
 
     def read(self, name: str) -> torch.Tensor:
         """Read one tensor and cast it to its declared dtype.
