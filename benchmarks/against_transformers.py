@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.record import record
 from quire import LLM, SamplingParams
-from quire.graph.memory import bytes_read_per_token, flops_per_token
+from quire.plan.memory import bytes_read_per_token, flops_per_token
 from quire.runner.device import measure_roof
 
 VOCAB = 32000

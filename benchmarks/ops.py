@@ -59,7 +59,7 @@ def bench_attention() -> None:
         query = torch.randn(num_seqs * queries, HEADS, HEAD_DIM).bfloat16()
         lens = torch.full((num_seqs,), context, dtype=torch.int32)
         starts = torch.tensor(list(itertools.accumulate([0] + [queries] * num_seqs)), dtype=torch.int32)
-        args = (query, cache, table, lens, starts, HEAD_DIM**-0.5, None)
+        args = (query, cache, table, lens, starts, HEAD_DIM**-0.5, None, None)
         cut = attention.tiles(*args)
         times = seconds(lambda i, args=args, cut=cut: attention.attention(*args, prepared=cut), 10)  # type: ignore[misc]
         name = f"attention.{num_seqs}x{queries}_of_{context}.bf16"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from quire.core.request import RequestOutput
     from quire.core.sampling_params import BeamSearchParams, SamplingParams
-    from quire.graph.plan import Plan
     from quire.llm import LLM
+    from quire.plan.plan import Plan
 
 __version__ = "0.1.0"
 
@@ -16,7 +16,7 @@ __all__ = ["LLM", "BeamSearchParams", "Plan", "RequestOutput", "SamplingParams",
 _LAZY = {
     "LLM": "quire.llm",
     "BeamSearchParams": "quire.core.sampling_params",
-    "Plan": "quire.graph.plan",
+    "Plan": "quire.plan.plan",
     "RequestOutput": "quire.core.request",
     "SamplingParams": "quire.core.sampling_params",
 }

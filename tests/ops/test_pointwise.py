@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from quire.core.errors import ShapeError
-from quire.ops import activation, elementwise, layout, norm, rope
-from quire.ops.cpu import activation as cpu
+from quire.ops import elementwise, layout, norm, rope
+from quire.ops.cpu import elementwise as cpu
 from quire.ops.cpu import rope as cpu_rope
 from quire.ops.registry import OPS
 from quire.ops.spec import TensorSpec
@@ -15,9 +15,9 @@ from tests.support.tolerance import assert_close
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 WIDTHS = (1, 7, 37, 64, 1000)
 ACTIVATIONS = {
-    "silu": (cpu.silu, activation.silu),
-    "gelu": (cpu.gelu, activation.gelu),
-    "gelu_tanh": (lambda x: cpu.gelu(x, "tanh"), lambda x: activation.gelu(x, "tanh")),
+    "silu": (cpu.silu, elementwise.silu),
+    "gelu": (cpu.gelu, elementwise.gelu),
+    "gelu_tanh": (lambda x: cpu.gelu(x, "tanh"), lambda x: elementwise.gelu(x, "tanh")),
 }
 
 
@@ -129,4 +129,4 @@ def test_every_op_has_a_reference_tactic_last_and_infers_what_it_returns():
 
 def test_wrong_arguments_name_the_op():
     with pytest.raises(ShapeError, match=r"silu: .*unexpected keyword argument 'y'"):
-        activation.silu(torch.zeros(2), y=1)
+        elementwise.silu(torch.zeros(2), y=1)

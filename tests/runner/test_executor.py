@@ -98,7 +98,7 @@ def test_wrong_weight_is_a_plan_error():
 _PEAK = """
 import sys
 from math import prod
-from quire.graph.plan import Plan
+from quire.plan.plan import Plan
 from quire.runner.executor import Executor
 
 def status(key):  # unlike getrusage's peak, this one starts anew with the process

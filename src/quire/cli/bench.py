@@ -71,7 +71,7 @@ def _startup(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _with_model(options: argparse.Namespace) -> dict[str, Any]:
-    from quire.graph.memory import bytes_read_per_token, flops_per_token
+    from quire.plan.memory import bytes_read_per_token, flops_per_token
     from quire.runner.device import measure_roof
 
     with open_model(options, skip_tokenizer_init=True) as llm:

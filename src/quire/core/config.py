@@ -5,13 +5,15 @@ Command line options, their defaults and their help are generated from these fie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from quire.core.errors import ConfigError, did_you_mean
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SCHEMES = ("w8a16", "w8a8", "w4a16", "fp8")
+KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 
 
 def _help(text: str, **more: Any) -> dict[str, Any]:
@@ -31,12 +33,46 @@ def at_least(name: str, value: int | None, low: int) -> None:
         raise ConfigError(f"{name}: expected an integer of at least {low}, got {value!r}.")
 
 
+def in_range(name: str, value: float | None, low: float, high: float) -> None:
+    """Raise ConfigError unless `value` is None or a number in [low, high]."""
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high
+    ):
+        raise ConfigError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}.")
+
+
+def _strings(name: str, value: Any) -> tuple[str, ...]:
+    """Return a list of strings as a tuple."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"{name}: expected a list of strings, got {value!r}.")
+    return tuple(value)
+
+
 @dataclass(frozen=True, slots=True)
 class BuildConfig:
     """What turns a model into a Plan; hashed into it."""
 
     dtype: str = field(default="auto", metadata=_help("dtype of weights and activations", choices=DTYPES))
-    quantization: str | None = field(default=None, metadata=_help("weight quantization scheme (none yet)"))
+    quantization: str | None = field(default=None, metadata=_help("scheme of all linear layers", choices=SCHEMES))
+    kv_cache_dtype: str = field(
+        default="auto", metadata=_help("dtype of the KV cache; auto: that of activations", choices=KV_CACHE_DTYPES)
+    )
+    group_size: int = field(default=128, metadata=_help("w4a16: input channels that share a scale", choices=(64, 128)))
+    smooth_alpha: float | None = field(
+        default=None, metadata=_help("w8a8: SmoothQuant's alpha, 0 leaves activations alone; None searches it")
+    )
+    exclude: tuple[str, ...] = field(
+        default=("lm_head",), metadata=_help("JSON list of layers that stay unquantized, by name or part of it")
+    )
+    calibration: str | None = field(
+        default=None, metadata=_help("text or JSONL file to calibrate and evaluate on; None takes the built-in text")
+    )
+    num_calibration_samples: int = field(default=128, metadata=_help("pieces of text to calibrate on"))
+    calibration_length: int = field(default=512, metadata=_help("tokens in each of them"))
+    max_kl: float = field(
+        default=0.1, metadata=_help("mean KL divergence, in nats a token, over which a quantized build is refused")
+    )
+    without_passes: tuple[str, ...] = field(default=(), metadata=_help("JSON list of passes to leave out"))
     load_format: str = field(
         default="auto", metadata=_help("where weights come from; dummy: seeded values", choices=("auto", "dummy"))
     )
@@ -49,8 +85,17 @@ class BuildConfig:
     def __post_init__(self) -> None:
         choice("dtype", self.dtype, DTYPES)
         choice("load_format", self.load_format, ("auto", "dummy"))
+        choice("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         if self.quantization is not None:
-            raise ConfigError(f"quantization: expected None (no scheme is supported yet), got {self.quantization!r}.")
+            choice("quantization", self.quantization, SCHEMES)
+        if self.group_size not in (64, 128):
+            raise ConfigError(f"group_size: expected 64 or 128, got {self.group_size!r}.")
+        at_least("num_calibration_samples", self.num_calibration_samples, 1)
+        at_least("calibration_length", self.calibration_length, 2)
+        in_range("smooth_alpha", self.smooth_alpha, 0, 1)
+        in_range("max_kl", self.max_kl, 0, float("inf"))
+        for name in ("exclude", "without_passes"):
+            object.__setattr__(self, name, _strings(name, getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +110,6 @@ class EngineConfig:
         default=0.9, metadata=_help("share of the device's memory for weights, workspace and KV cache")
     )
     kv_cache_memory_bytes: int | None = field(default=None, metadata=_help("bytes of KV cache, instead of the share"))
-    kv_cache_dtype: str = field(default="auto", metadata=_help("dtype of the KV cache", choices=("auto",)))
     enable_prefix_caching: bool = field(default=True, metadata=_help("share the blocks of common prefixes"))
     enable_chunked_prefill: bool = field(default=True, metadata=_help("split long prompts over several steps"))
     scheduling_policy: str = field(default="fcfs", metadata=_help("who is served first", choices=("fcfs", "priority")))
@@ -76,7 +120,6 @@ class EngineConfig:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes"):
             at_least(name, getattr(self, name), 1)
         choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority"))
-        choice("kv_cache_dtype", self.kv_cache_dtype, ("auto",))
         share = self.gpu_memory_utilization
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
             raise ConfigError(f"gpu_memory_utilization: expected a number in (0, 1], got {share!r}.")

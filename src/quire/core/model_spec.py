@@ -96,16 +96,6 @@ class ModelSpec:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
-    @property
-    def dtype_bytes(self) -> int:
-        """Bytes of one activation or cached key element."""
-        return DTYPE_BYTES[self.dtype]
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of keys and values that one token keeps over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype_bytes
-
     def window(self, layer: int) -> int | None:
         """Return the sliding window of a layer in tokens, None for full attention."""
         return self.sliding_windows[layer] if self.sliding_windows else None

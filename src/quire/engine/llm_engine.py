@@ -13,7 +13,7 @@ from quire.engine.admission import Admission, Prompt
 from quire.engine.output import OutputProcessor
 from quire.engine.resolve import resolve
 from quire.engine.stats_log import StatsLog
-from quire.graph.plan import Plan
+from quire.plan.plan import Plan
 from quire.runner.model_runner import ModelRunner
 from quire.scheduler.scheduler import Scheduler
 from quire.tokenizer.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ from quire.core.errors import PlanError
 from quire.core.model_files import GENERATION_CONFIG
 from quire.core.sampling_params import SamplingParams
 from quire.engine.llm_engine import LLMEngine
-from quire.graph.plan import Plan
+from quire.plan.plan import Plan
 from quire.tokenizer.tokenizer import Tokenizer
 
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")

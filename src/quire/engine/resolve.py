@@ -5,8 +5,8 @@ from __future__ import annotations
 from quire.core.config import EngineConfig, SchedulerConfig
 from quire.core.errors import ConfigError
 from quire.core.log import get_logger
-from quire.graph.memory import MemoryPlan, plan_memory
-from quire.graph.plan import Plan
+from quire.plan.memory import MemoryPlan, plan_memory
+from quire.plan.plan import Plan
 from quire.runner.device import available_memory_bytes
 
 _log = get_logger(__name__)
@@ -37,10 +37,10 @@ def resolve(config: EngineConfig, plan: Plan) -> tuple[SchedulerConfig, MemoryPl
     budget = int(config.gpu_memory_utilization * available_memory_bytes())
     blocks_per_sequence = -(-length // config.block_size)
     useful = config.max_num_seqs * blocks_per_sequence + 1
-    affordable = max(2, DEFAULT_KV_BYTES // (plan.spec.kv_bytes_per_token * config.block_size))
+    affordable = max(2, DEFAULT_KV_BYTES // (plan.kv_bytes_per_token * config.block_size))
     memory = plan_memory(
         plan.network,
-        plan.spec,
+        plan.kv_bytes_per_token,
         budget_bytes=budget,
         block_size=config.block_size,
         max_num_batched_tokens=config.max_num_batched_tokens,

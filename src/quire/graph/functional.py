@@ -15,8 +15,8 @@ from functools import wraps
 from typing import Any
 
 from quire.graph.network import Tensor, current_network
-from quire.ops import activation, elementwise, layout, norm
 from quire.ops import attention as attention_ops
+from quire.ops import elementwise, fused, layout, norm, quantize
 from quire.ops import linear as linear_ops
 from quire.ops import rope as r
 from quire.ops.op import Op
@@ -32,13 +32,18 @@ def _recorded(op: Op[..., Any]) -> Callable[..., Tensor]:
     return call
 
 
+def _several(op: Op[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+    """Return the same for an op of several results."""
+    return _recorded(op)  # type: ignore[return-value]
+
+
 linear = _recorded(linear_ops.linear)
 embedding = _recorded(linear_ops.embedding)
 rms_norm = _recorded(norm.rms_norm)
 layer_norm = _recorded(norm.layer_norm)
-silu = _recorded(activation.silu)
-gelu = _recorded(activation.gelu)
-relu = _recorded(activation.relu)
+silu = _recorded(elementwise.silu)
+gelu = _recorded(elementwise.gelu)
+relu = _recorded(elementwise.relu)
 add = _recorded(elementwise.add)
 sub = _recorded(elementwise.sub)
 mul = _recorded(elementwise.mul)
@@ -53,3 +58,12 @@ slice = _recorded(layout.slice)
 concat = _recorded(layout.concat)
 cast = _recorded(layout.cast)
 index_select = _recorded(layout.index_select)
+silu_mul = _recorded(fused.silu_mul)
+add_rms_norm = _several(fused.add_rms_norm)
+rope_append_kv = _recorded(fused.rope_append_kv)
+quantize_rows = _several(quantize.quantize_rows)
+quantize_weight = _several(quantize.quantize_weight)
+quantize_weight_int4 = _several(quantize.quantize_weight_int4)
+linear_w8a16 = _recorded(linear_ops.linear_w8a16)
+linear_w8a8 = _recorded(linear_ops.linear_w8a8)
+linear_w4a16 = _recorded(linear_ops.linear_w4a16)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx
 
 from quire.core.errors import BuildError, ShapeError
 from quire.graph.network import Network
-from quire.graph.nodes import op_of, spec
+from quire.graph.nodes import op_of, spec_argument
 from quire.ops.op import Op
 from quire.ops.registry import OPS
-from quire.ops.spec import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ def _check_call(node: fx.Node, stage: Stage, network: Network) -> None:
         raise _illegal(stage, node, f"one of the ops {', '.join(sorted(stage.ops))} with named arguments", node.target)
     op = op_of(node)
     try:
-        inferred = op.check(**{name: _spec_argument(value) for name, value in node.kwargs.items()})
+        inferred = op.check(**{name: spec_argument(value) for name, value in node.kwargs.items()})
     except ShapeError as error:
         raise _illegal(stage, node, "arguments that fit its op", str(error)) from error
     if inferred != node.meta.get("spec"):
@@ -74,11 +72,3 @@ def _check_call(node: fx.Node, stage: Stage, network: Network) -> None:
             raise _illegal(stage, node, f"an input as {name}, which it mutates", target)
     if not stage.allows_unused and not op.mutates and not node.users and node not in network.outputs.values():
         raise _illegal(stage, node, "a result that somebody uses", "none")
-
-
-def _spec_argument(value: Any) -> TensorSpec | Any:
-    if isinstance(value, fx.Node):
-        return spec(value)
-    if isinstance(value, (list, tuple)):
-        return [_spec_argument(item) for item in value]
-    return value

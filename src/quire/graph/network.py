@@ -13,9 +13,9 @@ from torch import fx
 
 from quire.core.errors import BuildError
 from quire.graph.interpreter import interpret
-from quire.graph.nodes import spec
+from quire.graph.nodes import spec, spec_argument
 from quire.graph.printer import format_graph
-from quire.ops.op import Op, Result
+from quire.ops.op import Op
 from quire.ops.registry import OPS
 from quire.ops.spec import Shape, TensorSpec, dtype_of
 
@@ -82,25 +82,47 @@ class Network:
             raise BuildError(f"weight {name!r}: expected {spec(self._weights[name])} as declared first, got {wanted}.")
         return Tensor.of(self, self._weights[name])
 
-    def call(self, op: Op[..., Any], *args: Any, **kwargs: Any) -> Tensor | None:
-        """Append one op call; tensors among the arguments are symbolic. Returns its symbolic result, if it has one.
+    def call(self, op: Op[..., Any], *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...] | None:
+        """Append one op call; tensors among the arguments are symbolic.
+
+        Returns:
+            Its symbolic result; a tuple if it has several, None if it only mutates.
 
         Raises:
             ShapeError: The arguments do not fit the op.
             BuildError: A tensor belongs to another network.
         """
         bound = op.bind(args, kwargs)
-        inferred = op.check(**{name: self._as_spec(op, value) for name, value in bound.items()})
-        nodes = {name: _as_node(value) for name, value in bound.items()}
-        return self.append(op, nodes, inferred)
+        for value in bound.values():
+            self._check_is_mine(op, value)
+        node = self.insert(op, {name: _as_node(value) for name, value in bound.items()})
+        found = node.meta["spec"]
+        if isinstance(found, tuple):
+            return tuple(Tensor.of(self, self.item(node, i)) for i in range(len(found)))
+        return None if found is None else Tensor.of(self, node)
 
-    def append(self, op: Op[..., Any], nodes: Mapping[str, Any], inferred: Result, name: str = "") -> Tensor | None:
-        """Append a call whose arguments are already nodes and constants, by parameter name."""
-        if isinstance(inferred, tuple):
-            raise BuildError(f"{op.name}: expected at most one result, got {len(inferred)}.")
-        node = self.graph.create_node("call_function", op, (), dict(nodes), name=name or _name_hint(op, nodes))
+    def insert(self, op: Op[..., Any], arguments: Mapping[str, Any], name: str = "") -> fx.Node:
+        """Add a call at the graph's insertion point; arguments are nodes and constants by parameter name.
+
+        Raises:
+            ShapeError: The arguments do not fit the op.
+        """
+        nodes = op.bind((), dict(arguments))
+        inferred = op.check(**{key: spec_argument(value) for key, value in nodes.items()})
+        node = self.graph.create_node("call_function", op, (), nodes, name=name or _name_hint(op, nodes))
         node.meta["spec"] = inferred
-        return None if inferred is None else Tensor.of(self, node)
+        return node
+
+    def item(self, node: fx.Node, index: int, name: str = "") -> fx.Node:
+        """Add the node of one of several results of a call."""
+        return self.insert(OPS["item"], {"results": node, "index": index}, name or f"{node.name}_{index}")
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let all users of a node, outputs included, use another; the old one stays without users (for passes)."""
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        for name, node in self._outputs.items():
+            if node is old:
+                self._outputs[name] = new
 
     def mark_output(self, tensor: Tensor, name: str) -> None:
         """Make a tensor a result of the network.
@@ -108,7 +130,7 @@ class Network:
         Raises:
             BuildError: The tensor belongs to another network, or the name is taken.
         """
-        self._as_spec(None, tensor)
+        self._check_is_mine(None, tensor)
         if name in self._outputs:
             raise BuildError(f"output {name!r} of {self.name} is marked twice; choose another name.")
         self._outputs[name] = tensor.node
@@ -143,16 +165,14 @@ class Network:
     def __str__(self) -> str:
         return format_graph(self.name, self.graph, self._outputs)
 
-    def _as_spec(self, op: Op[..., Any] | None, value: Any) -> Any:
-        """Replace tensors in an argument by their specs."""
-        if isinstance(value, Tensor):
-            if value.network is not self:
-                where = f"{op.name}: " if op else ""
-                raise BuildError(f"{where}expected a tensor of network {self.name!r}, got {value} of another network.")
-            return value.spec
+    def _check_is_mine(self, op: Op[..., Any] | None, value: Any) -> None:
+        """Refuse tensors of another network among an argument."""
+        if isinstance(value, Tensor) and value.network is not self:
+            where = f"{op.name}: " if op else ""
+            raise BuildError(f"{where}expected a tensor of network {self.name!r}, got {value} of another network.")
         if isinstance(value, (list, tuple)):
-            return type(value)(self._as_spec(op, item) for item in value)
-        return value
+            for item in value:
+                self._check_is_mine(op, item)
 
 
 def _as_node(value: Any) -> Any:
@@ -222,7 +242,7 @@ class Tensor:
 
     def _op(self, name: str, *args: Any) -> Tensor:
         result = self.network.call(OPS[name], self, *args)
-        assert result is not None
+        assert isinstance(result, Tensor)
         return result
 
     def __add__(self, other: Tensor | float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
@@ -13,10 +13,32 @@ from quire.ops.spec import TensorSpec, spec_of
 
 
 def spec(node: fx.Node) -> TensorSpec:
-    """Return the spec of a node that has a result."""
+    """Return the spec of a node that has one result."""
     found = node.meta["spec"]
-    assert isinstance(found, TensorSpec), f"{node} has no result"
+    assert isinstance(found, TensorSpec), f"{node} has not one result but {found}"
     return found
+
+
+def results(node: fx.Node) -> tuple[TensorSpec, ...]:
+    """Return the specs of all results of a node: none for an op that only mutates, several for a fused one."""
+    found = node.meta["spec"]
+    if found is None:
+        return ()
+    return found if isinstance(found, tuple) else (found,)
+
+
+def is_call(node: object, *names: str) -> TypeGuard[fx.Node]:
+    """Return whether a value is a node that calls one of the ops named."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and op_of(node).name in names
+
+
+def spec_argument(value: Any) -> Any:
+    """Return an argument of a call with nodes replaced by the specs of their results."""
+    if isinstance(value, fx.Node):
+        return value.meta["spec"]
+    if isinstance(value, (list, tuple)):
+        return [spec_argument(item) for item in value]
+    return value
 
 
 def op_of(node: fx.Node) -> Op[..., Any]:

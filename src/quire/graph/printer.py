@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from quire.graph.nodes import op_of
+from quire.graph.nodes import is_call, op_of, results
 
 
 def format_graph(name: str, graph: fx.Graph, outputs: Mapping[str, fx.Node]) -> str:
@@ -17,7 +17,7 @@ def format_graph(name: str, graph: fx.Graph, outputs: Mapping[str, fx.Node]) -> 
     """
     lines = [f"network {name}"]
     lines += [f"  input  {node.target}: {node.meta['spec']}" for node in graph.nodes if node.op == "placeholder"]
-    lines += [f"  {_call(node)}" for node in graph.nodes if node.op == "call_function"]
+    lines += [f"  {_call(node)}" for node in graph.nodes if node.op == "call_function" and not is_call(node, "item")]
     lines += [f"  output {output} = %{node.name}" for output, node in outputs.items()]
     return "\n".join(lines)
 
@@ -31,7 +31,19 @@ def _call(node: fx.Node) -> str:
         if isinstance(value, fx.Node) or value != defaults[name]
     ]
     call = f"{op.name}({', '.join(shown)})"
-    return f"%{node.name} = {call}  : {node.meta['spec']}" if node.meta["spec"] is not None else call
+    if node.meta["spec"] is None:
+        return call
+    names = _result_names(node) if isinstance(node.meta["spec"], tuple) else [f"%{node.name}"]
+    return f"{', '.join(names)} = {call}  : {', '.join(map(str, results(node)))}"
+
+
+def _result_names(node: fx.Node) -> list[str]:
+    """Return the names of the nodes that take a call's several results, `_` for one that nobody takes."""
+    names = ["_"] * len(results(node))
+    for user in node.users:
+        if is_call(user, "item"):
+            names[int(str(user.kwargs["index"]))] = f"%{user.name}"
+    return names
 
 
 def _argument(value: Any) -> str:

@@ -16,7 +16,7 @@ from quire.graph.legality import DEFINED, check_network
 from quire.graph.network import Network, Tensor
 from quire.graph.nodes import op_of, spec
 from quire.ops.registry import OPS
-from quire.ops.spec import TensorSpec, dtype_name
+from quire.ops.spec import dtype_name
 
 FORMAT = 1
 
@@ -106,27 +106,22 @@ def network_from_text(text: str, source: str) -> Network:
 
 def _rebuild(document: _Document) -> Network:
     network = Network(document.name)
-    made: dict[str, Tensor] = {}
+    made: dict[str, fx.Node] = {}
     for value in document.inputs:
-        made[value.node] = network.add_input(value.name, value.dtype, tuple(value.shape))
+        made[value.node] = network.add_input(value.name, value.dtype, tuple(value.shape)).node
     for value in document.weights:
-        made[value.node] = network.add_weight(value.name, value.dtype, tuple(value.shape))
+        made[value.node] = network.add_weight(value.name, value.dtype, tuple(value.shape)).node
     for call in document.calls:
         if call.op not in OPS:
             raise BuildError(f"node %{call.node}: expected a known op, got {call.op!r}")
-        op = OPS[call.op]
-        arguments = op.bind((), {name: _in(value, made) for name, value in call.args.items()})
-        inferred = op.check(**{name: _specs(value) for name, value in arguments.items()})
-        nodes = {name: _nodes(value) for name, value in arguments.items()}
-        result = network.append(op, nodes, inferred, name=call.node)
-        if result is not None:
-            made[call.node] = result
+        arguments = {name: _in(value, made) for name, value in call.args.items()}
+        made[call.node] = network.insert(OPS[call.op], arguments, call.node)
     for output in document.outputs:
-        network.mark_output(made[output.node.removeprefix("%")], output.name)
+        network.mark_output(Tensor.of(network, made[output.node.removeprefix("%")]), output.name)
     return network
 
 
-def _in(value: Any, made: dict[str, Tensor]) -> Any:
+def _in(value: Any, made: dict[str, fx.Node]) -> Any:
     if isinstance(value, str) and value.startswith("%"):
         if value[1:] not in made:
             raise BuildError(f"expected a node before its use, got {value}")
@@ -134,15 +129,3 @@ def _in(value: Any, made: dict[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [_in(item, made) for item in value]
     return value
-
-
-def _specs(value: Any) -> Any | TensorSpec:
-    if isinstance(value, Tensor):
-        return value.spec
-    return [_specs(item) for item in value] if isinstance(value, list) else value
-
-
-def _nodes(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.node
-    return [_nodes(item) for item in value] if isinstance(value, list) else value

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quire.core.errors import ShapeError
 from quire.ops.op import op
-from quire.ops.spec import INTS, Dim, Shapes, TensorLike, TensorSpec, dtype_of, same_dtype
+from quire.ops.spec import INTS, Dim, Shapes, TensorLike, TensorSpec, dtype_of, same_dtype, spec_of
 
 
 def _dim(x: TensorLike, dim: int) -> int:
@@ -108,6 +108,19 @@ def _infer_cast(x: TensorLike, dtype: str) -> TensorSpec:
 def cast(x: Tensor, dtype: str) -> Tensor:
     """Return `x` rounded to the dtype named "float32", "bfloat16", ..."""
     return x.to(dtype_of(dtype))
+
+
+def _infer_item(results: Sequence[TensorLike], index: int) -> TensorSpec:
+    if not isinstance(results, (tuple, list)) or not 0 <= index < len(results):
+        got = len(results) if isinstance(results, (tuple, list)) else "one result"
+        raise ShapeError(f"Invalid index: expected one of several results, got index {index} of {got}.")
+    return spec_of(results[index])
+
+
+@op(_infer_item)
+def item(results: Sequence[Tensor], index: int) -> Tensor:
+    """Return one of the several results of an op."""
+    return results[index]
 
 
 def _infer_index_select(x: TensorLike, index: TensorLike) -> TensorSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quire.ops import activation, attention, elementwise, layout, linear, norm, rope
+from quire.ops import attention, elementwise, fused, layout, linear, norm, quantize, rope
 from quire.ops.op import Op
 
 OPS: dict[str, Op[..., Any]] = {
@@ -14,9 +14,9 @@ OPS: dict[str, Op[..., Any]] = {
         linear.embedding,
         norm.rms_norm,
         norm.layer_norm,
-        activation.silu,
-        activation.gelu,
-        activation.relu,
+        elementwise.silu,
+        elementwise.gelu,
+        elementwise.relu,
         elementwise.add,
         elementwise.sub,
         elementwise.mul,
@@ -31,5 +31,19 @@ OPS: dict[str, Op[..., Any]] = {
         layout.concat,
         layout.cast,
         layout.index_select,
+        layout.item,
+        quantize.quantize_rows,
+        quantize.quantize_weight,
+        quantize.quantize_weight_int4,
+        quantize.pack_int4,
+        linear.linear_w8a16,
+        linear.linear_w8a8,
+        linear.linear_w4a16,
+        fused.silu_mul,
+        fused.add_rms_norm,
+        fused.rope_append_kv,
+        fused.rms_norm_quant,
+        fused.add_rms_norm_quant,
+        fused.silu_mul_quant,
     )
 }

@@ -21,6 +21,9 @@ DTYPES = {
     "float16": torch.float16,
     "int32": torch.int32,
     "int64": torch.int64,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "float8_e4m3fn": torch.float8_e4m3fn,
     "bool": torch.bool,
 }
 

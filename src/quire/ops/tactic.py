@@ -1,16 +1,14 @@
 """`Tactic`: one implementation of an op for one kind of device, and the explicit table of them.
 
-Besides running, a tactic may do work ahead: `pack` transforms constant arguments once when a plan is loaded, `prepare`
-derives what depends only on a step's inputs once per step, shared by all nodes that read the same inputs.
+Besides running, a tactic may do work ahead: `pack` makes one object of constant arguments once when a plan is loaded,
+`prepare` derives what depends only on a step's inputs once per step, shared by all nodes that read the same inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from quire.ops import cpu
 from quire.ops.registry import OPS
@@ -23,8 +21,11 @@ class Tactic:
     Attributes:
         op: Name of the op.
         name: Distinguishes the tactics of an op; "reference" is always there and always valid.
-        run: Takes the op's arguments by name, packed ones packed, and `prepared` if there is a `prepare`.
-        pack: Parameter name to a function that transforms a constant argument at load.
+        run: Takes the op's arguments in order, packed ones packed, and `prepared` if there is a `prepare`.
+        pack: Takes the arguments in `pack_args`, all constant, and returns what `run` gets in place of the first of
+            them; in place of the others it gets None.
+        pack_args: Names of those arguments; the first is a tensor.
+        is_valid: Takes the op's arguments by name, tensors as `TensorSpec`s; whether `run` bears them.
         prepare: Takes the op's arguments by name before the step's first use. It may read the values of the arguments
             in `prepare_reads`, and of all others only their shapes.
         prepare_reads: Names of those arguments; all of them inputs of the step or plain values.
@@ -33,7 +34,9 @@ class Tactic:
     op: str
     name: str
     run: Callable[..., Any]
-    pack: Mapping[str, Callable[[torch.Tensor], Any]] = field(default_factory=dict)
+    pack: Callable[..., Any] | None = None
+    pack_args: tuple[str, ...] = ()
+    is_valid: Callable[..., bool] = field(default=lambda **arguments: True)
     prepare: Callable[..., Any] | None = None
     prepare_reads: tuple[str, ...] = ()
 
@@ -45,9 +48,9 @@ def _reference(op: str) -> Tactic:
 _CPU = {
     tactic.op: tactic
     for tactic in (
-        Tactic("linear", "onednn_rows", cpu.linear.run, pack={"weight": cpu.linear.pack}),
-        Tactic("silu", "exp", cpu.activation.silu),
-        Tactic("gelu", "tanh_erf", cpu.activation.gelu),
+        Tactic("linear", "onednn_rows", cpu.linear.run, pack=cpu.linear.pack, pack_args=("weight",)),
+        Tactic("silu", "exp", cpu.elementwise.silu),
+        Tactic("gelu", "tanh_erf", cpu.elementwise.gelu),
         Tactic("rope", "shared_angles", cpu.rope.rope, prepare=cpu.rope.angles, prepare_reads=("positions", "table")),
         Tactic("append_kv", "indexed", cpu.attention.append_kv, prepare=cpu.attention.slots,
                prepare_reads=("slot_mapping",)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from quire.core.errors import PlanError
-from quire.graph.memory import constant_nodes
+from quire.core.errors import TacticError
 from quire.graph.network import Network
-from quire.graph.nodes import op_of
-from quire.graph.weight_source import WeightSource
-from quire.ops.spec import spec_of
+from quire.graph.nodes import op_of, spec_argument
 from quire.ops.tactic import Tactic, tactics_for
+from quire.plan.folding import Constants, constant_nodes
+from quire.plan.weight_source import WeightSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ class _Binder:
     ) -> None:
         self.registers: list[Any] = []
         self.calls: list[_Call] = []
-        self._weights = weights
+        self._constants = Constants(network, weights, self._count_read)
         self._device = device
         self._on_progress = on_progress or (lambda done: None)
         self._num_read = 0
@@ -106,8 +104,6 @@ class _Binder:
         self._of_constant: dict[Any, int] = {}
         self._prepared: dict[Any, int] = {}
         self._constant_nodes = constant_nodes(network)
-        self._raw: dict[fx.Node, Any] = {}
-        self._pending = Counter(used for node in network.calls() for used in node.all_input_nodes)
         self.inputs = {str(n.target): self.register(n) for n in network.graph.nodes if n.op == "placeholder"}
         last_use = self._last_uses(network)
         for node in network.calls():
@@ -131,11 +127,14 @@ class _Binder:
         return {used: node for used, node in uses.items() if used not in kept and used.op == "call_function"}
 
     def _bind(self, node: fx.Node, last_use: Mapping[fx.Node, fx.Node]) -> None:
-        op, tactic = op_of(node), tactics_for(op_of(node).name, self._device)[0]
-        arguments = tuple(self._argument(node.kwargs[name], name, tactic) for name in op.signature.parameters)
+        op, tactic = op_of(node), self._tactic(node)
+        packed = self._pack(node, tactic)
+        arguments = tuple(
+            packed[name] if name in packed else self._argument(node.kwargs[name]) for name in op.signature.parameters
+        )
         prepared = self._prepare(node, tactic, arguments) if tactic.prepare else None
         for used in node.all_input_nodes:
-            self._release(used)
+            self._constants.release(used)
         dead = [
             used for used in node.all_input_nodes if last_use.get(used) is node and used not in self._constant_nodes
         ]
@@ -143,6 +142,28 @@ class _Binder:
         self.calls.append(
             _Call(tactic.run, arguments, is_flat, prepared, self.register(node), tuple(map(self.register, dead)))
         )
+
+    def _tactic(self, node: fx.Node) -> Tactic:
+        """Return the first tactic that bears a node's arguments; the reference, which is last, bears all."""
+        specs = {name: spec_argument(value) for name, value in node.kwargs.items()}
+        for tactic in tactics_for(op_of(node).name, self._device):
+            if all(self._is_constant(node.kwargs[name]) for name in tactic.pack_args) and tactic.is_valid(**specs):
+                return tactic
+        raise TacticError(f"{op_of(node).name}: expected a tactic for {specs} on {self._device}, got none.")
+
+    def _is_constant(self, value: Any) -> bool:
+        return not isinstance(value, fx.Node) or value in self._constant_nodes
+
+    def _pack(self, node: fx.Node, tactic: Tactic) -> dict[str, int]:
+        """Return the registers of a tactic's packed arguments; nodes with the same constants share them."""
+        if tactic.pack is None:
+            return {}
+        pack, values = tactic.pack, [node.kwargs[name] for name in tactic.pack_args]
+        fold = self._constants.value
+        made = self._constant(
+            (pack, *values), lambda: pack(*(fold(v) if isinstance(v, fx.Node) else v for v in values))
+        )
+        return {**dict.fromkeys(tactic.pack_args, self._argument(None)), tactic.pack_args[0]: made}
 
     def _prepare(self, node: fx.Node, tactic: Tactic, arguments: tuple[Any, ...]) -> int:
         """Return the register of what the tactic prepares, adding the call that fills it unless a node before did."""
@@ -156,55 +177,26 @@ class _Binder:
             self.calls.append(_Call(tactic.prepare, arguments, True, None, self._prepared[key], ()))
         return self._prepared[key]
 
-    def _argument(self, value: Any, name: str, tactic: Tactic) -> Any:
+    def _argument(self, value: Any) -> Any:
         """Return the register (or a tuple of them) that holds an argument."""
         if isinstance(value, (list, tuple)) and any(isinstance(item, fx.Node) for item in value):
-            return tuple(self._argument(item, name, tactic) for item in value)
+            return tuple(self._argument(item) for item in value)
         if not isinstance(value, fx.Node):
             return self._constant(("value", type(value), str(value)), lambda: value)
         if value not in self._constant_nodes:
             return self.register(value)
-        pack = tactic.pack.get(name)
-        return self._constant((value, pack), lambda: pack(self._fold(value)) if pack else self._fold(value))
+        return self._constant(value, lambda: self._constants.value(value))
 
     def _constant(self, key: Any, make: Callable[[], Any]) -> int:
         if key not in self._of_constant:
             self._of_constant[key] = self._new(make())
         return self._of_constant[key]
 
-    def _fold(self, node: fx.Node) -> torch.Tensor:
-        """Return the value of a constant node, reading weights and running references as needed."""
-        if node not in self._raw:
-            if node.op == "get_attr":
-                self._raw[node] = self._read(node)
-            else:
-                arguments = {name: self._folded(value) for name, value in node.kwargs.items()}
-                self._raw[node] = op_of(node).reference(**arguments)
-                for used in node.all_input_nodes:
-                    self._release(used)
-        value: torch.Tensor = self._raw[node]
-        return value
-
-    def _folded(self, value: Any) -> Any:
-        if isinstance(value, fx.Node):
-            return self._fold(value)
-        return [self._folded(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    def _read(self, node: fx.Node) -> torch.Tensor:
-        name, tensor = str(node.target), self._weights.read(str(node.target))
-        if spec_of(tensor) != node.meta["spec"]:
-            raise PlanError(f"weight {name!r}: expected {node.meta['spec']}, got {spec_of(tensor)}.")
+    def _count_read(self) -> None:
         self._num_read += 1
         self._on_progress(self._num_read)
-        return tensor
-
-    def _release(self, node: fx.Node) -> None:
-        """Count one use of a node as done; drop a constant's original value after the last."""
-        self._pending[node] -= 1
-        if self._pending[node] == 0:
-            self._raw.pop(node, None)
 
     def _fold_outputs(self, network: Network) -> None:
         for node in network.outputs.values():
             if node in self._constant_nodes:
-                self.registers[self.register(node)] = self._fold(node)
+                self.registers[self.register(node)] = self._constants.value(node)

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 
 from quire.core.errors import CapacityError, RequestError
-from quire.core.model_spec import ModelSpec
 from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput, TokenLogprobs
-from quire.graph.plan import Plan
-from quire.ops.spec import dtype_of
+from quire.plan.plan import Plan
 from quire.runner.executor import Executor
 from quire.runner.inputs import StepInputs, build_inputs
 from quire.runner.rows import Row, Rows
@@ -41,7 +39,7 @@ class ModelRunner:
         self._block_size = block_size
         self._num_blocks = num_blocks
         self._executor: Executor | None = Executor(plan.network, plan.weights, on_progress=on_progress)
-        self._kv_cache: torch.Tensor | None = _allocate_kv_cache(plan.spec, num_blocks, block_size)
+        self._kv_cache: torch.Tensor | None = _allocate_kv_cache(plan, num_blocks, block_size)
         self._rows = Rows()
 
     @torch.inference_mode()
@@ -83,7 +81,7 @@ class ModelRunner:
         if self._executor is None:
             self._executor = Executor(self._plan.network, self._plan.weights)
         if self._kv_cache is None:
-            self._kv_cache = _allocate_kv_cache(self._plan.spec, self._num_blocks, self._block_size)
+            self._kv_cache = _allocate_kv_cache(self._plan, self._num_blocks, self._block_size)
 
     def _awake(self) -> tuple[Executor, torch.Tensor]:
         """Return executor and KV cache.
@@ -143,16 +141,17 @@ def _prompt_logprobs(
     return tuple(prompt_logprobs(logits[places.start : places.stop], following, count)) if places else ()
 
 
-def _allocate_kv_cache(spec: ModelSpec, num_blocks: int, block_size: int) -> torch.Tensor:
+def _allocate_kv_cache(plan: Plan, num_blocks: int, block_size: int) -> torch.Tensor:
     """Return [num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim] zeros, 64-byte aligned.
 
     numpy takes zeroed pages from the system, which costs nothing before they are written; `torch.zeros` writes them.
     """
+    spec = plan.spec
     shape = (spec.num_layers, 2, num_blocks, spec.num_kv_heads, block_size, spec.head_dim)
-    num_bytes = spec.kv_bytes_per_token * block_size * num_blocks
+    num_bytes = plan.kv_bytes_per_token * block_size * num_blocks
     try:
         memory = torch.from_numpy(np.zeros(num_bytes + 64, dtype=np.uint8))
-        return memory[-memory.data_ptr() % 64 :][:num_bytes].view(dtype_of(spec.dtype)).view(shape)
+        return memory[-memory.data_ptr() % 64 :][:num_bytes].view(plan.kv_cache.dtype).view(shape)
     except MemoryError:
         raise CapacityError(
             f"KV cache: expected {num_bytes / 2**20:,.0f} MiB in one piece, got a refusal from the system. "

@@ -10,8 +10,8 @@ import msgspec
 import torch
 
 from quire.core.errors import PlanError
-from quire.graph.tensor_file import TensorFile
 from quire.ops.spec import TensorSpec
+from quire.plan.tensor_file import TensorFile
 from quire.weights.legacy import convert
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from quire.graph.weight_source import empty_weight
 from quire.ops.spec import TensorSpec
+from quire.plan.weight_source import empty_weight
 from quire.weights.declared import DeclaredWeights
 
 _STD = 0.02

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from quire.core.errors import PlanError
-from quire.graph.weight_source import WeightSource, empty_weight
 from quire.ops.spec import FLOATS, TensorSpec, dtype_name
+from quire.plan.weight_source import WeightSource, empty_weight
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.declared import DeclaredWeights
 

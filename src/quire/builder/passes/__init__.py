@@ -1,4 +1,4 @@
-"""The passes, in order: a list to be read aloud. Each returns how many places it changed."""
+"""The passes, in order: a list to be read aloud. Each changes the network and reports its matches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from collections.abc import Callable
 
 from quire.builder.passes.drop_dead import drop_dead
 from quire.builder.passes.gather_last_token import gather_last_token
+from quire.builder.passes.matches import Matches
 from quire.graph.network import Network
 
-PASSES: tuple[Callable[[Network], int], ...] = (gather_last_token, drop_dead)
+Pass = Callable[[Network], Matches]
+
+FUSE: tuple[Pass, ...] = ()
+"""Before the numbers change: fewer and larger ops. Calibration looks at the network that they leave."""
+
+FINISH: tuple[Pass, ...] = (gather_last_token, drop_dead)
+"""What is right for every plan, quantized or not."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from quire.builder.passes.matches import Matches
 from quire.graph.network import Network
 from quire.graph.nodes import op_of, spec
 from quire.ops.layout import index_select
@@ -27,32 +28,26 @@ ROWWISE = frozenset({"linear", "rms_norm", "layer_norm", "silu", "gelu", "relu",
 INPUT = "logits_indices"
 
 
-def gather_last_token(network: Network) -> int:
+def gather_last_token(network: Network) -> Matches:
     """Select the rows named by the new input `logits_indices` before the row-wise ops that end in `logits`."""
     logits = network.outputs.get("logits")
     if logits is None or INPUT in network.inputs or spec(logits).shape[0] != "num_tokens":
-        return 0
+        return Matches()
     chain: list[fx.Node] = []
     node = logits
     while node.op == "call_function" and op_of(node).name in ROWWISE and len(node.users) <= 1:
         chain.append(node)
         node = node.kwargs["x"]  # type: ignore[assignment]
     if not chain:
-        return 0
+        return Matches(missed={logits.name: "not row-wise, or used elsewhere"})
     with network.graph.inserting_before(_first_call(network)):
         indices = network.add_input(INPUT, "int32", ("num_logits",)).node
     with network.graph.inserting_before(chain[-1]):
-        gathered = network.append(
-            index_select,
-            {"x": node, "index": indices},
-            TensorSpec(("num_logits", *spec(node).shape[1:]), spec(node).dtype),
-            name="logits_rows",
-        )
-    assert gathered is not None
-    chain[-1].update_kwarg("x", gathered.node)
+        gathered = network.insert(index_select, {"x": node, "index": indices}, "logits_rows")
+    chain[-1].update_kwarg("x", gathered)
     for changed in reversed(chain):
         changed.meta["spec"] = TensorSpec(("num_logits", *spec(changed).shape[1:]), spec(changed).dtype)
-    return 1
+    return Matches([gathered.name])
 
 
 def _first_call(network: Network) -> fx.Node:

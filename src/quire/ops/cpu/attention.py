@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quire.ops.attention import quantize_kv
 from quire.ops.cpu.tiles import Chunk, Step, Tiles, cut
 
 # Rows of a product: query tokens times the query heads that share a KV head. MKL sums 1 to 3 rows in an order that
@@ -32,6 +33,7 @@ def tiles(
     query_start_loc: Tensor,
     scale: float,
     window: int | None,
+    kv_scales: Tensor | None = None,
 ) -> tuple[Tiles, ...]:
     """Cut a step; reads only shapes of `query` and `kv_cache`."""
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
@@ -54,29 +56,38 @@ def attention(
     query_start_loc: Tensor,
     scale: float,
     window: int | None,
+    kv_scales: Tensor | None = None,
+    *,
     prepared: tuple[Tiles, ...],
 ) -> Tensor:
     """Attend; see `ops.attention.attention`."""
     if len(prepared) == 1 and prepared[0].tokens is None:
-        return _attend(query, kv_cache, scale, prepared[0])
+        return _attend(query, kv_cache, scale, prepared[0], kv_scales)
     out = torch.empty_like(query)
     for part in prepared:
         assert part.tokens is not None
-        out.index_copy_(0, part.tokens, _attend(query, kv_cache, scale, part))
+        out.index_copy_(0, part.tokens, _attend(query, kv_cache, scale, part, kv_scales))
     return out
 
 
-def _attend(query: Tensor, kv_cache: Tensor, scale: float, part: Tiles) -> Tensor:
-    """Return the results of the part's tokens, [num_tokens, num_heads, head_dim]."""
+def _attend(query: Tensor, kv_cache: Tensor, scale: float, part: Tiles, kv_scales: Tensor | None = None) -> Tensor:
+    """Return the results of the part's tokens, [num_tokens, num_heads, head_dim].
+
+    The scales of a cache of 8 bits are one number a head, so they go to the queries and to the result.
+    """
     _, num_heads, head_dim = query.shape
     num_kv_heads = kv_cache.shape[2]
     num_rows = part.tile * (num_heads // num_kv_heads)
     rows = (query.float() * scale).view(-1, head_dim).index_select(0, part.source)
     rows = rows.view(part.num_tiles, num_kv_heads, num_rows, head_dim)
+    if kv_scales is not None:
+        rows = rows.mul_(kv_scales[0].view(-1, 1, 1))
     pairs = [_pairs(rows, kv_cache, chunk, part) for chunk in part.chunks]
     out, peak, total = pairs[0] if len(pairs) == 1 else (torch.cat(column) for column in zip(*pairs, strict=True))
     if not part.is_single:
         out, total = _join(out, peak, total, part)
+    if kv_scales is not None:
+        out = out.mul_(kv_scales[1].view(-1, 1, 1))
     out = out.div_(total).view(-1, head_dim).index_select(0, part.target)
     return out.view(-1, num_heads, head_dim).to(query.dtype)
 
@@ -175,7 +186,9 @@ def _long_keeps_bits(group: int, head_dim: int, block_size: int) -> bool:
     return _KEEPS_BITS[key]
 
 
-def slots(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+def slots(
+    key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor, kv_scales: Tensor | None = None
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """Split slots into the tokens to keep (None: all), their blocks and their offsets."""
     block_size = kv_cache.shape[3]
     kept = None
@@ -191,11 +204,15 @@ def append_kv(
     value: Tensor,
     kv_cache: Tensor,
     slot_mapping: Tensor,
+    kv_scales: Tensor | None = None,
+    *,
     prepared: tuple[Tensor | None, Tensor, Tensor],
 ) -> None:
     """Write keys and values into their slots; see `ops.attention.append_kv`."""
     kept, blocks, offsets = prepared
     if kept is not None:
         key, value = key[kept], value[kept]
+    if kv_scales is not None:
+        key, value = quantize_kv(key, value, kv_scales, kv_cache.dtype)
     kv_cache[0][blocks, :, offsets] = key
     kv_cache[1][blocks, :, offsets] = value

@@ -9,10 +9,10 @@ from math import prod
 from torch import fx
 
 from quire.core.errors import CapacityError
-from quire.core.model_spec import ModelSpec
 from quire.graph.network import Network
-from quire.graph.nodes import op_of, spec
+from quire.graph.nodes import is_call, op_of, results, spec
 from quire.ops.spec import TensorSpec
+from quire.plan.folding import constant_nodes
 
 # Attention computes scores in float32 and keeps its tiles beside the network's own tensors.
 _ATTENTION_BYTES_PER_ELEMENT = 4
@@ -58,20 +58,8 @@ def weight_bytes(network: Network) -> int:
     for node in constants:
         uses = {op_of(user).name for user in node.users if user not in constants}
         copies = len(uses & {"linear"}) + bool(uses - {"linear"})
-        total += copies * _num_bytes(node.meta["spec"], {})
+        total += copies * sum(_num_bytes(result, {}) for result in results(node))
     return total
-
-
-def constant_nodes(network: Network) -> set[fx.Node]:
-    """Return the weights and every call that depends on weights or nothing alone."""
-    found: set[fx.Node] = set()
-    for node in network.graph.nodes:
-        is_fold = (
-            node.op == "call_function" and not op_of(node).mutates and all(i in found for i in node.all_input_nodes)
-        )
-        if node.op == "get_attr" or is_fold:
-            found.add(node)
-    return found
 
 
 def flops_per_token(network: Network) -> int:
@@ -99,18 +87,23 @@ def workspace_bytes(network: Network, sizes: Mapping[str, int]) -> int:
     last_use.update(dict.fromkeys(network.outputs.values(), len(order)))
     alive, peak = 0, 0
     for i, node in enumerate(order):
-        out = node.meta["spec"]
-        alive += _num_bytes(out, sizes) if out is not None else 0
+        alive += _held_bytes(node, sizes)
         extra = 0
-        if op_of(node).name == "attention":
-            extra = 3 * prod(_sizes(out, sizes)) * _ATTENTION_BYTES_PER_ELEMENT
+        if is_call(node, "attention"):
+            extra = 3 * prod(_sizes(spec(node), sizes)) * _ATTENTION_BYTES_PER_ELEMENT
         peak = max(peak, alive + extra)
         alive -= sum(
-            _num_bytes(used.meta["spec"], sizes)
+            _held_bytes(used, sizes)
             for used in {*node.all_input_nodes, node}
             if used.op == "call_function" and used not in constants and _is_dead(used, i, last_use)
         )
     return peak
+
+
+def _held_bytes(node: fx.Node, sizes: Mapping[str, int]) -> int:
+    """Return the bytes that a node holds; of several results each is held by the node that takes it."""
+    found = node.meta["spec"]
+    return _num_bytes(found, sizes) if isinstance(found, TensorSpec) else 0
 
 
 def _is_dead(node: fx.Node, step: int, last_use: Mapping[fx.Node, int]) -> bool:
@@ -120,7 +113,7 @@ def _is_dead(node: fx.Node, step: int, last_use: Mapping[fx.Node, int]) -> bool:
 
 def plan_memory(
     network: Network,
-    model: ModelSpec,
+    kv_bytes_per_token: int,
     *,
     budget_bytes: int,
     block_size: int,
@@ -133,7 +126,7 @@ def plan_memory(
 
     Args:
         network: What will be executed.
-        model: The model's numbers.
+        kv_bytes_per_token: Of keys and values over all layers.
         budget_bytes: Bytes for everything.
         block_size: Tokens in a block.
         max_num_batched_tokens: Tokens of the largest step.
@@ -146,7 +139,7 @@ def plan_memory(
     """
     sizes = {"num_tokens": max_num_batched_tokens, "num_logits": max_num_seqs}
     weights, workspace = weight_bytes(network), workspace_bytes(network, sizes)
-    per_block = model.kv_bytes_per_token * block_size
+    per_block = kv_bytes_per_token * block_size
     left = budget_bytes - weights - workspace if kv_bytes is None else kv_bytes
     num_blocks = min(left // per_block, most_blocks)
     if num_blocks < 2:

@@ -10,6 +10,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,10 +21,10 @@ from quire import __version__
 from quire.core.errors import PlanError
 from quire.core.model_spec import ModelSpec
 from quire.graph.network import Network
-from quire.graph.tensor_file import TensorFile, file_order, tensor_hash, write_tensor_file
 from quire.graph.text import network_from_text, network_to_text
-from quire.graph.weight_source import WeightSource
 from quire.ops.spec import TensorSpec
+from quire.plan.tensor_file import TensorFile, file_order, tensor_hash, write_tensor_file
+from quire.plan.weight_source import WeightSource
 
 FORMAT = 1
 CONFIG, GRAPH, WEIGHTS = "config.json", "graph.json", "weights.safetensors"
@@ -51,6 +52,7 @@ class Plan:
         directory: Where the model or engine lies; the tokenizer is read from there.
         build: The settings it was built with, as plain JSON values.
         small_files: Tokenizer and generation defaults, as paths in `directory`; a saved engine takes them along.
+        report: What the build did and measured, as plain JSON values.
     """
 
     network: Network
@@ -59,6 +61,19 @@ class Plan:
     directory: Path
     build: Mapping[str, Any] = field(default_factory=dict)
     small_files: tuple[str, ...] = ()
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kv_cache(self) -> TensorSpec:
+        """Shape and dtype of the KV cache of one layer, the same for all: [2, num_blocks, num_kv_heads, block_size,
+        head_dim]."""
+        return self.network.inputs["kv_cache.0"]
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values that one token keeps over all layers."""
+        caches = [spec for name, spec in self.network.inputs.items() if name.startswith("kv_cache.")]
+        return sum(s.dtype.itemsize * prod(size for size in s.shape if isinstance(size, int)) for s in caches)
 
     def save(self, directory: str | Path) -> None:
         """Write an engine directory, streaming the weights one tensor at a time.

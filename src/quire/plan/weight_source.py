@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Protocol
 
 import torch
 
-from quire.ops.spec import TensorSpec
+from quire.core.errors import PlanError
+from quire.ops.spec import TensorSpec, spec_of
 
 _OWN_PAGES_BYTES = 1 << 18
 
@@ -50,3 +51,42 @@ class WeightSource(Protocol):
             PlanError: It is missing, truncated or damaged; the message names file, tensor, expected and got.
         """
         ...
+
+
+class TensorWeights:
+    """A `WeightSource` of tensors in memory, before those of another source.
+
+    Args:
+        tensors: By name; handed out as they are.
+        rest: Where all other names are looked up.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], rest: WeightSource | None = None) -> None:
+        self._tensors = dict(tensors)
+        self._rest = rest
+
+    def names(self) -> Iterable[str]:
+        """Return the names of all tensors."""
+        rest = () if self._rest is None else self._rest.names()
+        return [*self._tensors, *(name for name in rest if name not in self._tensors)]
+
+    def spec(self, name: str) -> TensorSpec:
+        """Return shape and dtype of a tensor.
+
+        Raises:
+            PlanError: There is no such tensor.
+        """
+        return spec_of(self._tensors[name]) if name in self._tensors else self._other(name).spec(name)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor.
+
+        Raises:
+            PlanError: There is no such tensor, or it cannot be read.
+        """
+        return self._tensors[name] if name in self._tensors else self._other(name).read(name)
+
+    def _other(self, name: str) -> WeightSource:
+        if self._rest is None:
+            raise PlanError(f"weights: expected one of {len(self._tensors)} tensors given, got {name!r}.")
+        return self._rest

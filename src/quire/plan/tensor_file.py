@@ -19,8 +19,8 @@ import msgspec
 import torch
 
 from quire.core.errors import PlanError
-from quire.graph.weight_source import empty_weight
 from quire.ops.spec import TensorSpec
+from quire.plan.weight_source import empty_weight
 
 ALIGNMENT = 64
 _MAX_HEADER_BYTES = 100_000_000

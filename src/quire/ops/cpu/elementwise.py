@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def silu(x: Tensor) -> Tensor:
-    """Return `x / (1 + exp(-x))`; see `ops.activation.silu`."""
+    """Return `x / (1 + exp(-x))`; see `ops.elementwise.silu`."""
     wide = x.float()
     return (wide / torch.neg(wide).exp_().add_(1.0)).to(x.dtype)
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    """Return `x * Phi(x)` by erf or the tanh approximation; see `ops.activation.gelu`."""
+    """Return `x * Phi(x)` by erf or the tanh approximation; see `ops.elementwise.gelu`."""
     wide = x.float()
     if approximate == "tanh":
         inner = (wide * wide).mul_(wide).mul_(0.044715).add_(wide).mul_(math.sqrt(2.0 / math.pi))

@@ -9,17 +9,17 @@ import torch
 from quire.builder.build import open_plan
 from quire.core.config import BuildConfig
 from quire.core.errors import CapacityError, PlanError
-from quire.graph.memory import (
+from quire.ops.spec import TensorSpec
+from quire.plan.folding import constant_nodes
+from quire.plan.memory import (
     bytes_read_per_token,
-    constant_nodes,
     flops_per_token,
     plan_memory,
     weight_bytes,
     workspace_bytes,
 )
-from quire.graph.plan import Plan, is_engine_directory
-from quire.graph.tensor_file import TensorFile, write_tensor_file
-from quire.ops.spec import TensorSpec
+from quire.plan.plan import Plan, is_engine_directory
+from quire.plan.tensor_file import TensorFile, write_tensor_file
 from tests.support.dummy_models import GPT2, LLAMA, write_model
 
 
@@ -141,11 +141,11 @@ def test_workspace_grows_with_tokens(plan):
 
 
 def test_memory_plan_divides_the_budget(plan):
-    per_block = plan.spec.kv_bytes_per_token * 16
+    per_block = plan.kv_bytes_per_token * 16
     options = {"block_size": 16, "max_num_batched_tokens": 64, "max_num_seqs": 4, "most_blocks": 1000}
-    fixed = plan_memory(plan.network, plan.spec, budget_bytes=1 << 30, **options)
+    fixed = plan_memory(plan.network, plan.kv_bytes_per_token, budget_bytes=1 << 30, **options)
     assert fixed.num_blocks == 1000 and fixed.num_tokens == 999 * 16 and fixed.num_sequences(17) == 499
     budget = fixed.weight_bytes + fixed.workspace_bytes + 7 * per_block + 1
-    assert plan_memory(plan.network, plan.spec, budget_bytes=budget, **options).num_blocks == 7
+    assert plan_memory(plan.network, plan.kv_bytes_per_token, budget_bytes=budget, **options).num_blocks == 7
     with pytest.raises(CapacityError, match="The largest term is weights"):
-        plan_memory(plan.network, plan.spec, budget_bytes=fixed.weight_bytes, **options)
+        plan_memory(plan.network, plan.kv_bytes_per_token, budget_bytes=fixed.weight_bytes, **options)
