@@ -26,6 +26,10 @@ class Tactic:
             them; in place of the others it gets None.
         pack_args: Names of those arguments; the first is a tensor.
         is_valid: Takes the op's arguments by name, tensors as `TensorSpec`s; whether `run` bears them.
+        packed_bytes: Takes the arguments in `pack_args` by name, tensors as `TensorSpec`s; the bytes that the packed
+            object holds. None: as many as the tensors themselves.
+        workspace_bytes: Takes the op's arguments by name, tensors as `TensorSpec`s without symbolic sizes; the most
+            bytes that `run` holds at once beside its arguments and results. None: none worth counting.
         prepare: Takes the op's arguments by name before the step's first use. It may read the values of the arguments
             in `prepare_reads`, and of all others only their shapes.
         prepare_reads: Names of those arguments; all of them inputs of the step or plain values.
@@ -37,6 +41,8 @@ class Tactic:
     pack: Callable[..., Any] | None = None
     pack_args: tuple[str, ...] = ()
     is_valid: Callable[..., bool] = field(default=lambda **arguments: True)
+    packed_bytes: Callable[..., int] | None = None
+    workspace_bytes: Callable[..., int] | None = None
     prepare: Callable[..., Any] | None = None
     prepare_reads: tuple[str, ...] = ()
 

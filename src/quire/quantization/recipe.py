@@ -1,0 +1,44 @@
+"""`Recipe`: what quantization decided, as data; the pass `quantize_linear` writes it into a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class LinearRecipe:
+    """How one linear layer is quantized.
+
+    Attributes:
+        scheme: "w8a16", "w8a8", "w4a16" or "fp8".
+        group_size: w4a16: input channels that share a scale.
+        smooth: Name of a tensor of the recipe, [in_features], float32: the weight's input channels are multiplied by
+            it, and what makes its input is divided by it. None leaves both alone.
+        error: Relative error of the layer's output on calibration rows, `|quantized - exact| / |exact|`.
+    """
+
+    scheme: str
+    group_size: int = 128
+    smooth: str | None = None
+    error: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a network is quantized.
+
+    Attributes:
+        linears: By name of the node of a `linear` call.
+        skipped: Name of a node that stays as it is, to the reason.
+        kv_cache_dtype: "int8" or "float8_e4m3fn"; None leaves the cache alone.
+        tensors: What the network needs beside the checkpoint's weights, by name: smoothing factors, and
+            `kv_scales.<layer>` [2, num_kv_heads], float32.
+    """
+
+    linears: Mapping[str, LinearRecipe] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    kv_cache_dtype: str | None = None
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
