@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from quire.builder.passes import FINISH, FUSE, Pass
+from quire.builder.pipeline import Progress, bind, settings_of
 from quire.core.config import BuildConfig
-from quire.core.errors import ConfigError, PlanError, did_you_mean
-from quire.core.log import get_logger
+from quire.core.errors import ConfigError, PlanError
 from quire.core.model_files import GENERATION_CONFIG, TOKENIZER_FILES
-from quire.graph.legality import DEFINED, OPTIMIZED, check_network
+from quire.core.model_spec import ModelSpec
 from quire.graph.network import Network
 from quire.models.registry import checkpoint_names, define_network, read_spec
 from quire.plan.plan import Plan, is_engine_directory
+from quire.plan.weight_source import WeightSource
+from quire.quantization.text import CalibrationSamples, random_samples, read_samples
+from quire.tokenizer.tokenizer import Tokenizer
 from quire.weights.dummy import DummyWeights
 from quire.weights.open import open_weights
 from quire.weights.resolve import resolve_model
 
-_log = get_logger(__name__)
 
-
-def open_plan(model: str | Path, config: BuildConfig | None = None) -> Plan:
+def open_plan(model: str | Path, config: BuildConfig | None = None, on_progress: Progress | None = None) -> Plan:
     """Return the Plan of a model.
 
     Args:
         model: A Hugging Face model directory, an engine directory, a hub id, or "quire-tiny".
         config: How to build; an engine directory was built already and takes only the defaults.
+        on_progress: Told how far calibration and evaluation are.
 
     Raises:
         ConfigError: The model's config cannot be honoured, or build settings were given for an engine directory.
@@ -41,55 +42,44 @@ def open_plan(model: str | Path, config: BuildConfig | None = None) -> Plan:
     if is_engine_directory(directory):
         _check_is_default(settings)
         return Plan.load(directory)
-    return build(directory, settings)
+    return build(directory, settings, on_progress)
 
 
-def build(directory: Path, config: BuildConfig) -> Plan:
-    """Build a Plan from a Hugging Face model directory without reading any weight data."""
-    spec = read_spec(_read_config(directory, config.hf_overrides), config.dtype)
-    network = define_network(spec)
-    passes = optimize(network, config)
-    weights = (
-        DummyWeights(network.weights, config.seed)
-        if config.load_format == "dummy"
-        else open_weights(directory, network.weights, checkpoint_names(spec).canonical)
-    )
-    found = (path for pattern in (*TOKENIZER_FILES, GENERATION_CONFIG) for path in directory.glob(pattern))
-    files = tuple(path.relative_to(directory).as_posix() for path in found if path.is_file())
-    settings = {k: v for k, v in msgspec.json.decode(msgspec.json.encode(config)).items() if v is not None}
-    return Plan(network, spec, weights, directory, settings, files, {"passes": passes})
-
-
-def optimize(network: Network, config: BuildConfig) -> list[Mapping[str, object]]:
-    """Run the passes in order and prove the network legal before, between and after.
-
-    Returns:
-        The build report's entry of each pass.
+def build(directory: Path, config: BuildConfig, on_progress: Progress | None = None) -> Plan:
+    """Build a Plan from a Hugging Face model directory. Without quantization no weight data is read.
 
     Raises:
-        ConfigError: `config.without_passes` names a pass that does not exist.
+        ConfigError: The model's config or a setting cannot be honoured.
+        PlanError: The checkpoint is incomplete or damaged.
+        BuildError: Quantization costs more accuracy than `config.max_kl` allows.
     """
-    passes = (*FUSE, *FINISH)
-    _check_names(config.without_passes, [run.__name__ for run in passes])
-    check_network(network, DEFINED)
-    records = [apply(run, network) for run in passes if run.__name__ not in config.without_passes]
-    check_network(network, OPTIMIZED)
-    return records
+    spec = read_spec(_read_config(directory, config.hf_overrides), config.dtype)
+
+    def weights_of(network: Network) -> WeightSource:
+        if config.load_format == "dummy":
+            return DummyWeights(network.weights, config.seed)
+        return open_weights(directory, network.weights, checkpoint_names(spec).canonical)
+
+    bound = bind(define_network(spec), config, weights_of, lambda: _samples(directory, spec, config), on_progress)
+    found = (path for pattern in (*TOKENIZER_FILES, GENERATION_CONFIG) for path in directory.glob(pattern))
+    files = tuple(path.relative_to(directory).as_posix() for path in found if path.is_file())
+    return Plan(bound.network, spec, bound.weights, directory, settings_of(config), files, bound.as_report())
 
 
-def apply(run: Pass, network: Network) -> Mapping[str, object]:
-    """Run one pass, prove that it left a legal network, and return its entry of the build report."""
-    matches = run(network)
-    check_network(network, DEFINED)
-    _log.debug("pass %s: %d", run.__name__, matches.count)
-    return matches.as_record(run.__name__)
+def _samples(directory: Path, spec: ModelSpec, config: BuildConfig) -> CalibrationSamples:
+    """Return text to calibrate on; random ids for a model without a tokenizer, unless a text was given."""
+    count, length = config.num_calibration_samples, min(config.calibration_length, spec.max_position_embeddings)
+    has_tokenizer = any(next(directory.glob(pattern), None) for pattern in TOKENIZER_FILES)
+    if not has_tokenizer and config.calibration is None:
+        return random_samples(spec.vocab_size, num_samples=count, length=length, seed=config.seed)
+    tokenizer = Tokenizer.from_directory(directory)
+    opening = tokenizer.encode("")[:1]
+    first_ids = opening if opening == [tokenizer.bos_token_id] else []
 
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
 
-def _check_names(given: Sequence[str], known: Sequence[str]) -> None:
-    for name in given:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise ConfigError(f"without_passes: expected some of {', '.join(known)}, got {name!r}.{hint}")
+    return read_samples(config.calibration, encode, num_samples=count, length=length, first_ids=first_ids)
 
 
 def _read_config(directory: Path, overrides: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -58,9 +58,10 @@ class BuildConfig:
         default="auto", metadata=_help("dtype of the KV cache; auto: that of activations", choices=KV_CACHE_DTYPES)
     )
     group_size: int = field(default=128, metadata=_help("w4a16: input channels that share a scale", choices=(64, 128)))
-    smooth_alpha: float | None = field(
-        default=None, metadata=_help("w8a8: SmoothQuant's alpha, 0 leaves activations alone; None searches it")
+    smooth: bool = field(
+        default=True, metadata=_help("w8a8, w4a16: move range between activations and weights (SmoothQuant, AWQ)")
     )
+    smooth_alpha: float | None = field(default=None, metadata=_help("its exponent for all layers; None searches it"))
     exclude: tuple[str, ...] = field(
         default=("lm_head",), metadata=_help("JSON list of layers that stay unquantized, by name or part of it")
     )

@@ -145,6 +145,16 @@ class Network:
         if node.op == "get_attr":
             del self._weights[str(node.target)]
 
+    def rename_weight(self, node: fx.Node, name: str) -> str:
+        """Give a weight another name, or that name with a number where it is taken; returns it (for passes)."""
+        del self._weights[str(node.target)]
+        taken, free = 1, name
+        while free in self._weights:
+            taken, free = taken + 1, f"{name}.{taken}"
+        node.target = free
+        self._weights[free] = node
+        return free
+
     def run(
         self, inputs: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:

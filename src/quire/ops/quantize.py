@@ -92,20 +92,22 @@ def num_groups(in_features: Dim, group_size: int) -> int:
     return in_features // group_size
 
 
-def _infer_int4(weight: TensorLike, group_size: int) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
+def _infer_int4(weight: TensorLike, group_size: int, dtype: str | None) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
     Shapes().check("weight", weight, "out_features in_features", FLOATS)
     out_features, in_features = weight.shape
     groups = num_groups(in_features, group_size)
     assert isinstance(in_features, int)
     return (
         TensorSpec((out_features, in_features // 2), torch.uint8),
-        TensorSpec((out_features, groups), weight.dtype),
+        TensorSpec((out_features, groups), weight.dtype if dtype is None else dtype_of(dtype)),
         TensorSpec((out_features, groups), torch.uint8),
     )
 
 
 @op(_infer_int4)
-def quantize_weight_int4(weight: Tensor, group_size: int = 128) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_weight_int4(
+    weight: Tensor, group_size: int = 128, dtype: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize groups of input channels to 0..15 with a scale and a zero point each.
 
     `scale = (max(w, 0) - min(w, 0)) / 15`, `zero_point = round(-min / scale)`, `q = round(w / scale) + zero_point`.
@@ -113,14 +115,16 @@ def quantize_weight_int4(weight: Tensor, group_size: int = 128) -> tuple[Tensor,
     Args:
         weight: [out_features, in_features], float32 | bfloat16 | float16.
         group_size: Input channels that share a scale; divides in_features.
+        dtype: Of the scales; None takes that of `weight`.
 
     Returns:
         Weight [out_features, in_features / 2], uint8, two values a byte, the even channel in the low half; scales
-        [out_features, in_features / group_size] in the dtype of `weight`; zero points, same shape, uint8.
+        [out_features, in_features / group_size], `dtype`; zero points, same shape, uint8.
     """
     groups = weight.float().view(weight.shape[0], -1, group_size)
     low, high = groups.amin(-1).clamp_(max=0), groups.amax(-1).clamp_(min=0)
-    scales = ((high - low) / 15).clamp_(min=_SMALLEST_SCALE if weight.dtype != torch.float16 else 6e-8).to(weight.dtype)
+    kept = weight.dtype if dtype is None else dtype_of(dtype)
+    scales = ((high - low) / 15).clamp_(min=_SMALLEST_SCALE if kept != torch.float16 else 6e-8).to(kept)
     wide = scales.float()
     zero_points = (-low / wide).round_().clamp_(0, 15)
     quantized = (groups / wide.unsqueeze(-1)).round_().add_(zero_points.unsqueeze(-1)).clamp_(0, 15)

@@ -51,22 +51,21 @@ def _reference(op: str) -> Tactic:
     return Tactic(op, "reference", OPS[op].reference)
 
 
-_CPU = {
-    tactic.op: tactic
-    for tactic in (
-        Tactic("linear", "onednn_rows", cpu.linear.run, pack=cpu.linear.pack, pack_args=("weight",)),
-        Tactic("silu", "exp", cpu.elementwise.silu),
-        Tactic("gelu", "tanh_erf", cpu.elementwise.gelu),
-        Tactic("rope", "shared_angles", cpu.rope.rope, prepare=cpu.rope.angles, prepare_reads=("positions", "table")),
-        Tactic("append_kv", "indexed", cpu.attention.append_kv, prepare=cpu.attention.slots,
-               prepare_reads=("slot_mapping",)),
-        Tactic("attention", "tiled", cpu.attention.attention, prepare=cpu.attention.tiles,
-               prepare_reads=("block_table", "seq_lens", "query_start_loc", "window")),
-    )
-}  # fmt: skip
+_CPU = (
+    Tactic("linear", "onednn_rows", cpu.linear.run, pack=cpu.linear.pack, pack_args=("weight",)),
+    Tactic("silu", "exp", cpu.elementwise.silu),
+    Tactic("gelu", "tanh_erf", cpu.elementwise.gelu),
+    Tactic("rope", "shared_angles", cpu.rope.rope, prepare=cpu.rope.angles, prepare_reads=("positions", "table")),
+    Tactic("append_kv", "indexed", cpu.attention.append_kv, prepare=cpu.attention.slots,
+           prepare_reads=("slot_mapping",)),
+    Tactic("attention", "tiled", cpu.attention.attention, prepare=cpu.attention.tiles,
+           prepare_reads=("block_table", "seq_lens", "query_start_loc", "window")),
+)  # fmt: skip
+
+TACTICS = {"cpu": _CPU}
+"""By kind of device, in order of preference: the first of an op that is valid is its default."""
 
 
 def tactics_for(op: str, device: str) -> list[Tactic]:
     """Return the tactics of an op on a device kind, the default first; the reference is always last."""
-    table = {"cpu": _CPU}.get(device, {})
-    return [*([table[op]] if op in table else []), _reference(op)]
+    return [*(tactic for tactic in TACTICS.get(device, ()) if tactic.op == op), _reference(op)]

@@ -18,12 +18,14 @@ class LinearRecipe:
         smooth: Name of a tensor of the recipe, [in_features], float32: the weight's input channels are multiplied by
             it, and what makes its input is divided by it. None leaves both alone.
         error: Relative error of the layer's output on calibration rows, `|quantized - exact| / |exact|`.
+        alpha: The exponent that gave `smooth`.
     """
 
     scheme: str
     group_size: int = 128
     smooth: str | None = None
     error: float = 0.0
+    alpha: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,5 +14,8 @@ Pass = Callable[[Network], Matches]
 FUSE: tuple[Pass, ...] = ()
 """Before the numbers change: fewer and larger ops. Calibration looks at the network that they leave."""
 
+FUSE_QUANTIZED: tuple[Pass, ...] = ()
+"""After the numbers have changed: what rounds activations joins what makes them."""
+
 FINISH: tuple[Pass, ...] = (gather_last_token, drop_dead)
 """What is right for every plan, quantized or not."""
