@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from quire.builder.build import open_plan
 from quire.core import env, log
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import ConfigError, RequestError, did_you_mean
+from quire.core.progress import progress_bar, stages
 from quire.core.request import RequestOutput
 from quire.core.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from quire.engine.admission import Prompt
@@ -70,15 +69,15 @@ class LLM:
         log.configure()
         env.check_environment()
         build_config, self._config = _configs(options)
-        plan = open_plan(model, build_config)
-        total = len(plan.network.weights)
-        with _progress("Loading weights", total, enable=total > 0) as bar:
+        with stages() as on_progress:
+            plan = open_plan(model, build_config, on_progress)
+            total = len(plan.network.weights)
             loaded = load_engine(
                 plan,
                 self._config,
                 tokenizer,
                 skip_tokenizer_init=skip_tokenizer_init,
-                on_progress=lambda done: bar.update(bar.task_ids[0], completed=done),
+                on_progress=lambda done: on_progress("Loading weights", done, total),
             )
         self.plan = plan
         self._engine = loaded.engine
@@ -287,7 +286,7 @@ class LLM:
                 request_id = str(self._num_requests)
                 self._engine.add_request(request_id, prompt, p, rank)
                 added.append(request_id)
-            with _progress("Processed prompts", len(added), enable=use_tqdm, has_speed=True) as bar:
+            with progress_bar("Processed prompts", len(added), enable=use_tqdm, has_speed=True) as bar:
                 while len(outputs) < len(added):
                     for output in self._step():
                         outputs[output.request_id] = output
@@ -342,29 +341,13 @@ def _configs(options: dict[str, Any]) -> tuple[BuildConfig, EngineConfig]:
     )
 
 
-@contextmanager
-def _progress(title: str, total: int, *, enable: bool, has_speed: bool = False) -> Iterator[Progress]:
-    """Yield a progress bar with one task, drawn on standard error if `enable`."""
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    if has_speed:
-        columns.append(TextColumn("{task.fields[speed]}"))
-    console = Console(stderr=True)
-    bar = Progress(*columns, console=console, transient=not has_speed)
-    bar.add_task(title, total=total, speed="", num_in=0, num_out=0)
-    if not enable or (bar.live.transient and not console.is_terminal):
-        yield bar
-        return
-    with bar:
-        yield bar
-
-
 def _advance(bar: Progress, output: RequestOutput) -> None:
     """Count a finished request and show token rates so far."""
     if not output.finished:
         return
     task = bar.tasks[0]
-    num_in = task.fields["num_in"] + len(output.prompt_token_ids)
-    num_out = task.fields["num_out"] + sum(len(c.token_ids) for c in output.outputs)
+    num_in = task.fields.get("num_in", 0) + len(output.prompt_token_ids)
+    num_out = task.fields.get("num_out", 0) + sum(len(c.token_ids) for c in output.outputs)
     elapsed = max(task.elapsed or 0.0, 1e-9)
     speed = f"{num_in / elapsed:,.0f} in, {num_out / elapsed:,.0f} out tokens/s"
     bar.update(task.id, advance=1, num_in=num_in, num_out=num_out, speed=speed)

@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
-from quire.builder.pipeline import Progress, bind, settings_of
+from quire.builder.pipeline import bind, settings_of
 from quire.core.config import BuildConfig
 from quire.core.errors import ConfigError, PlanError
 from quire.core.model_files import GENERATION_CONFIG, TOKENIZER_FILES
 from quire.core.model_spec import ModelSpec
+from quire.core.progress import OnProgress
 from quire.graph.network import Network
 from quire.models.registry import checkpoint_names, define_network, read_spec
 from quire.plan.plan import Plan, is_engine_directory
@@ -25,7 +26,7 @@ from quire.weights.open import open_weights
 from quire.weights.resolve import resolve_model
 
 
-def open_plan(model: str | Path, config: BuildConfig | None = None, on_progress: Progress | None = None) -> Plan:
+def open_plan(model: str | Path, config: BuildConfig | None = None, on_progress: OnProgress | None = None) -> Plan:
     """Return the Plan of a model.
 
     Args:
@@ -45,7 +46,7 @@ def open_plan(model: str | Path, config: BuildConfig | None = None, on_progress:
     return build(directory, settings, on_progress)
 
 
-def build(directory: Path, config: BuildConfig, on_progress: Progress | None = None) -> Plan:
+def build(directory: Path, config: BuildConfig, on_progress: OnProgress | None = None) -> Plan:
     """Build a Plan from a Hugging Face model directory. Without quantization no weight data is read.
 
     Raises:

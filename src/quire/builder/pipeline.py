@@ -18,19 +18,17 @@ from quire.builder.passes.smooth import smooth
 from quire.core.config import BuildConfig
 from quire.core.errors import ConfigError, did_you_mean
 from quire.core.log import get_logger
+from quire.core.progress import OnProgress
 from quire.graph.legality import DEFINED, OPTIMIZED, check_network
 from quire.graph.network import Network
 from quire.graph.text import network_from_text, network_to_text
 from quire.plan.weight_source import TensorWeights, WeightSource
 from quire.quantization.calibration import calibrate
-from quire.quantization.evaluation import Accuracy, check, evaluate
+from quire.quantization.evaluation import Accuracy, check, evaluate, largest_kl
 from quire.quantization.recipe import Recipe
 from quire.quantization.text import CalibrationSamples
 
 _log = get_logger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
 
 _RECIPE_PASSES = (smooth, quantize_linear, quantize_kv_cache)
 PASS_NAMES = tuple(run.__name__ for run in (*FUSE, *_RECIPE_PASSES, *FUSE_QUANTIZED, *FINISH, fold_weights))
@@ -47,6 +45,7 @@ class Bound:
         passes: The build report's entry of each pass, in order.
         recipe: How it was quantized, None if it was not.
         accuracy: What that cost, None if it was not quantized.
+        max_kl: The limit that it was held to.
         origin: Where the calibration text is from.
     """
 
@@ -55,6 +54,7 @@ class Bound:
     passes: Sequence[Mapping[str, object]]
     recipe: Recipe | None = None
     accuracy: Accuracy | None = None
+    max_kl: float | None = None
     origin: str | None = None
 
     def as_report(self) -> dict[str, Any]:
@@ -64,6 +64,7 @@ class Bound:
             report["quantization"] = {
                 "text": self.origin,
                 "accuracy": self.accuracy.as_record(),
+                "max_kl": self.max_kl,
                 "layers": {name: msgspec.to_builtins(linear) for name, linear in self.recipe.linears.items()},
                 "skipped": dict(self.recipe.skipped),
             }
@@ -75,7 +76,7 @@ def bind(
     config: BuildConfig,
     open_weights: Callable[[Network], WeightSource],
     read_samples: Callable[[], CalibrationSamples],
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Bound:
     """Run the pipeline.
 
@@ -106,8 +107,9 @@ def bind(
     run.all((*FUSE_QUANTIZED, *FINISH))
     folded = run.fold(TensorWeights(recipe.tensors, weights))
     accuracy = evaluate((exact, weights), (network, folded), samples.held_out, partial(progress, "Evaluating"))
-    check(accuracy, recipe, config.max_kl)
-    return Bound(network, folded, run.records, recipe, accuracy, samples.origin)
+    limit = largest_kl(config)
+    check(accuracy, recipe, limit)
+    return Bound(network, folded, run.records, recipe, accuracy, limit, samples.origin)
 
 
 class _Run:

@@ -14,6 +14,7 @@ from quire.core.errors import QuireError, did_you_mean
 COMMANDS = {
     "generate": "complete prompts",
     "chat": "talk with a model",
+    "build": "bind a model into an engine directory: fused, quantized, measured",
     "bench": "measure latency, throughput or start-up",
     "plan": "show what fits into memory, before loading anything",
     "env": "show versions, processor and memory",

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from quire.llm import LLM
 
 
+MODEL = 'model directory, engine directory, hub id, or "quire-tiny" (built in)'
+"""What a command's positional argument may be."""
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add MODEL and all options of how it is built and run."""
-    parser.add_argument(
-        "model", metavar="MODEL", help='model directory, engine directory, hub id, or "quire-tiny" (built in)'
-    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
     add_fields(parser, BuildConfig)
     add_fields(parser, EngineConfig, skip=("seed",))
 

@@ -70,8 +70,12 @@ class BuildConfig:
     )
     num_calibration_samples: int = field(default=128, metadata=_help("pieces of text to calibrate on"))
     calibration_length: int = field(default=512, metadata=_help("tokens in each of them"))
-    max_kl: float = field(
-        default=0.1, metadata=_help("mean KL divergence, in nats a token, over which a quantized build is refused")
+    max_kl: float | None = field(
+        default=None,
+        metadata=_help(
+            "mean KL divergence, in nats a token, over which a quantized build is refused; None: 0.004 for eight bits, "
+            "0.01 for fp8, 0.1 for w4a16"
+        ),
     )
     without_passes: tuple[str, ...] = field(default=(), metadata=_help("JSON list of passes to leave out"))
     load_format: str = field(

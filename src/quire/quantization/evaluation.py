@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quire.core.config import BuildConfig
 from quire.core.errors import BuildError
 from quire.graph.network import Network
 from quire.graph.nodes import op_of
@@ -20,6 +21,13 @@ from quire.quantization.walk import Samples, Visit, batches, walk
 _ROWS = 256  # logits in memory at once
 _QUANTILES = (0.5, 0.9, 0.99, 1.0)
 _NUM_WORST = 8
+
+MAX_KL = {"w8a16": 0.004, "w8a8": 0.004, "fp8": 0.01, "w4a16": 0.1, "int8": 0.004}
+"""Mean KL(exact || quantized), in nats a token, that a scheme (or a dtype of the KV cache) may cost by default.
+
+Set by what the schemes cost the built-in model: w8a8 0.0002, and 0.005 where outliers are not smoothed away; fp8
+0.0006; w4a16 0.003. Larger models may need more, and say by how much when they are refused.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +147,13 @@ def worst_layers(recipe: Recipe) -> list[tuple[str, float]]:
     """Return the layers whose outputs moved most on calibration text, worst first, with their relative errors."""
     errors = ((name, linear.error) for name, linear in recipe.linears.items())
     return sorted(errors, key=lambda pair: -pair[1])[:_NUM_WORST]
+
+
+def largest_kl(config: BuildConfig) -> float:
+    """Return the limit that a build is held to: the one that is set, or the most generous of what it uses."""
+    if config.max_kl is not None:
+        return config.max_kl
+    return max(MAX_KL[used] for used in (config.quantization, config.kv_cache_dtype) if used in MAX_KL)
 
 
 def check(accuracy: Accuracy, recipe: Recipe, max_kl: float) -> None:

@@ -1,0 +1,58 @@
+"""Progress bars on standard error, over everything that takes more than a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+OnProgress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+
+@contextmanager
+def progress_bar(title: str, total: int, *, enable: bool = True, has_speed: bool = False) -> Iterator[Progress]:
+    """Yield a bar with one task.
+
+    Args:
+        title: What is being done.
+        total: How much there is.
+        enable: Whether to draw it.
+        has_speed: Keep it on the screen when it is done, with the task's field `speed` behind it.
+    """
+    bar = _bar(is_kept=has_speed)
+    bar.add_task(title, total=total, speed="")
+    if not enable or (bar.live.transient and not bar.console.is_terminal):
+        yield bar
+        return
+    with bar:
+        yield bar
+
+
+@contextmanager
+def stages() -> Iterator[OnProgress]:
+    """Yield what draws a bar for each stage that it is told of, on a terminal; the bars vanish at the end."""
+    bar = _bar(is_kept=False)
+    tasks = {}
+
+    def report(title: str, done: int, total: int) -> None:
+        if not bar.console.is_terminal:
+            return
+        if title not in tasks:
+            tasks[title] = bar.add_task(title, total=total, speed="")
+            bar.start()
+        bar.update(tasks[title], completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        bar.stop()
+
+
+def _bar(*, is_kept: bool) -> Progress:
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    if is_kept:
+        columns.append(TextColumn("{task.fields[speed]}"))
+    return Progress(*columns, console=Console(stderr=True), transient=not is_kept)
