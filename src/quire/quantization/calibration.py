@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from quire.core.config import BuildConfig
+from quire.core.errors import BuildError
 from quire.graph.network import Network
 from quire.graph.nodes import is_call
 from quire.ops.quantize import LARGEST
@@ -48,7 +49,7 @@ def calibrate(
         BuildError: Activations are not finite.
     """
     layers, skipped = layers_to_quantize(network, config) if config.quantization else ([], {})
-    needs_statistics = config.kv_cache_dtype != "auto" or (config.smooth and config.quantization in ("w8a8", "w4a16"))
+    needs_statistics = config.kv_cache_dtype != "auto" or wants_smoothing(config)
     samples = samples if needs_statistics else samples[:_SAMPLES_WITHOUT_STATISTICS]
     run = _Calibration(config, layers, dict(skipped))
     last = _last_of_interest(network, layers, config)
@@ -58,7 +59,12 @@ def calibrate(
             on_progress(visit.index + 1, visit.total)
         if visit.node is last:
             break
-    return Recipe(run.linears, run.skipped, KV_DTYPES[config.kv_cache_dtype], run.tensors)
+    return Recipe(run.linears, run.skipped, run.unsmoothed, KV_DTYPES[config.kv_cache_dtype], run.tensors)
+
+
+def wants_smoothing(config: BuildConfig) -> bool:
+    """Return whether factors are to be searched (or taken as given): only where both sides of a product round."""
+    return config.smooth and config.quantization in ("w8a8", "w4a16")
 
 
 def _last_of_interest(network: Network, layers: Sequence[fx.Node], config: BuildConfig) -> fx.Node | None:
@@ -72,6 +78,7 @@ class _Calibration:
     config: BuildConfig
     layers: Sequence[fx.Node]
     skipped: dict[str, str]
+    unsmoothed: dict[str, str] = field(default_factory=dict)
     linears: dict[str, LinearRecipe] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
@@ -86,18 +93,29 @@ class _Calibration:
         """Decide for one layer."""
         config, x = self.config, visit.node.kwargs["x"]
         assert isinstance(x, fx.Node) and config.quantization is not None
+        seen = _activations([given["x"] for given in visit.arguments])
+        if not torch.isfinite(seen.largest).all():
+            raise BuildError(
+                f"calibration: expected finite inputs of layer {base_name(visit.node)}, got inf or NaN; the checkpoint "
+                "may be damaged, or need another dtype."
+            )
+        may_smooth = wants_smoothing(config) and absorber(x, visit.node) is not None
         found = search(
             config.quantization,
             config.group_size,
-            _activations([given["x"] for given in visit.arguments]),
+            seen,
             visit.arguments[0]["weight"],
-            may_smooth=config.smooth and absorber(x, visit.node) is not None,
+            may_smooth=may_smooth,
             alpha=config.smooth_alpha,
         )
         name = None
         if found.factors is not None:
             name = f"{base_name(visit.node)}.smooth"
             self.tensors[name] = found.factors
+        elif wants_smoothing(config):
+            self.unsmoothed[visit.node.name] = (
+                "no factors lower its error" if may_smooth else "nothing before it can take factors"
+            )
         self.linears[visit.node.name] = LinearRecipe(
             config.quantization, config.group_size, name, found.error, found.alpha
         )

@@ -35,6 +35,7 @@ class Recipe:
     Attributes:
         linears: By name of the node of a `linear` call.
         skipped: Name of a node that stays as it is, to the reason.
+        unsmoothed: Name of a node that was to be smoothed and is not, to the reason.
         kv_cache_dtype: "int8" or "float8_e4m3fn"; None leaves the cache alone.
         tensors: What the network needs beside the checkpoint's weights, by name: smoothing factors, and
             `kv_scales.<layer>` [2, num_kv_heads], float32.
@@ -42,5 +43,6 @@ class Recipe:
 
     linears: Mapping[str, LinearRecipe] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    unsmoothed: Mapping[str, str] = field(default_factory=dict)
     kv_cache_dtype: str | None = None
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)

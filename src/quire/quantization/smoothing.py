@@ -18,7 +18,7 @@ from quire.graph.nodes import is_call
 from quire.ops.linear import linear_w4a16, linear_w8a8, linear_w8a16
 from quire.ops.quantize import quantize_rows, quantize_weight, quantize_weight_int4
 
-_ALPHAS = {"w8a8": [0.1 * i for i in range(1, 10)], "fp8": [], "w8a16": [], "w4a16": [0.05 * i for i in range(1, 21)]}
+_ALPHAS = {"w8a8": [0.1 * i for i in range(1, 10)], "w4a16": [0.05 * i for i in range(1, 21)]}
 _SMALLEST = 1e-5
 
 
@@ -121,7 +121,7 @@ def search(
         return float((quantized_output(scheme, group_size, rows / factors, wide * factors) - exact).norm()) / norm
 
     best = Choice(None, None, error_of(None))
-    if not may_smooth or not _ALPHAS[scheme]:
+    if not may_smooth:
         return best
     factors_at = _factors(scheme, seen, wide)
     for candidate in _ALPHAS[scheme] if alpha is None else [alpha]:

@@ -32,5 +32,5 @@ def quantize_kv_cache(network: Network, recipe: Recipe) -> Matches:
         for user in list(cache.users):
             assert isinstance(user, fx.Node) and "kv_scales" in op_of(user).signature.parameters
             user.update_kwarg("kv_scales", scales)
-        matches.done.append(cache.name)
+        matches.done.append(str(cache.target))
     return matches

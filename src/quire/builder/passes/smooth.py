@@ -14,6 +14,7 @@ it is nodes over weights, folded when they are read.
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from quire.builder.passes.matches import Matches
@@ -27,18 +28,15 @@ from quire.quantization.smoothing import absorber
 
 def smooth(network: Network, recipe: Recipe) -> Matches:
     """Apply the factors of a recipe."""
-    matches = Matches()
+    matches = Matches(missed=dict(recipe.unsmoothed))
     for node in network.calls():
         linear = recipe.linears.get(node.name)
-        if linear is None:
+        if linear is None or linear.smooth is None:
             continue
         x = node.kwargs["x"]
         assert isinstance(x, fx.Node)
         source = absorber(x, node)
-        if linear.smooth is None or source is None:
-            reason = "nothing before it can take the factors" if source is None else "no factors lower its error"
-            matches.missed[node.name] = reason
-            continue
+        assert source is not None, f"calibration found factors for {node}, which nothing can take"
         width = recipe.tensors[linear.smooth].shape[0]
         with network.graph.inserting_before(source):
             factors = network.add_weight(linear.smooth, "float32", (width,)).node
@@ -84,6 +82,8 @@ def _scale(network: Network, node: fx.Node, name: str, op: str, factors: fx.Node
 
 def _scaled(network: Network, weight: fx.Node, op: str, factors: fx.Node) -> fx.Node:
     """Compute in float32, and round to the weight's dtype."""
+    if spec(weight).dtype == torch.float32:
+        return network.insert(OPS[op], {"x": weight, "y": factors})
     wide = network.insert(OPS["cast"], {"x": weight, "dtype": "float32"})
     product = network.insert(OPS[op], {"x": wide, "y": factors})
     return network.insert(OPS["cast"], {"x": product, "dtype": dtype_name(spec(weight).dtype)})
