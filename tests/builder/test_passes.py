@@ -28,9 +28,9 @@ AFTER = """\
 network head
   input  x: float32[num_tokens, 4]
   input  logits_indices: int32[num_logits]
-  %add = add(x, x)  : float32[num_tokens, 4]
-  %logits_rows = index_select(%add, logits_indices)  : float32[num_logits, 4]
-  %norm = rms_norm(%logits_rows, norm.weight, eps=1e-05)  : float32[num_logits, 4]
+  %logits_rows = index_select(x, logits_indices)  : float32[num_logits, 4]
+  %add = add(%logits_rows, %logits_rows)  : float32[num_logits, 4]
+  %norm = rms_norm(%add, norm.weight, eps=1e-05)  : float32[num_logits, 4]
   %lm_head = linear(%norm, lm_head.weight)  : float32[num_logits, 6]
   output logits = %lm_head"""
 

@@ -55,17 +55,11 @@ def rows(count=5):
 SMOOTHED = """\
 network layers
   input  x: bfloat16[num_tokens, 64]
-  %cast_2 = cast(norm.weight, dtype='float32')  : float32[64]
-  %div = div(%cast_2, gate_up.smooth)  : float32[64]
-  %cast_3 = cast(%div, dtype='bfloat16')  : bfloat16[64]
-  %norm = rms_norm(x, %cast_3, eps=1e-05)  : bfloat16[num_tokens, 64]
-  %cast = cast(gate_up.weight, dtype='float32')  : float32[128, 64]
-  %mul = mul(%cast, gate_up.smooth)  : float32[128, 64]
-  %cast_1 = cast(%mul, dtype='bfloat16')  : bfloat16[128, 64]
-  %gate_up = linear(%norm, %cast_1, gate_up.bias)  : bfloat16[num_tokens, 128]
+  %norm = rms_norm(x, cast(div(cast(norm.weight, dtype='float32'), gate_up.smooth), dtype='bfloat16'), eps=1e-05)  : bfloat16[num_tokens, 64]
+  %gate_up = linear(%norm, cast(mul(cast(gate_up.weight, dtype='float32'), gate_up.smooth), dtype='bfloat16'), gate_up.bias)  : bfloat16[num_tokens, 128]
   %silu_mul = silu_mul(%gate_up)  : bfloat16[num_tokens, 64]
   %down = linear(%silu_mul, down.weight, down.bias)  : bfloat16[num_tokens, 32]
-  output y = %down"""
+  output y = %down"""  # noqa: E501
 
 
 def test_smooth_divides_a_norm_and_multiplies_the_weight():

@@ -25,7 +25,7 @@ def report(model="quire-tiny", **settings):
 @pytest.mark.parametrize("scheme", ["w8a16", "w8a8", "fp8"])
 def test_eight_bits_keep_the_model(scheme):
     found = report(quantization=scheme)
-    assert len(found["layers"]) == 24 and list(found["skipped"]) == ["lm_head"]
+    assert len(found["layers"]) == 24 and list(found["skipped"]) == ["model_embed_tokens"]
     assert found["accuracy"]["top1_agreement"] >= 0.98
     assert abs(found["accuracy"]["perplexity_change"]) <= 0.01
     assert found["accuracy"]["kl"] <= found["max_kl"]
@@ -35,8 +35,8 @@ def test_four_bits_with_awq_beat_rounding_to_nearest():
     awq = report(quantization="w4a16")["accuracy"]
     nearest = report(quantization="w4a16", smooth=False)["accuracy"]
     assert awq["perplexity_change"] <= 0.05
-    assert awq["kl"] <= 0.8 * nearest["kl"]
-    assert awq["top1_agreement"] > nearest["top1_agreement"]
+    assert awq["kl"] <= 0.9 * nearest["kl"]
+    assert awq["reverse_kl"] <= 0.9 * nearest["reverse_kl"]
 
 
 @pytest.mark.parametrize("dtype, change", [("int8", 0.01), ("fp8", 0.01)])

@@ -9,9 +9,16 @@ from typing import Any
 
 import msgspec
 
-from quire.builder.passes import FINISH, FUSE, FUSE_QUANTIZED, Pass
+from quire.builder.fusions.fuse_add_rms_norm import fuse_add_rms_norm
+from quire.builder.fusions.fuse_gate_up import fuse_gate_up
+from quire.builder.fusions.fuse_norm_quant import fuse_norm_quant
+from quire.builder.fusions.fuse_qkv import fuse_qkv
+from quire.builder.fusions.fuse_rope_kv_write import fuse_rope_kv_write
+from quire.builder.fusions.fuse_silu_mul import fuse_silu_mul
+from quire.builder.passes.drop_dead import drop_dead
 from quire.builder.passes.fold_weights import fold_weights
-from quire.builder.passes.matches import Matches
+from quire.builder.passes.gather_last_token import gather_last_token
+from quire.builder.passes.matches import Matches, Pass
 from quire.builder.passes.quantize_kv_cache import quantize_kv_cache
 from quire.builder.passes.quantize_linear import quantize_linear
 from quire.builder.passes.smooth import smooth
@@ -29,6 +36,15 @@ from quire.quantization.recipe import Recipe
 from quire.quantization.text import CalibrationSamples
 
 _log = get_logger(__name__)
+
+FUSE: tuple[Pass, ...] = (fuse_qkv, fuse_gate_up, fuse_silu_mul, fuse_add_rms_norm, fuse_rope_kv_write)
+"""Before the numbers change: fewer and larger ops. Calibration looks at the network that they leave."""
+
+FUSE_QUANTIZED: tuple[Pass, ...] = (fuse_norm_quant,)
+"""After the numbers have changed: what rounds activations joins what makes them."""
+
+FINISH: tuple[Pass, ...] = (gather_last_token, drop_dead)
+"""What is right for every plan, quantized or not."""
 
 _RECIPE_PASSES = (smooth, quantize_linear, quantize_kv_cache)
 PASS_NAMES = tuple(run.__name__ for run in (*FUSE, *_RECIPE_PASSES, *FUSE_QUANTIZED, *FINISH, fold_weights))

@@ -59,7 +59,10 @@ class BuildConfig:
     )
     group_size: int = field(default=128, metadata=_help("w4a16: input channels that share a scale", choices=(64, 128)))
     smooth: bool = field(
-        default=True, metadata=_help("w8a8, w4a16: move range between activations and weights (SmoothQuant, AWQ)")
+        default=True,
+        metadata=_help(
+            "w8a8, w4a16: move range between activations and weights, and clip four-bit weights (SmoothQuant, AWQ)"
+        ),
     )
     smooth_alpha: float | None = field(default=None, metadata=_help("its exponent for all layers; None searches it"))
     exclude: tuple[str, ...] = field(

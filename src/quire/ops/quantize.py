@@ -12,7 +12,8 @@ from quire.ops.spec import FLOATS, Dim, Shapes, TensorLike, TensorSpec, dtype_of
 LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
 """Largest magnitude that each 8-bit dtype is scaled to."""
 
-_SMALLEST_SCALE = 1e-12  # of a row of zeros, whose quotient must stay finite
+SMALLEST_SCALE = 1e-12
+"""Of a row of zeros, whose quotient must stay finite."""
 
 
 def check_8bit(dtype: str) -> torch.dtype:
@@ -56,7 +57,7 @@ def quantize_rows(x: Tensor, dtype: str = "int8") -> tuple[Tensor, Tensor]:
         Quantized rows [*rows, width], and scales [*rows, 1], float32. A row that is not finite has a scale that is not.
     """
     wide = x.float()
-    scales = wide.abs().amax(-1, keepdim=True).div_(LARGEST[dtype]).clamp_(min=_SMALLEST_SCALE)
+    scales = wide.abs().amax(-1, keepdim=True).div_(LARGEST[dtype]).clamp_(min=SMALLEST_SCALE)
     return round_to(wide / scales, dtype_of(dtype)), scales
 
 
@@ -92,10 +93,14 @@ def num_groups(in_features: Dim, group_size: int) -> int:
     return in_features // group_size
 
 
-def _infer_int4(weight: TensorLike, group_size: int, dtype: str | None) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
+def _infer_int4(
+    weight: TensorLike, group_size: int, dtype: str | None, shares: TensorLike | None
+) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
     Shapes().check("weight", weight, "out_features in_features", FLOATS)
     out_features, in_features = weight.shape
     groups = num_groups(in_features, group_size)
+    if shares is not None:
+        Shapes().check("shares", shares, f"{out_features} {groups}", (torch.float32,))
     assert isinstance(in_features, int)
     return (
         TensorSpec((out_features, in_features // 2), torch.uint8),
@@ -106,16 +111,19 @@ def _infer_int4(weight: TensorLike, group_size: int, dtype: str | None) -> tuple
 
 @op(_infer_int4)
 def quantize_weight_int4(
-    weight: Tensor, group_size: int = 128, dtype: str | None = None
+    weight: Tensor, group_size: int = 128, dtype: str | None = None, shares: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize groups of input channels to 0..15 with a scale and a zero point each.
 
-    `scale = (max(w, 0) - min(w, 0)) / 15`, `zero_point = round(-min / scale)`, `q = round(w / scale) + zero_point`.
+    `scale = (max(w, 0) - min(w, 0)) * share / 15`, `zero_point = round(-min * share / scale)`, `q = round(w / scale) +
+    zero_point`, saturated.
 
     Args:
         weight: [out_features, in_features], float32 | bfloat16 | float16.
         group_size: Input channels that share a scale; divides in_features.
         dtype: Of the scales; None takes that of `weight`.
+        shares: [out_features, in_features / group_size], float32: how much of each group's range is kept; None keeps
+            all.
 
     Returns:
         Weight [out_features, in_features / 2], uint8, two values a byte, the even channel in the low half; scales
@@ -123,8 +131,10 @@ def quantize_weight_int4(
     """
     groups = weight.float().view(weight.shape[0], -1, group_size)
     low, high = groups.amin(-1).clamp_(max=0), groups.amax(-1).clamp_(min=0)
+    if shares is not None:
+        low, high = low * shares, high * shares
     kept = weight.dtype if dtype is None else dtype_of(dtype)
-    scales = ((high - low) / 15).clamp_(min=_SMALLEST_SCALE if kept != torch.float16 else 6e-8).to(kept)
+    scales = ((high - low) / 15).clamp_(min=SMALLEST_SCALE if kept != torch.float16 else 6e-8).to(kept)
     wide = scales.float()
     zero_points = (-low / wide).round_().clamp_(0, 15)
     quantized = (groups / wide.unsqueeze(-1)).round_().add_(zero_points.unsqueeze(-1)).clamp_(0, 15)

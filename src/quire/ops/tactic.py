@@ -60,6 +60,15 @@ _CPU = (
            prepare_reads=("slot_mapping",)),
     Tactic("attention", "tiled", cpu.attention.attention, prepare=cpu.attention.tiles,
            prepare_reads=("block_table", "seq_lens", "query_start_loc", "window")),
+    Tactic("rms_norm", "in_place", cpu.fused.rms_norm),
+    Tactic("silu_mul", "in_place", cpu.fused.silu_mul),
+    Tactic("add_rms_norm", "in_place", cpu.fused.add_rms_norm),
+    Tactic("rope_append_kv", "together", cpu.fused.rope_append_kv, prepare=cpu.fused.angles_and_slots,
+           prepare_reads=("positions", "table", "slot_mapping")),
+    Tactic("quantize_rows", "in_place", cpu.quantize.quantize_rows),
+    Tactic("rms_norm_quant", "in_place", cpu.fused.rms_norm_quant),
+    Tactic("add_rms_norm_quant", "in_place", cpu.fused.add_rms_norm_quant),
+    Tactic("silu_mul_quant", "in_place", cpu.fused.silu_mul_quant),
 )  # fmt: skip
 
 TACTICS = {"cpu": _CPU}

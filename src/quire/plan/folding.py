@@ -15,9 +15,9 @@ from torch import fx
 
 from quire.core.errors import PlanError
 from quire.graph.network import Network
-from quire.graph.nodes import op_of, spec
+from quire.graph.nodes import is_call, op_of, spec
 from quire.ops.spec import TensorSpec, spec_of
-from quire.plan.weight_source import WeightSource
+from quire.plan.weight_source import WeightSource, empty_weight
 
 
 def constant_nodes(network: Network) -> set[fx.Node]:
@@ -59,7 +59,7 @@ class Constants:
                 self._values[node] = self._read(node)
             else:
                 arguments = {name: self._argument(value) for name, value in node.kwargs.items()}
-                self._values[node] = op_of(node).reference(**arguments)
+                self._values[node] = _compute(node, arguments)
                 del arguments
                 for used in node.all_input_nodes:
                     self.release(used)
@@ -83,6 +83,13 @@ class Constants:
             raise PlanError(f"weight {name!r}: expected {declared}, got {spec_of(tensor)}.")
         self._on_read()
         return tensor
+
+
+def _compute(node: fx.Node, arguments: dict[str, Any]) -> Any:
+    """Compute a call by its reference; joined weights get memory of their own, as weights that are read do."""
+    if not is_call(node, "concat"):
+        return op_of(node).reference(**arguments)
+    return torch.cat(arguments["tensors"], arguments["dim"], out=empty_weight(spec(node)))
 
 
 class FoldedWeights:

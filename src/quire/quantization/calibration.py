@@ -16,6 +16,7 @@ from quire.graph.nodes import is_call
 from quire.ops.quantize import LARGEST
 from quire.ops.rope import rope
 from quire.plan.weight_source import WeightSource
+from quire.quantization.clipping import best_shares, products_of_groups
 from quire.quantization.layers import base_name, layers_to_quantize
 from quire.quantization.recipe import LinearRecipe, Recipe
 from quire.quantization.smoothing import Activations, absorber, search
@@ -99,26 +100,48 @@ class _Calibration:
                 f"calibration: expected finite inputs of layer {base_name(visit.node)}, got inf or NaN; the checkpoint "
                 "may be damaged, or need another dtype."
             )
-        may_smooth = wants_smoothing(config) and absorber(x, visit.node) is not None
+        weight, base = visit.arguments[0]["weight"], base_name(visit.node)
         found = search(
             config.quantization,
             config.group_size,
             seen,
-            visit.arguments[0]["weight"],
-            may_smooth=may_smooth,
+            weight,
+            may_smooth=self._may_smooth(visit.node),
             alpha=config.smooth_alpha,
         )
-        name = None
-        if found.factors is not None:
-            name = f"{base_name(visit.node)}.smooth"
-            self.tensors[name] = found.factors
-        elif wants_smoothing(config):
-            self.unsmoothed[visit.node.name] = (
-                "no factors lower its error" if may_smooth else "nothing before it can take factors"
-            )
+        smooth = self._keep(f"{base}.smooth", found.factors)
+        shares = self._keep(f"{base}.shares", self._shares(visit, found.factors))
         self.linears[visit.node.name] = LinearRecipe(
-            config.quantization, config.group_size, name, found.error, found.alpha
+            config.quantization, config.group_size, smooth, shares, found.error, found.alpha
         )
+
+    def _may_smooth(self, node: fx.Node) -> bool:
+        """Return whether factors may be searched for a layer, and note why not."""
+        x = node.kwargs["x"]
+        assert isinstance(x, fx.Node)
+        if not wants_smoothing(self.config):
+            return False
+        if absorber(x, node) is None:
+            self.unsmoothed[node.name] = "nothing before it can take factors"
+            return False
+        return True
+
+    def _shares(self, visit: Visit, factors: Tensor | None) -> Tensor | None:
+        """Return how much of the range of four-bit weights to keep."""
+        if self.config.quantization != "w4a16" or not self.config.smooth:
+            return None
+        weight = visit.arguments[0]["weight"]
+        if factors is not None:
+            weight = (weight.float() * factors).to(weight.dtype)
+        products = products_of_groups([given["x"] for given in visit.arguments], self.config.group_size, factors)
+        return best_shares(weight, products)
+
+    def _keep(self, name: str, tensor: Tensor | None) -> str | None:
+        """Make a tensor part of the recipe; returns its name."""
+        if tensor is None:
+            return None
+        self.tensors[name] = tensor
+        return name
 
     def _kv_cache(self, visit: Visit) -> None:
         """Scale keys and values of each head so that the largest seen fills the range."""

@@ -17,6 +17,8 @@ class LinearRecipe:
         group_size: w4a16: input channels that share a scale.
         smooth: Name of a tensor of the recipe, [in_features], float32: the weight's input channels are multiplied by
             it, and what makes its input is divided by it. None leaves both alone.
+        shares: Name of a tensor of the recipe, [out_features, num_groups], float32: w4a16: how much of the range of a
+            group of weights is kept. None keeps all.
         error: Relative error of the layer's output on calibration rows, `|quantized - exact| / |exact|`.
         alpha: The exponent that gave `smooth`.
     """
@@ -24,6 +26,7 @@ class LinearRecipe:
     scheme: str
     group_size: int = 128
     smooth: str | None = None
+    shares: str | None = None
     error: float = 0.0
     alpha: float | None = None
 
@@ -37,7 +40,7 @@ class Recipe:
         skipped: Name of a node that stays as it is, to the reason.
         unsmoothed: Name of a node that was to be smoothed and is not, to the reason.
         kv_cache_dtype: "int8" or "float8_e4m3fn"; None leaves the cache alone.
-        tensors: What the network needs beside the checkpoint's weights, by name: smoothing factors, and
+        tensors: What the network needs beside the checkpoint's weights, by name: smoothing factors, shares, and
             `kv_scales.<layer>` [2, num_kv_heads], float32.
     """
 

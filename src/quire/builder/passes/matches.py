@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from quire.graph.network import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +28,6 @@ class Matches:
     def as_record(self, name: str) -> Mapping[str, object]:
         """Return the build report's entry of the pass of this name."""
         return {"pass": name, "matches": self.count, "done": self.done, "missed": self.missed}
+
+
+Pass = Callable[[Network], Matches]

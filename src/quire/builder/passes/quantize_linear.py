@@ -34,7 +34,7 @@ def quantize_linear(network: Network, recipe: Recipe) -> Matches:
         if node.name not in recipe.linears:
             continue
         linear = recipe.linears[node.name]
-        parts = _quantized_weight(network, node, linear)
+        parts = _quantized_weight(network, node, linear, recipe)
         if linear.scheme in ("w8a8", "fp8"):
             x = _quantized_rows(network, node, _EIGHT_BITS[linear.scheme], rows)
             arguments = {**_named("x", "x_scales", values=x), **_named("weight", "scales", values=parts),
@@ -57,7 +57,7 @@ def _become(node: fx.Node, op: str, arguments: dict[str, Any]) -> None:
     node.kwargs = OPS[op].bind((), arguments)
 
 
-def _quantized_weight(network: Network, node: fx.Node, linear: LinearRecipe) -> list[fx.Node]:
+def _quantized_weight(network: Network, node: fx.Node, linear: LinearRecipe, recipe: Recipe) -> list[fx.Node]:
     """Add the nodes that round a layer's weight; returns its parts."""
     base, weight = base_name(node), node.kwargs["weight"]
     assert isinstance(weight, fx.Node)
@@ -67,6 +67,9 @@ def _quantized_weight(network: Network, node: fx.Node, linear: LinearRecipe) -> 
     with network.graph.inserting_before(node):
         if linear.scheme == "w4a16":
             options = {"weight": weight, "group_size": linear.group_size, "dtype": dtype}
+            if linear.shares is not None:
+                shape = tuple(recipe.tensors[linear.shares].shape)
+                options["shares"] = network.add_weight(linear.shares, "float32", shape).node
             quantized = network.insert(OPS["quantize_weight_int4"], options, f"{node.name}_int4")
         else:
             options = {"weight": weight, "dtype": _EIGHT_BITS[linear.scheme]}

@@ -1,0 +1,19 @@
+"""Rounding activations row by row in as few passes over memory as torch allows; the same bits as the references."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quire.ops.quantize import LARGEST, SMALLEST_SCALE
+from quire.ops.spec import dtype_of
+
+
+def quantize_rows(x: Tensor, dtype: str = "int8") -> tuple[Tensor, Tensor]:
+    """Return rows and scales; see `ops.quantize.quantize_rows`."""
+    low, high = torch.aminmax(x, dim=-1, keepdim=True)
+    scales = torch.maximum(high, low.neg_()).float().div_(LARGEST[dtype]).clamp_(min=SMALLEST_SCALE)
+    wide = x / scales
+    if dtype == "int8":  # |x / scale| is at most 127 and half a unit in the last place
+        return wide.round_().to(torch.int8), scales
+    return wide.clamp_(-LARGEST[dtype], LARGEST[dtype]).to(dtype_of(dtype)), scales
