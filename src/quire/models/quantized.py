@@ -339,7 +339,7 @@ def _one_of(reader: ConfigReader, name: str, values: tuple[int, ...]) -> int:
 
 def _group_size(reader: ConfigReader, name: str) -> int:
     """Return how many input channels share a scale, `WHOLE` for all."""
-    size = reader.integer(name, MAX_WIDTH, low=-1, default=WHOLE)
+    size = reader.integer(name, MAX_WIDTH, low=-1)
     return size if size else reader.fail(name, "-1 or a positive integer")
 
 
