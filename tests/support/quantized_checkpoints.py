@@ -1,7 +1,7 @@
 """Quantized checkpoints made from small models by plain loops, after the descriptions of the formats alone.
 
-Every packer takes a weight [out, in] and returns the tensors that a checkpoint holds for it, and the float32 weight that
-they stand for.
+Every packer takes a weight [out, in] and returns the tensors that a checkpoint holds for it, and the float32 weight
+that they stand for.
 """
 
 from __future__ import annotations
