@@ -183,7 +183,7 @@ def unpack_int32(
         [rows, columns], 32 / bits times as long along `dim`, uint8, or int8 if signed.
     """
     words = packed if dim == 1 else packed.t()
-    values = words.contiguous().view(torch.uint8)  # little-endian: a word's lowest byte comes first
+    values = words.reshape(-1).view(torch.uint8).view(words.shape[0], -1)  # little-endian: the lowest byte comes first
     if bits == 4:
         values = unpack_int4(values)
     if is_interleaved:
