@@ -131,11 +131,12 @@ class _Adoption:
         self.matches.done.append(node.name)
 
     def _int4(self, node: fx.Node, layer: StoredLayer, parts: Parts, bias: Any) -> None:
-        x, weight = node.kwargs["x"], layer.call("pack_int4", values=parts.values)
+        x, weight = node.kwargs["x"], layer.call("pack_int4", f"{node.name}_weight", values=parts.values)
         assert isinstance(x, fx.Node) and parts.zero_points is not None
         if parts.order is not None:
             if (x, parts.order) not in self.chosen:
-                self.chosen[x, parts.order] = layer.call("index_select", x=x, index=parts.order, dim=-1)
+                name = f"{node.name}_x"
+                self.chosen[x, parts.order] = layer.call("index_select", name, x=x, index=parts.order, dim=-1)
             x = self.chosen[x, parts.order]
         _name(layer.name, weight=weight, scales=parts.scales, zero_points=parts.zero_points)
         become(node, "linear_w4a16", {"x": x, "weight": weight, "scales": parts.scales,
@@ -153,10 +154,11 @@ class _Adoption:
 
     def _dequantize(self, node: fx.Node, layer: StoredLayer, parts: Parts, bias: Any) -> None:
         rows, columns = layer.block
-        weight = layer.call("dequantize_weight", weight=parts.values, scales=parts.scales, block=[rows, columns],
+        name = f"{node.name}_weight"
+        weight = layer.call("dequantize_weight", name, weight=parts.values, scales=parts.scales, block=[rows, columns],
                             zero_points=parts.zero_points, dtype=layer.dtype)  # fmt: skip
         if parts.order is not None:  # where each channel went is where it is found
-            weight = layer.call("index_select", x=weight, index=layer.call("argsort", keys=parts.order), dim=1)
+            weight = layer.call("index_select", name, x=weight, index=layer.call("argsort", keys=parts.order), dim=1)
         _name(layer.name, weight=weight)
         become(node, "linear", {"x": node.kwargs["x"], "weight": weight, "bias": bias})
         self.matches.missed[node.name] = (

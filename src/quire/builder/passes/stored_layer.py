@@ -116,9 +116,9 @@ class StoredLayer:
         flat = self.call("view", x=scales, shape=[prod(self.grid)])
         return flat if self.grid[0] == self.shape[0] else self.call("expand", x=flat, shape=[self.shape[0]])
 
-    def call(self, op: str, **arguments: Any) -> fx.Node:
-        """Add a call."""
-        return self.network.insert(OPS[op], arguments)
+    def call(self, op: str, /, name: str = "", **arguments: Any) -> fx.Node:
+        """Add a call, under a name of its own or one that follows from its op."""
+        return self.network.insert(OPS[op], arguments, name or op)
 
     def _packed(self) -> Parts:
         """compressed-tensors: values [out, in] packed along the input, zero points [out, groups] along the output."""
@@ -149,7 +149,7 @@ class StoredLayer:
         scales = self._weight("scales", self._scale_dtype, (groups, rows))
         return Parts(*(self.call("permute", x=node, dims=[1, 0]) for node in (values, scales, zeros)))
 
-    def _unpacked(self, suffix: str, shape: Sequence[int], *, dim: int, add: int = 0, **options: bool) -> fx.Node:
+    def _unpacked(self, suffix: str, shape: Sequence[int], *, dim: int, add: int = 0, **options: Any) -> fx.Node:
         """Return a packed tensor as [rows, columns] values of eight bits each."""
         per_word = 32 // self.scheme.bits
         words = [-(-size // per_word) if axis == dim else size for axis, size in enumerate(shape)]
@@ -167,9 +167,9 @@ class StoredLayer:
         suffix = next((name for name in names if self._spec(name) is not None), names[0])
         found = self._spec(suffix)
         sizes = [int(size) for size in found.shape] if found is not None else list(self.grid)
-        fits = prod(sizes) == prod(self.grid)
-        scales = self._weight(suffix, "float32", sizes if fits else self.grid)
-        return scales if sizes == list(self.grid) or not fits else self.call("view", x=scales, shape=list(self.grid))
+        if self.has_8bit_op and prod(sizes) == prod(self.grid):  # a scalar or a vector, too
+            return self._weight(suffix, "float32", sizes)
+        return self._weight(suffix, "float32", self.grid)
 
     def _ordered(self, parts: Parts) -> Parts:
         """Put input channels of a group beside each other."""
