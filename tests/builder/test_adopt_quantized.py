@@ -86,8 +86,8 @@ network layers
   %permute = permute(%unpack_int32, [1, 0])  : uint8[24, 32]
   %permute_1 = permute(up.scales, [1, 0])  : float32[24, 2]
   %permute_2 = permute(%unpack_int32_1, [1, 0])  : uint8[24, 2]
-  %up_weight_1 = pack_int4(%permute)  : uint8[24, 16]
-  %up = linear_w4a16(x, %up_weight_1, %permute_1, %permute_2, up.bias)  : float32[num_tokens, 24]
+  %up_int4 = pack_int4(%permute)  : uint8[24, 16]
+  %up = linear_w4a16(x, %up_int4, %permute_1, %permute_2, up.bias)  : float32[num_tokens, 24]
 """
 FP8 = """\
 network layers
@@ -107,8 +107,8 @@ network layers
 BLOCKS = """\
 network layers
   input  x: float32[num_tokens, 32]
-  %up_weight = dequantize_weight(up.weight, up.weight_scale_inv, [12, 20])  : float32[24, 32]
-  %up = linear(x, %up_weight, up.bias)  : float32[num_tokens, 24]
+  %up_dequantized = dequantize_weight(up.weight, up.weight_scale_inv, [12, 20])  : float32[24, 32]
+  %up = linear(x, %up_dequantized, up.bias)  : float32[num_tokens, 24]
 """
 
 

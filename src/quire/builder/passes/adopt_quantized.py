@@ -131,7 +131,7 @@ class _Adoption:
         self.matches.done.append(node.name)
 
     def _int4(self, node: fx.Node, layer: StoredLayer, parts: Parts, bias: Any) -> None:
-        x, weight = node.kwargs["x"], layer.call("pack_int4", f"{node.name}_weight", values=parts.values)
+        x, weight = node.kwargs["x"], layer.call("pack_int4", f"{node.name}_int4", values=parts.values)
         assert isinstance(x, fx.Node) and parts.zero_points is not None
         if parts.order is not None:
             if (x, parts.order) not in self.chosen:
@@ -154,7 +154,7 @@ class _Adoption:
 
     def _dequantize(self, node: fx.Node, layer: StoredLayer, parts: Parts, bias: Any) -> None:
         rows, columns = layer.block
-        name = f"{node.name}_weight"
+        name = f"{node.name}_dequantized"
         weight = layer.call("dequantize_weight", name, weight=parts.values, scales=parts.scales, block=[rows, columns],
                             zero_points=parts.zero_points, dtype=layer.dtype)  # fmt: skip
         if parts.order is not None:  # where each channel went is where it is found
