@@ -25,6 +25,10 @@ BLOCK = (12, 20)  # of float8 weights; divides neither side of a weight
 Packed = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+_OTHER_SIZES = {
+    "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_attention_heads": 4},
+    "gpt2": {"n_embd": 48, "n_head": 3},
+}
 _LAYER = re.compile(r"(.*(?:_proj|c_attn|c_fc|c_proj|fc1|fc2))\.weight")
 
 
@@ -297,7 +301,7 @@ def write_quantized(
     Returns:
         The model with the weights that the checkpoint stands for, in float32; it rounds inputs as the checkpoint asks.
     """
-    model = hf_model(case, **{**SIZES, **changes})
+    model = hf_model(case, **{**_OTHER_SIZES.get(case, SIZES), **changes})
     model.save_pretrained(directory)
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, "quantization_config": form.config}))
