@@ -223,16 +223,21 @@ def test_a_bias_that_only_the_checkpoint_has_is_added() -> None:
     assert "gate.bias" in made.weights and "gate.bias" not in exact.weights
 
 
-def test_tied_and_computed_weights_stay() -> None:
+def test_tied_weights_stay_and_shared_ones_are_refused() -> None:
     made = Network("tied")
     with net_guard(made):
         embedding = Embedding("embed", 24, 32, "float32")
         x = embedding(Tensor("ids", "int32", ("num_tokens",)))
         F.linear(x, embedding.weight).mark_output("tied")
-        F.linear(x, F.concat([made.add_weight("a", "float32", (4, 32))], 0)).mark_output("joined")
     before = str(made)
     matches = adopt_quantized(made, quantization("gptq", lm_head=True), TensorWeights({}))
-    assert not matches.done and set(matches.missed.values()) == {"its weight is used elsewhere"} and str(made) == before
+    assert matches.missed == {"embed": "its weight is the embedding's"} and not matches.done and str(made) == before
+    with net_guard(made):
+        both = made.add_weight("both.weight", "float32", (8, 32))
+        F.linear(x, F.slice(both, 0, 0, 4)).mark_output("part")
+    with pytest.raises(ConfigError, match="a weight of their own, got 'both' with a part of one"):
+        adopt_quantized(made, quantization("gptq"), TensorWeights({}))
+    adopt_quantized(made, quantization("gptq", modules_to_not_convert=["both"]), TensorWeights({}))
 
 
 def test_made_up_weights_need_no_checkpoint() -> None:

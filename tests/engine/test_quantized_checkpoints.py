@@ -1,6 +1,7 @@
 """The engine on quantized checkpoints against transformers on the weights that they stand for, and on itself."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from quire import LLM, SamplingParams
 from quire.builder.build import open_plan
 from quire.core.config import BuildConfig
+from quire.core.errors import ConfigError
 from quire.graph.legality import OPTIMIZED, check_network
 from quire.plan.plan import Plan
 from tests.support.quantized_checkpoints import FORMATS, GROUP, write_quantized
@@ -78,10 +80,15 @@ def test_families_equal_transformers(case, name, tmp_path):
     check_equals_transformers(tmp_path, write_quantized(tmp_path, FORMATS[name], case))
 
 
-@pytest.mark.parametrize("name", ["gptq", "gptq-act", "compressed-w4a16"])
-def test_projections_that_were_stored_transposed(name, tmp_path):
-    """GPT-2 stores [in, out] until it is quantized."""
-    check_equals_transformers(tmp_path, write_quantized(tmp_path, FORMATS[name], "gpt2"))
+@pytest.mark.parametrize("name", ["gptq", "compressed-w4a16"])
+def test_projections_that_are_stored_transposed_until_they_are_quantized(name, tmp_path):
+    """GPT-2's; its queries, keys and values are one layer there, and must not be quantized."""
+    kept = {"gptq": {"modules_to_not_convert": ["c_attn"]}, "compressed-w4a16": {"ignore": ["re:.*c_attn$", "lm_head"]}}
+    form = replace(FORMATS[name], config={**FORMATS[name].config, **kept[name]})
+    check_equals_transformers(tmp_path / "model", write_quantized(tmp_path / "model", form, "gpt2", kept="c_attn"))
+    write_quantized(tmp_path / "all", FORMATS[name], "gpt2")
+    with pytest.raises(ConfigError, match=r"got 'transformer\.h\.0\.attn\.c_attn' with a part of one"):
+        open_plan(tmp_path / "all")
 
 
 @pytest.mark.parametrize("name", ["awq", "gptq-asym", "compressed-w4a16", "compressed-w8a8", "fp8-block"])
@@ -100,13 +107,10 @@ def test_half_precision_is_close(name, dtype, tmp_path):
 
 
 def test_layers_in_the_list_stay_as_they_are(tmp_path):
-    form = FORMATS["awq"]
-    form.config["modules_to_not_convert"] = ["layers.0", "down_proj"]
-    try:
-        model = write_quantized(tmp_path, form, kept=r"layers\.0\.|down_proj")
-    finally:
-        form.config["modules_to_not_convert"] = None
-    check_equals_transformers(tmp_path, model)
+    form = replace(
+        FORMATS["awq"], config={**FORMATS["awq"].config, "modules_to_not_convert": ["layers.0", "down_proj"]}
+    )
+    check_equals_transformers(tmp_path, write_quantized(tmp_path, form, kept=r"layers\.0\.|down_proj"))
     adopted = open_plan(tmp_path).report["passes"][0]
     assert adopted["pass"] == "adopt_quantized" and adopted["matches"] == 6
     assert "'down_proj'" in adopted["missed"]["model_layers_1_mlp_down_proj"]

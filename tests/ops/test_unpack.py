@@ -5,7 +5,14 @@ import torch
 
 from quire.core.errors import ShapeError
 from quire.ops.layout import argsort, expand, full, index_select
-from quire.ops.quantize import dequantize_int4, dequantize_weight, pack_int4, quantize_weight_int4, unpack_int32
+from quire.ops.quantize import (
+    dequantize_int4,
+    dequantize_weight,
+    pack_int4,
+    quantize_weight_int4,
+    unpack_int4,
+    unpack_int32,
+)
 
 
 def word(values, bits):
@@ -23,6 +30,25 @@ def test_words_of_four_bits():
     assert unpack_int32(packed).dtype == torch.uint8
     down = unpack_int32(packed, dim=0)
     assert down.shape == (8, 3) and down.t().tolist() == NIBBLES and down.is_contiguous()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (1, 5), (5, 1), (7, 3)])
+@pytest.mark.parametrize("layout", ["rows", "columns", "every second"])
+def test_packed_values_of_any_shape_and_strides(shape, layout):
+    generator = torch.Generator().manual_seed(9)
+    made = torch.randint(
+        -(1 << 31), (1 << 31) - 1, (shape[0] * 2, shape[1] * 2), dtype=torch.int32, generator=generator
+    )
+    packed = made[::2, ::2] if layout == "every second" else made[: shape[0], : shape[1]].contiguous()
+    if layout == "columns":
+        packed = packed.t().contiguous().t()
+    for dim in (0, 1):
+        got = unpack_int32(packed, dim=dim)
+        for place in range(8):
+            part = got[place::8] if dim == 0 else got[:, place::8]
+            assert torch.equal(part, (packed >> 4 * place & 15).to(torch.uint8))
+    halves = unpack_int4(packed.to(torch.uint8))
+    assert torch.equal(pack_int4(halves), packed.to(torch.uint8))
 
 
 def test_words_of_eight_bits_signed_and_not():

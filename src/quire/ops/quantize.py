@@ -147,7 +147,9 @@ def pack_int4(values: Tensor) -> Tensor:
 
 def unpack_int4(packed: Tensor) -> Tensor:
     """Return [out_features, in_features] uint8 values 0..15 from what `pack_int4` made."""
-    return torch.stack((packed & 15, packed >> 4), -1).view(packed.shape[0], -1)
+    pairs = packed.short().reshape(-1)
+    values = pairs.bitwise_or_(pairs << 4).bitwise_and_(0x0F0F).view(torch.uint8)  # little-endian: low halves first
+    return values.view(packed.shape[0], 2 * packed.shape[1])
 
 
 def dequantize_int4(weight: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
@@ -183,14 +185,21 @@ def unpack_int32(
         [rows, columns], 32 / bits times as long along `dim`, uint8, or int8 if signed.
     """
     words = packed if dim == 1 else packed.t()
-    values = words.reshape(-1).view(torch.uint8).view(words.shape[0], -1)  # little-endian: the lowest byte comes first
+    if is_interleaved:
+        words = _spread(words & 0xFFFF) | _spread(words >> 16 & 0xFFFF) << 4
+    # Little-endian: the lowest byte comes first.
+    values = words.reshape(-1).view(torch.uint8).view(words.shape[0], 4 * words.shape[1])
     if bits == 4:
         values = unpack_int4(values)
-    if is_interleaved:
-        values = values.view(-1, 2, 4).transpose(1, 2).reshape(values.shape)
     if is_signed:
         values = (values - (1 << bits - 1)).view(torch.int8)
     return values if dim == 1 else values.t().contiguous()
+
+
+def _spread(halves: Tensor) -> Tensor:
+    """Return int32 words whose lower four groups of four bits have moved to the places 0, 2, 4 and 6."""
+    halves = (halves | halves << 8) & 0x00FF00FF
+    return (halves | halves << 4) & 0x0F0F0F0F
 
 
 def _infer_dequantize(

@@ -25,6 +25,7 @@ from torch import fx
 from quire.builder.passes.matches import Matches
 from quire.builder.passes.quantize_linear import become, quantized_rows
 from quire.builder.passes.stored_layer import GroupOrders, Parts, StoredLayer
+from quire.core.errors import ConfigError
 from quire.core.log import get_logger
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, spec
@@ -53,11 +54,12 @@ def adopt_quantized(
     for node in network.calls():
         if not is_call(node, "linear"):
             continue
-        name, weight = base_name(node), _own_weight(node)
-        scheme = "its weight is used elsewhere" if weight is None else quantization.scheme_of(name)
-        if isinstance(scheme, str) or weight is None:
-            adoption.matches.missed[node.name] = str(scheme)
+        name = base_name(node)
+        scheme = "its weight is the embedding's" if _is_tied(node) else quantization.scheme_of(name)
+        if isinstance(scheme, str):
+            adoption.matches.missed[node.name] = scheme
             continue
+        weight = _own_weight(node, name)
         shape, dtype = _fixed_shape(node), dtype_name(spec(node).dtype)
         _drop(network, node, weight)
         layer = StoredLayer(network, name, scheme, shape, dtype, stored, adoption.orders)
@@ -72,13 +74,27 @@ def adopt_quantized(
     return adoption.matches
 
 
-def _own_weight(node: fx.Node) -> fx.Node | None:
-    """Return the weight of a layer that nothing else uses; it may be stored transposed."""
+def _is_tied(node: fx.Node) -> bool:
+    """Return whether a layer's weight is an embedding's, which no checkpoint quantizes."""
+    weight = node.kwargs["weight"]
+    return isinstance(weight, fx.Node) and any(is_call(user, "embedding") for user in weight.users)
+
+
+def _own_weight(node: fx.Node, name: str) -> fx.Node:
+    """Return the weight of a layer, which may be stored transposed.
+
+    Raises:
+        ConfigError: It is not the layer's alone.
+    """
     found = node.kwargs["weight"]
     if is_call(found, "permute") and len(found.users) == 1:
         found = found.kwargs["x"]
-    is_own = isinstance(found, fx.Node) and found.op == "get_attr" and len(found.users) == 1
-    return found if is_own and isinstance(found, fx.Node) else None
+    if not isinstance(found, fx.Node) or found.op != "get_attr" or len(found.users) > 1:
+        raise ConfigError(
+            f"config.json, quantization_config: expected layers with a weight of their own, got {name!r} with a part "
+            "of one, which cannot be read quantized. Use the unquantized checkpoint."
+        )
+    return found
 
 
 def _fixed_shape(node: fx.Node) -> tuple[int, int]:
