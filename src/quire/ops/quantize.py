@@ -147,7 +147,7 @@ def pack_int4(values: Tensor) -> Tensor:
 
 def unpack_int4(packed: Tensor) -> Tensor:
     """Return [out_features, in_features] uint8 values 0..15 from what `pack_int4` made."""
-    pairs = packed.short().reshape(-1)
+    pairs = packed.to(torch.int16, memory_format=torch.contiguous_format)
     values = pairs.bitwise_or_(pairs << 4).bitwise_and_(0x0F0F).view(torch.uint8)  # little-endian: low halves first
     return values.view(packed.shape[0], 2 * packed.shape[1])
 
@@ -188,7 +188,7 @@ def unpack_int32(
     if is_interleaved:
         words = _spread(words & 0xFFFF) | _spread(words >> 16 & 0xFFFF) << 4
     # Little-endian: the lowest byte comes first.
-    values = words.reshape(-1).view(torch.uint8).view(words.shape[0], 4 * words.shape[1])
+    values = words.clone(memory_format=torch.contiguous_format).view(torch.uint8)
     if bits == 4:
         values = unpack_int4(values)
     if is_signed:
