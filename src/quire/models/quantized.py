@@ -193,8 +193,8 @@ def _read_fp8(section: ConfigReader) -> CheckpointQuantization:
     """Read the fields of transformers' and vLLM's FP8."""
     section.expect("activation_scheme", "dynamic", ": static scales of activations are not supported")
     section.expect("fmt", "e4m3")
-    for name in ("modules_to_convert", "kv_cache_scheme", "kv_cache_quant_method"):
-        section.expect(name, None)
+    section.expect("modules_to_convert", None)
+    _refuse_cache_scales(section, "kv_cache_scheme", "kv_cache_quant_method")
     block = section.sizes("weight_block_size", 2)
     scheme = StoredScheme("plain", "float8_e4m3fn", (block[0], block[1]) if block else (WHOLE, WHOLE),
                           rounds_activations=True)  # fmt: skip
@@ -204,7 +204,7 @@ def _read_fp8(section: ConfigReader) -> CheckpointQuantization:
 
 def _read_compressed_tensors(section: ConfigReader) -> CheckpointQuantization:
     """Read the fields of compressed-tensors."""
-    section.expect("kv_cache_scheme", None, ". Quire calibrates a cache of 8 bits itself: kv_cache_dtype='fp8'")
+    _refuse_cache_scales(section, "kv_cache_scheme")
     section.expect("transform_config", {})
     sparsity = section.section("sparsity_config", frozenset())
     if sparsity is not None:
@@ -299,6 +299,16 @@ def _rounds_activations(group: ConfigReader, kind: str, is_packed: bool) -> bool
         inputs.expect(name, None)
     inputs.finish()
     return True
+
+
+def _refuse_cache_scales(section: ConfigReader, *names: str) -> None:
+    for name in names:
+        if section.has(name) and not section.holds(name, None):
+            section.fail(
+                name,
+                "null: stored scales of the KV cache are not read",
+                " Use a checkpoint without them; kv_cache_dtype='fp8' finds scales when the plan is built.",
+            )
 
 
 _EVERYTHING = LayerPattern("Linear", ".*")
