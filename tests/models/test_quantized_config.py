@@ -81,6 +81,42 @@ def test_schemes(config: dict[str, Any], expected: StoredScheme) -> None:
     assert read(config).scheme_of(LAYER) == expected
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"batch_size": 1, "bits": 4, "block_name_to_quantize": None, "cache_block_outputs": True, "damp_percent": 0.01,
+         "dataset": None, "desc_act": False, "exllama_config": {"version": 1}, "group_size": 128,
+         "max_input_length": None, "model_seqlen": None, "module_name_preceding_first_block": None,
+         "modules_in_block_to_quantize": None, "pad_token_id": None, "quant_method": "gptq", "sym": True,
+         "tokenizer": None, "true_sequential": True, "use_cuda_fp16": False, "use_exllama": True},
+        {"bits": 4, "checkpoint_format": "gptq", "desc_act": True, "group_size": 128, "lm_head": False,
+         "format": "gptq", "method": "gptq", "meta": {"quantizer": ["gptqmodel:4.0.0"], "damp_percent": 0.01},
+         "pack_dtype": "int32", "quant_method": "gptq", "sym": True},
+        {"bits": 4, "group_size": 128, "modules_to_not_convert": None, "quant_method": "awq", "version": "gemm",
+         "zero_point": True},
+        {"bits": 4, "group_size": 128, "lm_head": False, "pack_dtype": "int32", "quant_method": "awq", "format": "gemm",
+         "checkpoint_format": "gemm", "version": "gemm", "zero_point": True, "meta": {"quantizer": ["gptqmodel:5"]}},
+        {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128],
+         "modules_to_not_convert": ["lm_head", "model.layers.0.input_layernorm"]},
+        {"config_groups": {"group_0": {"format": "int-quantized", "input_activations": {
+            "actorder": None, "block_structure": None, "dynamic": True, "group_size": None, "num_bits": 8,
+            "observer": "memoryless", "observer_kwargs": {}, "strategy": "token", "symmetric": True, "type": "int"},
+            "output_activations": None, "targets": ["Linear"], "weights": {
+            "actorder": None, "block_structure": None, "dynamic": False, "group_size": None, "num_bits": 8,
+            "observer": "minmax", "observer_kwargs": {}, "scale_dtype": None, "strategy": "channel",
+            "symmetric": True, "type": "int", "zp_dtype": None}}},
+         "format": "int-quantized", "global_compression_ratio": None, "ignore": ["lm_head"], "kv_cache_scheme": None,
+         "quant_method": "compressed-tensors", "quantization_status": "compressed", "transform_config": {},
+         "sparsity_config": {"format": "dense", "global_sparsity": 0.1, "ignore": [], "targets": [],
+                             "registry_requires_subclass": False, "sparsity_structure": "unstructured"},
+         "version": "0.13.0"},
+    ],
+    ids=lambda config: config["quant_method"],
+)  # fmt: skip
+def test_configs_as_tools_write_them(config: dict[str, Any]) -> None:
+    assert isinstance(read(config).scheme_of(LAYER), StoredScheme)
+
+
 def test_the_strategy_follows_from_the_group_size() -> None:
     arguments = {"num_bits": 4, "type": "int", "symmetric": True}
     for size, block in ((128, (1, 128)), (-1, (1, WHOLE))):

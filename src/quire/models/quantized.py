@@ -25,9 +25,9 @@ _ARGUMENTS = "observer observer_kwargs scale_dtype zp_dtype"
 _FORMAT = "global_compression_ratio version run_compressed quantization_status"
 _FP8 = "dequantize expert_dtype scale_fmt"
 _CALIBRATION = """
-    sym true_sequential static_groups act_group_aware damp_percent damp_auto_increment mse meta quantizer uri
-    model_name_or_path model_file_base_name model_seqlen tokenizer dataset batch_size pad_token_id
-    block_name_to_quantize module_name_preceding_first_block cache_block_outputs max_input_length
+    method pack_impl sym true_sequential static_groups act_group_aware damp_percent damp_auto_increment mse meta
+    quantizer uri model_name_or_path model_file_base_name model_seqlen tokenizer dataset batch_size
+    pad_token_id block_name_to_quantize module_name_preceding_first_block cache_block_outputs max_input_length
     backend use_exllama disable_exllama exllama_config use_cuda_fp16 do_fuse fuse_max_seq_len modules_to_fuse
     autoround_version iters lr minmax_lr amp nsamples seqlen train_bs low_gpu_mem_usage gradient_accumulate_steps
     enable_minmax_tuning enable_norm_bias_tuning enable_quanted_input to_quant_block_names scale_dtype
@@ -143,14 +143,14 @@ def read_quantization(reader: ConfigReader) -> CheckpointQuantization | None:
 def _read_awq(section: ConfigReader) -> CheckpointQuantization:
     """Read AutoAWQ's fields, in its own spelling or that of transformers."""
     _one_of(section, "w_bit" if section.has("w_bit") else "bits", (4,))
-    for name in ("version", "format"):
+    for name in ("version", "format", "checkpoint_format"):
         section.choice(name, {"gemm": "gemm", "GEMM": "gemm"}, "gemm")
     section.expect("zero_point", True)
     section.expect("desc_act", False)
+    section.expect("pack_dtype", "int32")
     group_size = _group_size(section, "q_group_size" if section.has("q_group_size") else "group_size")
     scheme = StoredScheme("awq", "int4", (1, group_size), has_zero_points=True)
-    kept = section.strings("modules_to_not_convert") or ()
-    return CheckpointQuantization("awq", ((_EVERYTHING, scheme),), _parts((*kept, "lm_head")))
+    return CheckpointQuantization("awq", ((_EVERYTHING, scheme),), _kept(section))
 
 
 def _read_gptq(section: ConfigReader) -> CheckpointQuantization:
@@ -171,22 +171,22 @@ def _read_gptq(section: ConfigReader) -> CheckpointQuantization:
         zero_point_offset=offset,
         has_group_order=section.boolean("desc_act", False),
     )
-    kept = section.strings("modules_to_not_convert") or ()
-    head = () if section.boolean("lm_head", False) else ("lm_head",)
     chosen = section.nested_strings("modules_in_block_to_quantize")
     targets = (_EVERYTHING,) if chosen is None else _parts(chosen)
-    ignored = (*_parts((*kept, *head)), *_skipped(section))
-    return CheckpointQuantization("gptq", tuple((target, scheme) for target in targets), ignored)
+    return CheckpointQuantization("gptq", tuple((target, scheme) for target in targets), _kept(section))
 
 
-def _skipped(section: ConfigReader) -> tuple[LayerPattern, ...]:
-    """Return the layers that GPTQModel's `dynamic` leaves out; layers with settings of their own are refused."""
+def _kept(section: ConfigReader) -> tuple[LayerPattern, ...]:
+    """Return the layers that AWQ and GPTQ leave out; layers with settings of their own (`dynamic`) are refused."""
+    named = section.strings("modules_to_not_convert") or ()
+    head = () if section.boolean("lm_head", False) else ("lm_head",)
     dynamic = section.section("dynamic", frozenset())
     names = () if dynamic is None else dynamic.names()
     for name in names:
         if dynamic is not None and not name.startswith("-:"):
             dynamic.fail(name, "only entries that leave layers out ('-:...')")
-    return tuple(LayerPattern(name, _compiled(section, "dynamic", name[2:])) for name in names)
+    skipped = (LayerPattern(name, _compiled(section, "dynamic", name[2:])) for name in names)
+    return (*_parts((*named, *head)), *skipped)
 
 
 def _read_fp8(section: ConfigReader) -> CheckpointQuantization:
