@@ -13,7 +13,7 @@ from quire.core.config import BuildConfig
 from quire.core.errors import ConfigError
 from quire.graph.legality import OPTIMIZED, check_network
 from quire.plan.plan import Plan
-from tests.support.quantized_checkpoints import FORMATS, GROUP, write_quantized
+from tests.support.quantized_checkpoints import FORMATS, write_quantized
 
 PROMPT_LENS = (13, 1, 6)
 NUM_TOKENS = 16
@@ -156,6 +156,14 @@ def test_dummy_weights_of_a_quantized_config(name, tmp_path):
     assert float(logprobs.std()) > 0, "weights are not all alike"
 
 
+def test_passes_off_give_the_same_tokens(tmp_path):
+    write_quantized(tmp_path, FORMATS["gptq-act"])
+    folded, unfolded = (generate(tmp_path, 61, without_passes=off) for off in ((), ("fold_weights", "drop_dead")))
+    assert folded[0] == unfolded[0] and torch.equal(folded[1], unfolded[1])
+    with pytest.raises(ConfigError, match="without_passes"):
+        open_plan(tmp_path, BuildConfig(without_passes=("adopt_quantized",)))
+
+
 def test_batched_equals_alone(tmp_path):
     """What is unpacked is the same for all; rows keep their bits where inputs are rounded to integers."""
     write_quantized(tmp_path, FORMATS["compressed-w8a8"])
@@ -164,7 +172,3 @@ def test_batched_equals_alone(tmp_path):
         together = llm.generate(prompts(61), params, use_tqdm=False)
         alone = [llm.generate([prompt], params, use_tqdm=False)[0] for prompt in prompts(61)]
     assert [o.outputs for o in together] == [o.outputs for o in alone]
-
-
-def test_group_size_is_what_the_support_says():
-    assert all(form.config.get("group_size", GROUP) == GROUP for form in FORMATS.values())

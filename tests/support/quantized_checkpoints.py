@@ -275,6 +275,7 @@ FORMATS: dict[str, Format] = {
         pack_fp8, "linear", None, {"strategy": "block"},
     ),
     "fp8": Format(FP8, pack_fp8, "linear_w8a8", torch.float8_e4m3fn),
+    "fp8-channel": Format(FP8, pack_fp8, "linear_w8a8", torch.float8_e4m3fn, {"strategy": "channel"}),
     "fp8-inverse": Format(
         {**FP8, "weight_block_size": None}, pack_fp8, "linear_w8a8", torch.float8_e4m3fn, {"name": "weight_scale_inv"}
     ),

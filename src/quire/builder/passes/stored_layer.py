@@ -74,6 +74,8 @@ class StoredLayer:
         rows, columns = (
             size if part == WHOLE else part for part, size in zip(self.scheme.block, self.shape, strict=True)
         )
+        if self.scheme.block == (WHOLE, WHOLE) and self._num_plain_scales == self.shape[0]:
+            rows = 1  # the config of FP8 does not tell one from the other
         if self.scheme.layout != "plain" and self.shape[1] % columns:
             raise ConfigError(
                 f"config.json, quantization_config, group_size: expected a divisor of the {self.shape[1]} input "
@@ -162,14 +164,22 @@ class StoredLayer:
         return self.call("slice", x=values, dim=dim, start=0, stop=shape[dim])
 
     def _plain_scales(self) -> fx.Node:
-        """Return scales that are stored under either name, of whatever shape holds the right number of them."""
-        names = ("weight_scale", "weight_scale_inv")
-        suffix = next((name for name in names if self._spec(name) is not None), names[0])
+        """Return scales that are stored under either name; a scalar or a vector, too, where an 8-bit op takes them."""
+        suffix = self._plain_scale_name
         found = self._spec(suffix)
-        sizes = [int(size) for size in found.shape] if found is not None else list(self.grid)
-        if self.has_8bit_op and prod(sizes) == prod(self.grid):  # a scalar or a vector, too
-            return self._weight(suffix, "float32", sizes)
+        if found is not None and self.has_8bit_op and self._num_plain_scales == prod(self.grid):
+            return self._weight(suffix, "float32", [int(size) for size in found.shape])
         return self._weight(suffix, "float32", self.grid)
+
+    @property
+    def _plain_scale_name(self) -> str:
+        names = ("weight_scale", "weight_scale_inv")
+        return next((name for name in names if self._spec(name) is not None), names[0])
+
+    @property
+    def _num_plain_scales(self) -> int | None:
+        found = self._spec(self._plain_scale_name)
+        return None if found is None else prod(int(size) for size in found.shape)
 
     def _ordered(self, parts: Parts) -> Parts:
         """Put input channels of a group beside each other."""
