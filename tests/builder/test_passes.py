@@ -6,12 +6,14 @@ import torch
 from quire.builder.build import open_plan
 from quire.builder.passes.drop_dead import drop_dead
 from quire.builder.passes.gather_last_token import gather_last_token
+from quire.builder.passes.quantize_linear import quantize_linear
 from quire.builder.pipeline import bind
 from quire.core.config import BuildConfig
 from quire.graph import functional as F
 from quire.graph.layers import Linear, RmsNorm
 from quire.graph.legality import OPTIMIZED, check_network
 from quire.graph.network import Network, Tensor, net_guard
+from quire.quantization.recipe import LinearRecipe, Recipe
 from tests.support.dummy_models import FAMILIES, write_model
 
 
@@ -46,6 +48,34 @@ def test_gather_last_token():
     after = network.run({"x": x, "logits_indices": rows}, weights)["logits"]
     assert torch.allclose(after, before[[4, 1]], atol=1e-6)
     assert gather_last_token(network).count == 0, "a second run finds nothing"
+
+
+@pytest.mark.parametrize("scheme", ["w8a16", "w8a8", "w4a16"])
+def test_gather_goes_through_quantized_layers(scheme):
+    network = head()
+    quantize_linear(network, Recipe({"lm_head": LinearRecipe(scheme, 2)}))
+    weights = {name: torch.randn(spec.shape) for name, spec in network.weights.items()}
+    x, rows = torch.randn(5, 4), torch.tensor([4, 1], dtype=torch.int32)
+    before = network.run({"x": x}, weights)["logits"]
+    matches = gather_last_token(network)
+    assert matches.done == ["logits_rows"], "rounding, too, is done for those rows alone"
+    check_network(network, OPTIMIZED)
+    after = network.run({"x": x, "logits_indices": rows}, weights)["logits"]
+    assert after.shape == (2, 6) and torch.allclose(after, before[[4, 1]], atol=1e-6)
+
+
+def test_gather_comes_last_where_logits_are_not_rowwise():
+    network = Network("table")
+    with net_guard(network):
+        ids = Tensor("ids", "int32", ("num_tokens",))
+        F.embedding(ids, network.add_weight("table", "float32", (7, 4))).mark_output("logits")
+    ids, rows = torch.arange(5, dtype=torch.int32), torch.tensor([3, 0, 3], dtype=torch.int32)
+    weights = {"table": torch.randn(7, 4)}
+    before = network.run({"ids": ids}, weights)["logits"]
+    matches = gather_last_token(network)
+    assert matches.done == ["logits_rows"] and list(matches.missed) == ["table_rows"]
+    check_network(network, OPTIMIZED)
+    assert torch.equal(network.run({"ids": ids, "logits_indices": rows}, weights)["logits"], before[[3, 0, 3]])
 
 
 def test_gather_needs_logits_over_tokens():

@@ -232,7 +232,7 @@ YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config.quant_method"),
         ({"hidden_act": "relu2"}, "hidden_act"),
         ({"hidden_act": "sliu"}, "Did you mean 'silu'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.type"),

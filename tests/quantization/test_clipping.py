@@ -28,7 +28,7 @@ def test_products_are_those_of_each_group():
 def test_shares_leave_the_smallest_error_of_every_group():
     weight, x, size = case()
     shares = best_shares(weight, products_of_groups([x], size, None))
-    assert shares[0, 0] < 0.8, "the group with the large weight that hardly matters is clipped"
+    assert shares[0, 0] < 0.9, "the group with the large weight that hardly matters is clipped"
 
     def errors(given):
         change = dequantize_int4(*quantize_weight_int4(weight, size, shares=given)) - weight

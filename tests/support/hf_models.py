@@ -159,11 +159,11 @@ class Case:
     config: PreTrainedConfig
 
 
-def case(name: str) -> Case:
-    """Return the case of a name in `CASE_NAMES`."""
+def case(name: str, **more: Any) -> Case:
+    """Return the case of a name in `CASE_NAMES`, with more changes of its config."""
     family, changes = _CASES[name]
     make, _, sizes = _CLASSES[family]
-    return Case(name, family, make(**{**sizes, **changes}))
+    return Case(name, family, make(**{**sizes, **changes, **more}))
 
 
 def cases() -> Iterator[tuple[str, PreTrainedConfig]]:
@@ -172,9 +172,9 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig]]:
         yield name, case(name).config
 
 
-def hf_model(name: str, seed: int = 0) -> PreTrainedModel:
+def hf_model(name: str, seed: int = 0, **more: Any) -> PreTrainedModel:
     """Return the model of a case in float32 with weights so large that every part of it shows in the logits."""
-    found = case(name)
+    found = case(name, **more)
     found.config._attn_implementation = "eager"
     model = _CLASSES[found.family][1](found.config).eval()
     generator = torch.Generator().manual_seed(seed)

@@ -51,3 +51,13 @@ def test_distributions() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(PlanError, match="'other'"):
         DummyWeights(SPECS, 0).read("other")
+
+
+def test_integers_are_random_bits() -> None:
+    specs = {"packed": TensorSpec((60, 70), torch.int32), "values": TensorSpec((60, 70), torch.int8)}
+    packed, values = (DummyWeights(specs, 0).read(name) for name in specs)
+    assert TensorSpec(tuple(packed.shape), packed.dtype) == specs["packed"]
+    nibbles = torch.stack([packed >> 4 * i & 15 for i in range(8)])
+    assert all(0.04 < float((nibbles == value).float().mean()) < 0.09 for value in range(16))
+    assert int(values.min()) < -120 and int(values.max()) > 120
+    assert torch.equal(DummyWeights(specs, 0).read("packed"), packed)

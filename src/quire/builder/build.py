@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from quire.builder.passes.adopt_quantized import adopt_quantized
+from quire.builder.passes.matches import Matches
 from quire.builder.pipeline import bind, settings_of
 from quire.core.config import BuildConfig
 from quire.core.errors import ConfigError, PlanError
@@ -16,13 +19,15 @@ from quire.core.model_files import GENERATION_CONFIG, TOKENIZER_FILES
 from quire.core.model_spec import ModelSpec
 from quire.core.progress import OnProgress
 from quire.graph.network import Network
+from quire.models.config_reader import ConfigReader
+from quire.models.quantized import read_quantization
 from quire.models.registry import checkpoint_names, define_network, read_spec
 from quire.plan.plan import Plan, is_engine_directory
 from quire.plan.weight_source import WeightSource
 from quire.quantization.text import CalibrationSamples, random_samples, read_samples
 from quire.tokenizer.tokenizer import Tokenizer
 from quire.weights.dummy import DummyWeights
-from quire.weights.open import open_weights
+from quire.weights.open import open_stored, open_weights
 from quire.weights.resolve import resolve_model
 
 
@@ -54,14 +59,35 @@ def build(directory: Path, config: BuildConfig, on_progress: OnProgress | None =
         PlanError: The checkpoint is incomplete or damaged.
         BuildError: Quantization costs more accuracy than `config.max_kl` allows.
     """
-    spec = read_spec(_read_config(directory, config.hf_overrides), config.dtype)
+    fields = _read_config(directory, config.hf_overrides)
+    spec, quantization = read_spec(fields, config.dtype), read_quantization(ConfigReader(fields))
+    canonical = checkpoint_names(spec).canonical
+    if quantization is not None and config.quantization is not None:
+        raise ConfigError(
+            f"quantization: expected None for a checkpoint that is quantized already (quant_method "
+            f"{quantization.method!r}), got {config.quantization!r}. Leave it out, or start from the unquantized one."
+        )
 
     def weights_of(network: Network) -> WeightSource:
         if config.load_format == "dummy":
             return DummyWeights(network.weights, config.seed)
-        return open_weights(directory, network.weights, checkpoint_names(spec).canonical)
+        return open_weights(directory, network.weights, canonical)
 
-    bound = bind(define_network(spec), config, weights_of, lambda: _samples(directory, spec, config), on_progress)
+    def adopt(network: Network) -> Matches:
+        assert quantization is not None
+        if config.load_format == "dummy":
+            return adopt_quantized(network, quantization)
+        with closing(open_stored(directory, canonical)) as stored:
+            return adopt_quantized(network, quantization, stored)
+
+    bound = bind(
+        define_network(spec),
+        config,
+        weights_of,
+        lambda: _samples(directory, spec, config),
+        on_progress,
+        None if quantization is None else adopt,
+    )
     found = (path for pattern in (*TOKENIZER_FILES, GENERATION_CONFIG) for path in directory.glob(pattern))
     files = tuple(path.relative_to(directory).as_posix() for path in found if path.is_file())
     return Plan(bound.network, spec, bound.weights, directory, settings_of(config), files, bound.as_report())

@@ -93,6 +93,7 @@ def bind(
     open_weights: Callable[[Network], WeightSource],
     read_samples: Callable[[], CalibrationSamples],
     on_progress: OnProgress | None = None,
+    adopt: Pass | None = None,
 ) -> Bound:
     """Run the pipeline.
 
@@ -102,6 +103,7 @@ def bind(
         open_weights: Called with the fused network; returns its weights without reading them.
         read_samples: Called when there is something to calibrate.
         on_progress: Told how far calibration and evaluation are.
+        adopt: Of a quantized checkpoint: writes what is stored into the network, before all else.
 
     Raises:
         BuildError: The network is illegal, or quantization costs more accuracy than `config.max_kl` allows.
@@ -110,10 +112,12 @@ def bind(
     _check_names(config.without_passes)
     run = _Run(network, config)
     check_network(network, DEFINED)
+    if adopt is not None:
+        run.one("adopt_quantized", adopt)
     run.all(FUSE)
     weights = open_weights(network)
     if config.quantization is None and config.kv_cache_dtype == "auto":
-        run.all(FINISH)
+        run.all((*FUSE_QUANTIZED, *FINISH))
         return Bound(network, run.fold(weights), run.records)
     exact, samples = network_from_text(network_to_text(network), network.name), read_samples()
     progress = on_progress or (lambda *news: None)

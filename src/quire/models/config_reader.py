@@ -82,9 +82,21 @@ class ConfigReader:
         got = _show(self._config.get(name))
         raise ConfigError(f"config.json, {self._prefix}{name}: expected {expected}, got {got}.{hint}")
 
+    def names(self) -> tuple[str, ...]:
+        """Return all keys."""
+        return tuple(self._config)
+
     def has(self, name: str) -> bool:
         """Return whether the key is there, null included."""
         return name in self._config
+
+    def holds(self, name: str, value: object) -> bool:
+        """Return whether the key holds this very value; if so, it counts as read."""
+        found = self._config.get(name)
+        same = type(found) is type(value) and found == value
+        if same:
+            self._read.add(name)
+        return same
 
     def _get(self, name: str) -> Any:
         self._read.add(name)
@@ -123,13 +135,13 @@ class ConfigReader:
             self.fail(name, "true or false")
         return default if value is None else value
 
-    def choice(self, name: str, table: Mapping[str, T], default: str | None = None) -> T:
-        """Return what `table` holds for the string under this key."""
+    def choice(self, name: str, table: Mapping[str, T], default: str | None = None, hint: str = "") -> T:
+        """Return what `table` holds for the string under this key; a hint says what to do when it holds nothing."""
         value = self._get(name)
         key = default if value is None else value
         if not isinstance(key, str) or key not in table:
-            hint = did_you_mean(key, table) if isinstance(key, str) else ""
-            self.fail(name, f"one of {', '.join(table)}", hint)
+            meant = did_you_mean(key, table) if isinstance(key, str) else ""
+            self.fail(name, f"one of {', '.join(table)}", meant + hint)
         return table[key]
 
     def strings(self, name: str) -> tuple[str, ...] | None:
@@ -139,6 +151,27 @@ class ConfigReader:
             return None
         if not isinstance(value, (list, tuple)) or len(value) > _MAX_LIST or any(not isinstance(v, str) for v in value):
             self.fail(name, f"a list of at most {_MAX_LIST} strings")
+        return tuple(value)
+
+    def nested_strings(self, name: str) -> tuple[str, ...] | None:
+        """Return the strings of a list of lists of them, one after the other, or None."""
+        value = self._get(name)
+        if value is None:
+            return None
+        rows: Sequence[Any] = value if isinstance(value, (list, tuple)) else [None]
+        flat: list[Any] = [item for row in rows for item in (row if isinstance(row, (list, tuple)) else [row])]
+        if len(flat) > _MAX_LIST or any(not isinstance(item, str) for item in flat):
+            self.fail(name, f"lists of at most {_MAX_LIST} strings")
+        return tuple(flat)
+
+    def sizes(self, name: str, count: int) -> tuple[int, ...] | None:
+        """Return a list of `count` positive integers, or None."""
+        value = self._get(name)
+        if value is None:
+            return None
+        fits = isinstance(value, (list, tuple)) and len(value) == count
+        if not fits or any(isinstance(v, bool) or not isinstance(v, int) or not 0 < v <= MAX_VOCAB for v in value):
+            self.fail(name, f"a list of {count} positive integers")
         return tuple(value)
 
     def token_ids(self, name: str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from quire.core.model_spec import DTYPE_BYTES, ModelSpec
 from quire.graph.network import Network
 from quire.models import gated_decoder, gpt2, llama, mistral, opt, qwen2, qwen3
 from quire.models.config_reader import ConfigReader
+from quire.models.quantized import read_quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,7 @@ def read_spec(config: Mapping[str, Any], dtype: str = "auto") -> ModelSpec:
     """
     reader = ConfigReader(config)
     architecture = _architecture(reader)
-    for name in ("quantization_config", "compression_config"):
-        if reader.section(name, frozenset()):
-            reader.fail(name, "none: quantized checkpoints cannot be read yet", " Use the unquantized checkpoint.")
+    read_quantization(reader)
     family = FAMILIES[ARCHITECTURES[architecture]]
     spec = family.read_spec(reader, architecture, _dtype(reader, dtype))
     reader.finish()

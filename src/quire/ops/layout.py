@@ -123,22 +123,66 @@ def item(results: Sequence[Tensor], index: int) -> Tensor:
     return results[index]
 
 
-def _infer_index_select(x: TensorLike, index: TensorLike) -> TensorSpec:
+def _infer_index_select(x: TensorLike, index: TensorLike, dim: int) -> TensorSpec:
     Shapes().check("index", index, "num_rows", INTS)
     if not x.shape:
         raise ShapeError("Invalid shape of x: expected at least one dimension, got [].")
-    return TensorSpec((index.shape[0], *tuple(x.shape)[1:]), x.dtype)
+    shape = list(x.shape)
+    shape[_dim(x, dim)] = index.shape[0]
+    return TensorSpec(tuple(shape), x.dtype)
 
 
 @op(_infer_index_select)
-def index_select(x: Tensor, index: Tensor) -> Tensor:
-    """Return the rows of `x` named by `index`.
+def index_select(x: Tensor, index: Tensor, dim: int = 0) -> Tensor:
+    """Return the rows of `x`, or what lies along another dimension, named by `index`.
 
     Args:
-        x: [num_rows_of_x, *rest], any dtype.
+        x: Any shape with at least one dimension, any dtype.
         index: [num_rows], int32 | int64.
+        dim: The dimension to choose from.
 
     Returns:
-        [num_rows, *rest].
+        Shape of `x` with num_rows in the place of size `dim`.
     """
-    return x.index_select(0, index)
+    return x.index_select(dim, index)
+
+
+def _infer_argsort(keys: TensorLike) -> TensorSpec:
+    Shapes().check("keys", keys, "num_keys", INTS)
+    return TensorSpec(tuple(keys.shape), torch.int32)
+
+
+@op(_infer_argsort)
+def argsort(keys: Tensor) -> Tensor:
+    """Return the positions that put `keys` in order, equal ones as they come; of a permutation that is its inverse.
+
+    Args:
+        keys: [num_keys], int32 | int64.
+
+    Returns:
+        [num_keys], int32.
+    """
+    return keys.argsort(stable=True).int()
+
+
+def _infer_expand(x: TensorLike, shape: Sequence[int]) -> TensorSpec:
+    given = tuple(x.shape)
+    if len(given) != len(shape) or any(have not in (1, want) for have, want in zip(given, shape, strict=True)):
+        raise ShapeError(f"Invalid shape: expected {list(given)} with other sizes than 1 kept, got {list(shape)}.")
+    return TensorSpec(tuple(shape), x.dtype)
+
+
+@op(_infer_expand)
+def expand(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return `x` repeated along its dimensions of size 1 up to `shape`, contiguous."""
+    return x.expand(tuple(shape)).contiguous()
+
+
+def _infer_full(shape: Sequence[int], value: float, dtype: str) -> TensorSpec:
+    return TensorSpec(tuple(shape), dtype_of(dtype))
+
+
+@op(_infer_full)
+def full(shape: Sequence[int], value: float, dtype: str) -> Tensor:
+    """Return a tensor that holds one number everywhere."""
+    return torch.full(tuple(shape), value, dtype=dtype_of(dtype))

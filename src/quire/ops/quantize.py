@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -155,10 +157,97 @@ def pack_int4(values: Tensor) -> Tensor:
 
 def unpack_int4(packed: Tensor) -> Tensor:
     """Return [out_features, in_features] uint8 values 0..15 from what `pack_int4` made."""
-    return torch.stack((packed & 15, packed >> 4), -1).view(packed.shape[0], -1)
+    pairs = packed.to(torch.int16, memory_format=torch.contiguous_format)
+    values = pairs.bitwise_or_(pairs << 4).bitwise_and_(0x0F0F).view(torch.uint8)  # little-endian: low halves first
+    return values.view(packed.shape[0], 2 * packed.shape[1])
 
 
 def dequantize_int4(weight: Tensor, scales: Tensor, zero_points: Tensor) -> Tensor:
     """Return the float32 weight [out_features, in_features] that four-bit values stand for."""
     groups = unpack_int4(weight).view(*scales.shape, -1).float()
     return ((groups - zero_points.float().unsqueeze(-1)) * scales.float().unsqueeze(-1)).view(weight.shape[0], -1)
+
+
+def _infer_unpack_int32(packed: TensorLike, bits: int, dim: int, is_interleaved: bool, is_signed: bool) -> TensorSpec:
+    Shapes().check("packed", packed, "rows columns", (torch.int32,))
+    sizes = [size for size in packed.shape if isinstance(size, int)]
+    if bits not in (4, 8) or dim not in (0, 1) or len(sizes) != 2 or (is_interleaved and bits != 4):
+        raise ShapeError(f"Invalid packing: expected 4 or 8 bits along dim 0 or 1 of fixed sizes, interleaved only for "
+                         f"4 bits, got {bits} bits along dim {dim} of {list(packed.shape)}.")  # fmt: skip
+    sizes[dim] *= 32 // bits
+    return TensorSpec(tuple(sizes), torch.int8 if is_signed else torch.uint8)
+
+
+@op(_infer_unpack_int32)
+def unpack_int32(
+    packed: Tensor, bits: int = 4, dim: int = 1, is_interleaved: bool = False, is_signed: bool = False
+) -> Tensor:
+    """Return the values that checkpoints keep in 32-bit words, the first in the lowest bits.
+
+    Args:
+        packed: [rows, columns], int32: a word holds 32 / bits neighbours along `dim`.
+        bits: 4 or 8.
+        dim: 0 or 1.
+        is_interleaved: Whether a word holds its eight values in the order 0, 2, 4, 6, 1, 3, 5, 7, as AWQ's do.
+        is_signed: Whether half of the range was added to values, and is taken off again.
+
+    Returns:
+        [rows, columns], 32 / bits times as long along `dim`, uint8, or int8 if signed.
+    """
+    words = packed if dim == 1 else packed.t()
+    if is_interleaved:
+        words = _spread(words & 0xFFFF) | _spread(words >> 16 & 0xFFFF) << 4
+    # Little-endian: the lowest byte comes first.
+    values = words.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    if bits == 4:
+        values = unpack_int4(values)
+    if is_signed:
+        values = (values - (1 << bits - 1)).view(torch.int8)
+    return values if dim == 1 else values.t().contiguous()
+
+
+def _spread(halves: Tensor) -> Tensor:
+    """Return int32 words whose lower four groups of four bits have moved to the places 0, 2, 4 and 6."""
+    halves = (halves | halves << 8) & 0x00FF00FF
+    return (halves | halves << 4) & 0x0F0F0F0F
+
+
+def _infer_dequantize(
+    weight: TensorLike, scales: TensorLike, block: Sequence[int], zero_points: TensorLike | None, dtype: str
+) -> TensorSpec:
+    shapes = Shapes()
+    shapes.check("weight", weight, "out_features in_features", (torch.uint8, torch.int8, torch.float8_e4m3fn))
+    sizes = shapes.size("out_features"), shapes.size("in_features")
+    if len(block) != 2 or min(block) < 1:
+        raise ShapeError(f"Invalid block: expected two sizes of at least 1, got {list(block)}.")
+    grid = " ".join(str(-(-size // part)) for size, part in zip(sizes, block, strict=True))
+    shapes.check("scales", scales, grid, FLOATS)
+    if zero_points is not None:
+        shapes.check("zero_points", zero_points, grid, (torch.uint8,))
+    return TensorSpec(sizes, dtype_of(dtype))
+
+
+@op(_infer_dequantize)
+def dequantize_weight(
+    weight: Tensor, scales: Tensor, block: Sequence[int], zero_points: Tensor | None = None, dtype: str = "float32"
+) -> Tensor:
+    """Return `(weight - zero_points) * scales`, computed in float32: what 8-bit values stand for block by block.
+
+    Args:
+        weight: [out_features, in_features], uint8 | int8 | float8_e4m3fn.
+        scales: [out_features / rows, in_features / columns], rounded up, any float: one for each block.
+        block: Rows and columns that share a scale.
+        zero_points: Shape of `scales`, uint8, or None.
+        dtype: Of the result.
+
+    Returns:
+        [out_features, in_features], `dtype`.
+    """
+    rows, columns = block
+    out = weight.float()
+    for first in range(0, weight.shape[1], columns):  # no temporary of the weight's own size beside the result
+        part, column = out[:, first : first + columns], first // columns
+        if zero_points is not None:
+            part.sub_(zero_points[:, column].repeat_interleave(rows)[: len(part), None])
+        part.mul_(scales[:, column].float().repeat_interleave(rows)[: len(part), None])
+    return out.to(dtype_of(dtype))

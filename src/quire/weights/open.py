@@ -43,6 +43,28 @@ def open_weights(
     return CheckpointWeights(checkpoint, stored, declared)
 
 
+def open_stored(directory: Path, canonical: Callable[[str], str | None]) -> CheckpointWeights:
+    """Open a model directory's weights as they are stored, whatever a network declares.
+
+    Args:
+        directory: A Hugging Face model directory.
+        canonical: Maps a tensor's name in the files to its name in the network, or to None if it is to be ignored.
+
+    Returns:
+        A source of all tensors under the network's names; close it.
+
+    Raises:
+        PlanError: There are no weights, or a file is damaged.
+    """
+    checkpoint = Checkpoint(directory)
+    try:
+        stored = _stored_names(checkpoint, canonical)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return CheckpointWeights(checkpoint, stored, {name: checkpoint.spec(of) for name, of in stored.items()})
+
+
 class CheckpointWeights(DeclaredWeights):
     """A `WeightSource` of a network's weights out of a checkpoint.
 

@@ -46,11 +46,12 @@ def _fuse(network: Network, norm: fx.Node, total: fx.Node, x: fx.Node, residual:
     with network.graph.inserting_before(total):
         arguments = {"x": x, "residual": residual, "weight": weight, "eps": norm.kwargs["eps"]}
         fused = network.insert(OPS["add_rms_norm"], arguments, f"{norm.name}_and_sum")
-        normed = network.item(fused, 0, f"{norm.name}_of_sum")
-        added = network.item(fused, 1, f"{total.name}_of_sum")
-    for old, new in ((norm, normed), (total, added)):
-        name = old.name
+    is_kept = len(total.users) > 1 or total in network.outputs.values()
+    for index, old in enumerate((norm, total) if is_kept else (norm,)):
+        with network.graph.inserting_before(total):
+            new = network.item(fused, index, f"{old.name}_of_sum")
         network.replace(old, new)
-        network.erase(old)
-        new.name = name
+        new.name = old.name
+    network.erase(norm)
+    network.erase(total)
     return fused.name

@@ -22,7 +22,7 @@ from quire.ops.spec import TensorSpec, dtype_name
 from quire.plan.folding import FoldedWeights, constant_nodes
 from quire.plan.weight_source import WeightSource
 
-LAYOUT = frozenset({"view", "permute", "transpose", "slice", "concat", "item"})
+LAYOUT = frozenset({"view", "permute", "transpose", "slice", "concat", "item", "expand"})
 """Ops that move elements without changing them."""
 
 

@@ -43,11 +43,14 @@ def gather_last_token(network: Network) -> Matches:
     logits = network.outputs.get("logits")
     if logits is None or INPUT in network.inputs or spec(logits).shape[0] != "num_tokens":
         return Matches()
-    region = _region(network, logits)
-    if not region:
-        return Matches(missed={logits.name: "not row-wise, or used elsewhere"})
     with network.graph.inserting_before(network.calls()[0]):
         indices = network.add_input(INPUT, "int32", ("num_logits",)).node
+    region = _region(network, logits)
+    if not region:
+        with network.graph.inserting_after(logits):
+            rows = network.insert(index_select, {"x": logits, "index": indices}, "logits_rows")
+        network.replace(logits, rows)
+        return Matches([rows.name], {logits.name: "not row-wise, or used elsewhere: computed for all tokens"})
     gathered: dict[fx.Node, fx.Node] = {}
     for node in region:
         for used in [used for used in node.all_input_nodes if used not in region and _has_rows(used)]:

@@ -36,13 +36,13 @@ def quantize_linear(network: Network, recipe: Recipe) -> Matches:
         linear = recipe.linears[node.name]
         parts = _quantized_weight(network, node, linear, recipe)
         if linear.scheme in ("w8a8", "fp8"):
-            x = _quantized_rows(network, node, _EIGHT_BITS[linear.scheme], rows)
+            x = quantized_rows(network, node, _EIGHT_BITS[linear.scheme], rows)
             arguments = {**_named("x", "x_scales", values=x), **_named("weight", "scales", values=parts),
                          "bias": node.kwargs["bias"], "dtype": dtype_name(spec(node).dtype)}  # fmt: skip
-            _become(node, "linear_w8a8", arguments)
+            become(node, "linear_w8a8", arguments)
         else:
             kept = {"x": node.kwargs["x"], **_named(*_PARTS, values=parts), "bias": node.kwargs["bias"]}
-            _become(node, f"linear_{linear.scheme}", kept)
+            become(node, f"linear_{linear.scheme}", kept)
         matches.done.append(node.name)
     return matches
 
@@ -51,8 +51,14 @@ def _named(*names: str, values: list[fx.Node]) -> dict[str, fx.Node]:
     return dict(zip(names, values, strict=False))
 
 
-def _become(node: fx.Node, op: str, arguments: dict[str, Any]) -> None:
-    """Turn a call into one of another op with the same result."""
+def become(node: fx.Node, op: str, arguments: dict[str, Any]) -> None:
+    """Turn a call into one of another op with the same result.
+
+    Args:
+        node: The call.
+        op: Name of the other op.
+        arguments: By name; what is left out takes its default.
+    """
     node.target = OPS[op]
     node.kwargs = OPS[op].bind((), arguments)
 
@@ -80,8 +86,18 @@ def _quantized_weight(network: Network, node: fx.Node, linear: LinearRecipe, rec
     return parts
 
 
-def _quantized_rows(network: Network, node: fx.Node, dtype: str, rows: dict[fx.Node, list[fx.Node]]) -> list[fx.Node]:
-    """Add the nodes that round a layer's input unless a layer before did; returns rows and scales."""
+def quantized_rows(network: Network, node: fx.Node, dtype: str, rows: dict[fx.Node, list[fx.Node]]) -> list[fx.Node]:
+    """Add the nodes that round a layer's input unless a layer before did.
+
+    Args:
+        network: Mutated.
+        node: The layer.
+        dtype: To round to.
+        rows: What rounds an input, by that input; extended.
+
+    Returns:
+        The quantized rows and their scales.
+    """
     x = node.kwargs["x"]
     assert isinstance(x, fx.Node)
     if x not in rows:
