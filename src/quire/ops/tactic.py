@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from quire.ops import cpu
 from quire.ops.registry import OPS
+from quire.ops.spec import dtype_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,16 @@ def _reference(op: str) -> Tactic:
     return Tactic(op, "reference", OPS[op].reference)
 
 
+def _expanded(dtype: torch.dtype) -> tuple[Tactic, ...]:
+    """Return the tactics that expand weights of eight bits to a dtype when they are packed."""
+    q, name, scaled = cpu.quantized_linear, f"expanded_{dtype_name(dtype)}", ("weight", "scales")
+    pack, size, is_valid = q.expand_8bit(dtype), q.expanded_bytes(dtype), q.is_expanded_to(dtype)
+    return (
+        Tactic("linear_w8a16", name, q.linear_w8a16, pack, scaled, is_valid, packed_bytes=size),
+        Tactic("linear_w8a8", name, q.linear_fp8, pack, scaled, is_valid, packed_bytes=size),
+    )
+
+
 _CPU = (
     Tactic("linear", "onednn_rows", cpu.linear.run, pack=cpu.linear.pack, pack_args=("weight",)),
     Tactic("silu", "exp", cpu.elementwise.silu),
@@ -69,6 +82,11 @@ _CPU = (
     Tactic("rms_norm_quant", "in_place", cpu.fused.rms_norm_quant),
     Tactic("add_rms_norm_quant", "in_place", cpu.fused.add_rms_norm_quant),
     Tactic("silu_mul_quant", "in_place", cpu.fused.silu_mul_quant),
+    Tactic("linear_w8a8", "onednn_int8", cpu.quantized_linear.linear_w8a8, pack=cpu.quantized_linear.pack_int8,
+           pack_args=("weight", "scales"), is_valid=cpu.quantized_linear.is_int8),
+    *_expanded(torch.bfloat16), *_expanded(torch.float32),
+    Tactic("linear_w4a16", "expanded", cpu.quantized_linear.linear_w4a16, pack=cpu.quantized_linear.expand_int4,
+           pack_args=("weight", "scales", "zero_points"), packed_bytes=cpu.quantized_linear.expanded_int4_bytes),
 )  # fmt: skip
 
 TACTICS = {"cpu": _CPU}

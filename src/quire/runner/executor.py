@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -84,8 +84,12 @@ def _load(index: Any, registers: list[Any]) -> Any:
 
 
 def _tensors(constant: Any) -> Iterable[torch.Tensor]:
-    held = constant if isinstance(constant, torch.Tensor) else getattr(constant, "weight", None)
-    return [held] if isinstance(held, torch.Tensor) else []
+    """Return the tensors that a constant consists of: itself, or the fields of what a tactic packed."""
+    if isinstance(constant, torch.Tensor):
+        return [constant]
+    if not is_dataclass(constant):
+        return []
+    return [tensor for each in fields(constant) for tensor in _tensors(getattr(constant, each.name))]
 
 
 class _Binder:
