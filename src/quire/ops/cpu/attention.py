@@ -44,8 +44,8 @@ def tiles(
     is_long = step.query_lens > 2 * short
     if is_long.any() and not _long_keeps_bits(group, head_dim, block_size):
         is_long[:] = False
-    parts = ((step.query_lens > 0) & ~is_long, short), (is_long, long)
-    return tuple(cut(step, np.flatnonzero(chosen), tile) for chosen, tile in parts if chosen.any())
+    kinds = ((step.query_lens > 0) & ~is_long, short), (is_long, long)
+    return tuple(part for chosen, tile in kinds if chosen.any() for part in cut(step, np.flatnonzero(chosen), tile))
 
 
 def attention(
@@ -61,35 +61,48 @@ def attention(
     prepared: tuple[Tiles, ...],
 ) -> Tensor:
     """Attend; see `ops.attention.attention`."""
+    scaled = torch.empty(query.shape).copy_(query).mul_(scale)
     if len(prepared) == 1 and prepared[0].tokens is None:
-        return _attend(query, kv_cache, scale, prepared[0], kv_scales)
-    out = torch.empty_like(query)
+        return _attend(scaled, kv_cache, prepared[0], kv_scales).to(query.dtype)
+    out = torch.empty(query.shape, dtype=query.dtype)
     for part in prepared:
         assert part.tokens is not None
-        out.index_copy_(0, part.tokens, _attend(query, kv_cache, scale, part, kv_scales))
+        out.index_copy_(0, part.tokens, _attend(scaled, kv_cache, part, kv_scales).to(query.dtype))
     return out
 
 
-def _attend(query: Tensor, kv_cache: Tensor, scale: float, part: Tiles, kv_scales: Tensor | None = None) -> Tensor:
-    """Return the results of the part's tokens, [num_tokens, num_heads, head_dim].
+def _attend(scaled: Tensor, kv_cache: Tensor, part: Tiles, kv_scales: Tensor | None = None) -> Tensor:
+    """Return the results of the part's tokens, [num_tokens, num_heads, head_dim], from scaled queries in float32.
 
     The scales of a cache of 8 bits are one number a head, so they go to the queries and to the result.
     """
-    _, num_heads, head_dim = query.shape
+    _, num_heads, head_dim = scaled.shape
     num_kv_heads = kv_cache.shape[2]
     num_rows = part.tile * (num_heads // num_kv_heads)
-    rows = (query.float() * scale).view(-1, head_dim).index_select(0, part.source)
+    rows = scaled.view(-1, head_dim).index_select(0, part.source)
     rows = rows.view(part.num_tiles, num_kv_heads, num_rows, head_dim)
     if kv_scales is not None:
         rows = rows.mul_(kv_scales[0].view(-1, 1, 1))
-    pairs = [_pairs(rows, kv_cache, chunk, part) for chunk in part.chunks]
-    out, peak, total = pairs[0] if len(pairs) == 1 else (torch.cat(column) for column in zip(*pairs, strict=True))
+    out, peak, total = _all_pairs(rows, kv_cache, part)
     if not part.is_single:
         out, total = _join(out, peak, total, part)
     if kv_scales is not None:
         out = out.mul_(kv_scales[1].view(-1, 1, 1))
-    out = out.div_(total).view(-1, head_dim).index_select(0, part.target)
-    return out.view(-1, num_heads, head_dim).to(query.dtype)
+    return out.div_(total).view(-1, head_dim).index_select(0, part.target).view(-1, num_heads, head_dim)
+
+
+def _all_pairs(rows: Tensor, kv_cache: Tensor, part: Tiles) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the pairs of a part, chunk by chunk; returns as `_pairs`."""
+    if len(part.chunks) == 1:
+        return _pairs(rows, kv_cache, part.chunks[0], part)
+    shape = (len(part.tile_of_pair), *rows.shape[1:3])
+    out, peak, total = (torch.empty(*shape, width) for width in (rows.shape[3], 1, 1))
+    start = 0
+    for chunk in part.chunks:
+        some = slice(start, start + len(chunk.tile_of_pair))
+        out[some], peak[some], total[some] = _pairs(rows, kv_cache, chunk, part)
+        start = some.stop
+    return out, peak, total
 
 
 def _pairs(rows: Tensor, kv_cache: Tensor, chunk: Chunk, part: Tiles) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,11 +191,8 @@ def _long_keeps_bits(group: int, head_dim: int, block_size: int) -> bool:
         cache = torch.randn(2, 2 * num_blocks + 1, 2, block_size, head_dim, generator=generator)
         table = np.arange(1, 2 * num_blocks + 1, dtype=np.int64).reshape(2, num_blocks)
         step = Step(np.array([0, lens[0], lens.sum()]), lens, table, 2 * group, tuple(cache.shape), None)
-        short, long = (
-            _attend(query, cache, head_dim**-0.5, cut(step, np.arange(2), -(-rows // group)))
-            for rows in (SHORT_ROWS, LONG_ROWS)
-        )
-        _KEEPS_BITS[key] = torch.equal(short, long)
+        short, long = (cut(step, np.arange(2), -(-rows // group)) for rows in (SHORT_ROWS, LONG_ROWS))
+        _KEEPS_BITS[key] = torch.equal(*(torch.cat([_attend(query, cache, p) for p in parts]) for parts in (short, long)))
     return _KEEPS_BITS[key]
 
 

@@ -73,23 +73,24 @@ def _is_supported(dtype: torch.dtype) -> bool:
 def run(x: Tensor, weight: PackedLinear, bias: Tensor | None = None) -> Tensor:
     """Return `x @ weight.T + bias`; see `ops.linear.linear`."""
     rows = x.reshape(-1, weight.in_features)
-    count = rows.shape[0]
-    if count <= ROW_COUNTS[-1]:
-        out = _up_to_largest(rows, weight, bias)
+    padded = _proven_count(rows.shape[0], weight, bias is not None) if 0 < rows.shape[0] <= ROW_COUNTS[-1] else 0
+    if padded:
+        out = _gemm(_pad(rows, padded), weight, bias)[: rows.shape[0]]
     else:
-        out = torch.cat([_up_to_largest(piece, weight, bias) for piece in rows.split(ROW_COUNTS[-1])])  # type: ignore[no-untyped-call]
+        out = rows.new_empty(rows.shape[0], weight.out_features)
+        for start in range(0, rows.shape[0], ROW_COUNTS[-1]):
+            piece = slice(start, start + ROW_COUNTS[-1])
+            _write(rows[piece], out[piece], weight, bias)
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
-def _up_to_largest(rows: Tensor, weight: PackedLinear, bias: Tensor | None) -> Tensor:
-    """Compute at most `ROW_COUNTS[-1]` rows."""
+def _write(rows: Tensor, out: Tensor, weight: PackedLinear, bias: Tensor | None) -> None:
+    """Compute at most `ROW_COUNTS[-1]` rows into `out`: at once if that is proven, else in tiles, the definition."""
     count = rows.shape[0]
-    if count == 0:
-        return rows.new_empty(0, weight.out_features)
     padded = _proven_count(count, weight, bias is not None)
-    if padded == 0:
-        return _by_tiles(rows, weight, bias)
-    return _gemm(_pad(rows, padded), weight, bias)[:count]
+    for start in range(0, count, padded or TILE_ROWS):
+        tile = slice(start, start + (padded or TILE_ROWS))
+        out[tile] = _gemm(_pad(rows[tile], padded or TILE_ROWS), weight, bias)[: out[tile].shape[0]]
 
 
 def _proven_count(count: int, weight: PackedLinear, has_bias: bool) -> int:
@@ -110,19 +111,23 @@ def _keeps_bits(count: int, weight: PackedLinear, has_bias: bool) -> bool:
     """Compare random rows computed together with the same rows in tiles, shifted so that places differ, too."""
     generator = torch.Generator().manual_seed(count)
     bias = torch.randn(weight.out_features, generator=generator).to(weight.dtype) if has_bias else None
-    shift = min(3, count)
     for _ in range(-(-min(_PROOF_ELEMENTS // weight.out_features + 1, _PROOF_ROWS) // count)):
         rows = torch.randn(count, weight.in_features, generator=generator).to(weight.dtype)
-        together = _gemm(rows, weight, bias)
-        if not torch.equal(together, _by_tiles(torch.cat((rows[:shift], rows)), weight, bias)[shift:]):
+        if not _is_same_in_tiles(rows, _gemm(rows, weight, bias), weight, bias):
             return False
     return True
 
 
-def _by_tiles(rows: Tensor, weight: PackedLinear, bias: Tensor | None) -> Tensor:
-    """Compute rows in padded tiles of `TILE_ROWS`: the definition."""
-    tiles = rows.split(TILE_ROWS)  # type: ignore[no-untyped-call]
-    return torch.cat([_gemm(_pad(t, TILE_ROWS), weight, bias)[: t.shape[0]] for t in tiles])
+def _is_same_in_tiles(rows: Tensor, together: Tensor, weight: PackedLinear, bias: Tensor | None) -> bool:
+    """Return whether rows have the same bits in padded tiles of `TILE_ROWS`, the definition."""
+    shift = min(3, len(rows))
+    starts = range(0, shift + len(rows), TILE_ROWS)
+    for start, stop in ((start, min(start + TILE_ROWS, shift + len(rows))) for start in starts):
+        places = (torch.arange(start, stop) - shift) % len(rows)  # the tiles before the first row hold the last ones
+        tile = _gemm(_pad(rows[places], TILE_ROWS), weight, bias)[: stop - start]
+        if not torch.equal(tile, together[places]):
+            return False
+    return True
 
 
 def _pad(rows: Tensor, count: int) -> Tensor:
