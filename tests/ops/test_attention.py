@@ -88,7 +88,7 @@ def test_a_single_pair_keeps_its_bits_with_many_threads(heads, kv_heads, threads
 def test_where_a_proof_fails_the_promise_holds_the_slow_way(monkeypatch, is_free, keeps_bits):
     """On a machine whose library sums by the number of products, or otherwise in long tiles."""
     monkeypatch.setattr(cpu, "_number_is_free", lambda *shape: is_free)
-    monkeypatch.setattr(cpu, "_long_keeps_bits", lambda *shape: keeps_bits)
+    monkeypatch.setattr(cpu, "long_keeps_bits", lambda *shape: keeps_bits)
     used = []
     honest = torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda a, b: used.append(tuple(a.shape[:2])) or honest(a, b))

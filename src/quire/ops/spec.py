@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import torch
@@ -151,3 +152,20 @@ def same_dtype(**tensors: TensorLike | None) -> torch.dtype:
 def spec_of(tensor: TensorLike) -> TensorSpec:
     """Return the spec of a real tensor, or the spec itself."""
     return TensorSpec(tuple(tensor.shape), tensor.dtype)
+
+
+def sizes_of(tensor: TensorLike) -> tuple[int, ...]:
+    """Return a shape that has no symbolic sizes.
+
+    Raises:
+        ShapeError: It has one.
+    """
+    sizes = tuple(size for size in tensor.shape if isinstance(size, int))
+    if len(sizes) != len(tensor.shape):
+        raise ShapeError(f"Invalid shape: expected fixed integers, got {_show(tensor.shape)}.")
+    return sizes
+
+
+def num_bytes(tensor: TensorLike, dtype: torch.dtype | None = None) -> int:
+    """Return the bytes of a tensor without symbolic sizes, or of one of its shape in another dtype."""
+    return prod(sizes_of(tensor)) * (dtype or tensor.dtype).itemsize

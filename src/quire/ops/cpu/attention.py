@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from quire.ops.attention import quantize_kv
-from quire.ops.cpu.tiles import Chunk, Step, Tiles, cut
+from quire.ops.cpu.tiles import LONG_ROWS, Chunk, Step, Tiles, cut
+from quire.ops.spec import TensorLike, num_bytes, sizes_of
 
-# Rows of a product: query tokens times the query heads that share a KV head. MKL sums 1 to 3 rows in an order that
-# depends on how many products there are; 4 and more it did not, in batches of 2 to 96, with 1 to 4 threads.
-SHORT_ROWS, LONG_ROWS = 4, 32
 _LOWEST = -3.0e38
 _KEEPS_BITS: dict[tuple[int, ...], bool] = {}
 _NUMBER_IS_FREE: dict[tuple[int, ...], bool] = {}
@@ -40,12 +38,8 @@ def tiles(
     group = query.shape[1] // num_kv_heads
     starts, lens, table = (t.numpy().astype(np.int64) for t in (query_start_loc, seq_lens, block_table))
     step = Step(starts, lens, table, query.shape[1], tuple(kv_cache.shape), window)
-    short, long = -(-SHORT_ROWS // group), -(-LONG_ROWS // group)
-    is_long = step.query_lens > 2 * short
-    if is_long.any() and not _long_keeps_bits(group, head_dim, block_size):
-        is_long[:] = False
-    kinds = ((step.query_lens > 0) & ~is_long, short), (is_long, long)
-    return tuple(part for chosen, tile in kinds if chosen.any() for part in cut(step, np.flatnonzero(chosen), tile))
+    kinds = step.by_tile(only_short=not long_keeps_bits(group, head_dim, block_size))
+    return tuple(part for tile, sequences in kinds for part in cut(step, sequences, tile))
 
 
 def attention(
@@ -177,7 +171,7 @@ def _join(out: Tensor, peak: Tensor, total: Tensor, part: Tiles) -> tuple[Tensor
     return joined, sums
 
 
-def _long_keeps_bits(group: int, head_dim: int, block_size: int) -> bool:
+def long_keeps_bits(group: int, head_dim: int, block_size: int) -> bool:
     """Compare long with short query tiles once per shape and number of threads, for random data.
 
     In which order a product sums depends on its shape and the threads, never on values: one proof holds for all data.
@@ -191,8 +185,9 @@ def _long_keeps_bits(group: int, head_dim: int, block_size: int) -> bool:
         cache = torch.randn(2, 2 * num_blocks + 1, 2, block_size, head_dim, generator=generator)
         table = np.arange(1, 2 * num_blocks + 1, dtype=np.int64).reshape(2, num_blocks)
         step = Step(np.array([0, lens[0], lens.sum()]), lens, table, 2 * group, tuple(cache.shape), None)
-        short, long = (cut(step, np.arange(2), -(-rows // group)) for rows in (SHORT_ROWS, LONG_ROWS))
-        _KEEPS_BITS[key] = torch.equal(*(torch.cat([_attend(query, cache, p) for p in parts]) for parts in (short, long)))
+        short, long = (cut(step, np.arange(2), tile) for tile in step.tile_sizes)
+        short, long = (torch.cat([_attend(query, cache, part) for part in parts]) for parts in (short, long))
+        _KEEPS_BITS[key] = torch.equal(short, long)
     return _KEEPS_BITS[key]
 
 
@@ -226,3 +221,14 @@ def append_kv(
         key, value = quantize_kv(key, value, kv_scales, kv_cache.dtype)
     kv_cache[0][blocks, :, offsets] = key
     kv_cache[1][blocks, :, offsets] = value
+
+
+def slots_bytes(slot_mapping: TensorLike, **rest: object) -> tuple[int, int]:
+    """Return the bytes of `slots` when there is no padding, and the most that making them takes."""
+    flat = 8 * sizes_of(slot_mapping)[0]
+    return 2 * flat, 3 * flat
+
+
+def append_kv_bytes(key: TensorLike, kv_scales: TensorLike | None = None, **rest: object) -> int:
+    """Return the most bytes that `append_kv` holds: for a cache of 8 bits what is rounded and what it is rounded to."""
+    return 0 if kv_scales is None else 2 * num_bytes(key, torch.float32) + 2 * num_bytes(key, torch.int8)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from quire.ops.spec import TensorLike, num_bytes
+
 
 def silu(x: Tensor) -> Tensor:
     """Return `x / (1 + exp(-x))`; see `ops.elementwise.silu`."""
@@ -23,3 +25,14 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     else:
         gate = (wide * math.sqrt(0.5)).erf_()
     return gate.add_(1.0).mul_(wide).mul_(0.5).to(x.dtype)
+
+
+def silu_bytes(x: TensorLike) -> int:
+    """Return the most bytes that `silu` holds: `exp(-x)` and the quotient in float32, and `x` if it is not."""
+    return num_bytes(x, torch.float32) * (2 if x.dtype == torch.float32 else 3)
+
+
+def gelu_bytes(x: TensorLike, approximate: str = "none") -> int:
+    """Return the most bytes that `gelu` holds: what becomes the result in float32; if it is not, `x` and the result."""
+    wide = num_bytes(x, torch.float32)
+    return wide if x.dtype == torch.float32 else 2 * wide + num_bytes(x)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from quire.ops.spec import TensorLike, num_bytes, sizes_of
+
 TILE_ROWS = 16
 # Padding costs at most a third more rows; 512 rows are compute-bound on every machine tried.
 ROW_COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
@@ -143,3 +145,51 @@ def _gemm(rows: Tensor, weight: PackedLinear, bias: Tensor | None) -> Tensor:
         return torch.nn.functional.linear(rows, weight.weight, bias)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight.weight, bias, "none", [], "")
     return out
+
+
+
+# --------------------------------------------------------------------------------------------------- what they hold
+
+# oneDNN's blocks on AVX2, AVX-512 and AMX: so many rows of 64 bytes.
+_BLOCK_ROWS = {torch.float32: 64, torch.bfloat16: 32, torch.int8: 64}
+
+
+def blocks_bytes(weight: TensorLike) -> int:
+    """Return the bytes of a weight [out_features, in_features] in oneDNN's own layout, filled up to whole blocks."""
+    out_features, in_features = sizes_of(weight)
+    rows = -(-out_features // _BLOCK_ROWS[weight.dtype]) * _BLOCK_ROWS[weight.dtype]
+    return rows * (-(-in_features * weight.dtype.itemsize // 64) * 64)
+
+
+def packed_bytes(weight: TensorLike) -> int | None:
+    """Return the bytes that `pack` makes of a weight; None if it keeps the weight as it is."""
+    return blocks_bytes(weight) if _is_supported(weight.dtype) else None
+
+
+def linear_bytes(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> int:
+    """Return the most bytes that `run` holds: the rows of a product and what comes of them; with several, the result.
+
+    The first time, these rows are random ones for the proof that their number keeps bits. Before they are rounded they
+    are float32.
+    """
+    num_rows, (out_features, in_features), size = _num_rows(x), sizes_of(weight), x.dtype.itemsize
+    count = _next_count(min(num_rows, ROW_COUNTS[-1]))
+    proving = (in_features + out_features) * size
+    drawing = in_features * (4 if x.dtype == torch.float32 else 4 + size)
+    kept = num_rows * out_features * size if num_rows > ROW_COUNTS[-1] else 0
+    return kept + max(count * drawing, (count + 2 * TILE_ROWS) * proving)
+
+
+def result_bytes(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> int:
+    """Return the bytes behind the result of `run`, padding included."""
+    num_rows = _num_rows(x)
+    count = num_rows if num_rows > ROW_COUNTS[-1] else _next_count(num_rows)
+    return count * sizes_of(weight)[0] * x.dtype.itemsize
+
+
+def _num_rows(x: TensorLike) -> int:
+    return num_bytes(x) // max(1, sizes_of(x)[-1] * x.dtype.itemsize)
+
+
+def _next_count(num_rows: int) -> int:
+    return next(count for count in ROW_COUNTS if count >= num_rows)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from quire.ops.quantize import LARGEST, SMALLEST_SCALE
-from quire.ops.spec import dtype_of
+from quire.ops.spec import TensorLike, dtype_of, num_bytes
 
 
 def quantize_rows(x: Tensor, dtype: str = "int8") -> tuple[Tensor, Tensor]:
@@ -17,3 +17,9 @@ def quantize_rows(x: Tensor, dtype: str = "int8") -> tuple[Tensor, Tensor]:
     if dtype == "int8":  # |x / scale| is at most 127 and half a unit in the last place
         return wide.round_().to(torch.int8), scales
     return wide.clamp_(-LARGEST[dtype], LARGEST[dtype]).to(dtype_of(dtype)), scales
+
+
+def quantize_rows_bytes(x: TensorLike, dtype: str = "int8") -> int:
+    """Return the most bytes that `quantize_rows` holds: the quotients in float32, the rows, their scales."""
+    num_rows = num_bytes(x) // max(1, int(x.shape[-1]) * x.dtype.itemsize)
+    return num_bytes(x, torch.float32) + num_bytes(x, dtype_of(dtype)) + 4 * num_rows

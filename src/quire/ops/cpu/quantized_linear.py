@@ -20,7 +20,7 @@ from torch import Tensor
 
 from quire.ops.cpu import linear
 from quire.ops.quantize import dequantize_int4
-from quire.ops.spec import TensorLike, dtype_of
+from quire.ops.spec import TensorLike, TensorSpec, dtype_of, num_bytes, sizes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,20 +130,77 @@ def linear_w4a16(x: Tensor, weight: Expanded, scales: None, zero_points: None, b
     return linear.run(x, weight.weight, bias)
 
 
-def expanded_bytes(dtype: torch.dtype) -> Callable[..., int]:
-    """Return the bytes that an 8-bit weight takes once it is expanded."""
+# --------------------------------------------------------------------------------------------------- what they hold
 
-    def count(weight: TensorLike, scales: TensorLike) -> int:
-        return _size(weight) * dtype.itemsize + _size(scales) * 4
+
+def int8_bytes(weight: TensorLike, scales: TensorLike) -> int:
+    """Return the bytes that `pack_int8` makes: oneDNN's blocks with a sum for each of their rows, and the zero points.
+
+    The scales are kept as they are.
+    """
+    out_features, _ = sizes_of(weight)
+    return linear.blocks_bytes(weight) + 4 * (-(-out_features // 64) * 64) + 4 * out_features + num_bytes(scales)
+
+
+def expanded_bytes(dtype: torch.dtype) -> Callable[..., int]:
+    """Return what counts the bytes of an 8-bit weight once it is expanded, and of its scales."""
+    return lambda weight, scales: _linear_bytes(TensorSpec(sizes_of(weight), dtype)) + num_bytes(scales)
+
+
+def expanded_int4_bytes(weight: TensorLike, scales: TensorLike, zero_points: TensorLike) -> int:
+    """Return the bytes of a 4-bit weight once it is expanded."""
+    return _linear_bytes(_int4_as_float(weight, scales))
+
+
+def _linear_bytes(weight: TensorSpec) -> int:
+    packed = linear.packed_bytes(weight)
+    return num_bytes(weight) if packed is None else packed
+
+
+def _int4_as_float(weight: TensorLike, scales: TensorLike) -> TensorSpec:
+    out_features, half = sizes_of(weight)
+    return TensorSpec((out_features, 2 * half), scales.dtype)
+
+
+def w8a8_bytes(x: TensorLike, weight: TensorLike, dtype: str = "bfloat16", **rest: object) -> int:
+    """Return the most bytes that `linear_w8a8` holds: the product in float32, and the result if it is not."""
+    product = _product(x, weight)
+    return num_bytes(product) + (0 if dtype == "float32" else num_bytes(product, dtype_of(dtype)))
+
+
+def w8a16_bytes(dtype: torch.dtype) -> Callable[..., int]:
+    """Return what counts the most bytes of `linear_w8a16` and `linear_fp8` with weights of `dtype`.
+
+    That is the rows in it if they are not, then what `linear` holds, or its result, the scaled one in float32, and the
+    rounded one.
+    """
+
+    def count(x: TensorLike, weight: TensorLike, **rest: object) -> int:
+        rows, product = TensorSpec(sizes_of(x), dtype), num_bytes(_product(x, weight))
+        expanded = TensorSpec(sizes_of(weight), dtype)
+        kept = dtype_of(str(rest["dtype"])) if "dtype" in rest else x.dtype
+        converted = 0 if x.dtype == dtype else num_bytes(rows)
+        rounded = 0 if kept == torch.float32 else product * kept.itemsize // 4
+        result = linear.result_bytes(rows, expanded)
+        return converted + max(linear.linear_bytes(rows, expanded), product + max(result, rounded))
 
     return count
 
 
-def expanded_int4_bytes(weight: TensorLike, scales: TensorLike, zero_points: TensorLike) -> int:
-    """Return the bytes that a 4-bit weight takes once it is expanded."""
-    return 2 * _size(weight) * scales.dtype.itemsize
+def w4a16_bytes(x: TensorLike, weight: TensorLike, scales: TensorLike, **rest: object) -> int:
+    """Return the most bytes that `linear_w4a16` holds: as `linear`."""
+    return linear.linear_bytes(x, _int4_as_float(weight, scales))
 
 
-def _size(tensor: TensorLike) -> int:
-    rows, *columns = (int(size) for size in tensor.shape)
-    return rows * (columns[0] if columns else 1)
+def w4a16_result_bytes(x: TensorLike, weight: TensorLike, scales: TensorLike, **rest: object) -> int:
+    """Return the bytes behind the result of `linear_w4a16`: as of `linear`."""
+    return linear.result_bytes(x, _int4_as_float(weight, scales))
+
+
+def int_mm_bytes(x: TensorLike, weight: TensorLike, **rest: object) -> int:
+    """Return the most bytes that the reference holds for int8: the product in float32, scaled once, and twice."""
+    return 3 * num_bytes(_product(x, weight))
+
+
+def _product(x: TensorLike, weight: TensorLike) -> TensorSpec:
+    return TensorSpec((*sizes_of(x)[:-1], sizes_of(weight)[0]), torch.float32)

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Rows of a product: query tokens times the query heads that share a KV head. MKL sums 1 to 3 rows in an order that
+# depends on how many products there are; 4 and more it did not, in batches of 2 to 96, with 1 to 4 threads.
+SHORT_ROWS, LONG_ROWS = 4, 32
 KEY_TILE = 128
 # Pairs computed at once: large enough to pay for the calls, small enough for the second-level cache.
 _PAIRS_BYTES = 1 << 20
@@ -101,6 +104,19 @@ class Step:
         return self.cache_shape[3]
 
     @property
+    def tile_sizes(self) -> tuple[int, int]:
+        """Tokens in a short and in a long query tile."""
+        group = self.num_heads // self.cache_shape[2]
+        return -(-SHORT_ROWS // group), -(-LONG_ROWS // group)
+
+    def by_tile(self, only_short: bool = False) -> list[tuple[int, Array]]:
+        """Return tokens in a query tile, and the sequences that are cut into such; those without queries nowhere."""
+        short, long = self.tile_sizes
+        is_long = (self.query_lens > 2 * short) & (not only_short)
+        kinds = (short, np.flatnonzero((self.query_lens > 0) & ~is_long)), (long, np.flatnonzero(is_long))
+        return [(tile, sequences) for tile, sequences in kinds if len(sequences)]
+
+    @property
     def key_tile(self) -> int:
         """Positions in a key tile: whole blocks, next to `KEY_TILE`."""
         return max(1, KEY_TILE // self.block_size) * self.block_size
@@ -122,7 +138,7 @@ class Queries:
 
     Attributes:
         sequence: [num_tiles]: which sequence.
-        positions: [num_tiles, tile]: position of each row, -1 for padding.
+        positions: [num_tiles, tile]: position of each row; padding repeats the tile's last, so that it hides no more.
         token_of_row: [num_tiles, tile]: token of the step, 0 for padding.
         is_query: [num_tiles, tile].
     """
@@ -156,7 +172,7 @@ def cut(step: Step, sequences: Array, tile: int) -> tuple[Tiles, ...]:
 
 def keys_of_tiles(step: Step, queries: Queries) -> tuple[Array, Array]:
     """Return index of the first key tile that each query tile sees, and their number."""
-    first, last = queries.positions[:, 0], queries.positions.max(1, initial=0)
+    first, last = queries.positions[:, 0], queries.positions[:, -1]
     low = np.zeros_like(first) if step.window is None else np.maximum(first - step.window + 1, 0) // step.key_tile
     return low, last // step.key_tile - low + 1
 
@@ -209,7 +225,7 @@ def cut_queries(step: Step, sequences: Array, tile: int) -> Queries:
     sequence = sequences[local]
     token_of_row = np.where(is_query, step.starts[sequence][:, None] + offset, 0)
     base = (step.seq_lens - step.query_lens)[sequence][:, None]
-    return Queries(sequence, np.where(is_query, base + offset, -1), token_of_row, is_query)
+    return Queries(sequence, base + np.minimum(offset, lengths[local][:, None] - 1), token_of_row, is_query)
 
 
 def _chunk(step: Step, queries: Queries, tile_of_pair: Array, key_index: Array) -> Chunk:
@@ -236,17 +252,15 @@ def _source_and_target(step: Step, queries: Queries) -> tuple[Tensor, Tensor]:
 
 
 def needs_bias(step: Step, positions: Array, start: Array) -> Array:
-    """Return of each pair whether some row of it must not see all of its keys, or is padding.
+    """Return of each pair whether some row of it must not see all of its keys.
 
     Args:
         step: The step.
         positions: [num_pairs, tile]: of the query tile.
         start: [num_pairs]: first position of the key tile.
     """
-    needs: Array = (start + step.key_tile - 1 > positions[:, 0]) | (positions[:, -1] < 0)
-    if step.window is not None:
-        needs |= start <= positions.max(1, initial=0) - step.window
-    return needs
+    needs: Array = start + step.key_tile - 1 > positions[:, 0]
+    return needs if step.window is None else needs | (start <= positions[:, -1] - step.window)
 
 
 def _bias(step: Step, positions: Array, start: Array) -> Tensor | None:
