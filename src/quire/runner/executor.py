@@ -84,6 +84,8 @@ def _load(index: Any, registers: list[Any]) -> Any:
 
 
 def _tensors(constant: Any) -> Iterable[torch.Tensor]:
+    if isinstance(constant, tuple):
+        return [tensor for item in constant for tensor in _tensors(item)]
     held = constant if isinstance(constant, torch.Tensor) else getattr(constant, "weight", None)
     return [held] if isinstance(held, torch.Tensor) else []
 
