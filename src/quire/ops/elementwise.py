@@ -1,4 +1,7 @@
-"""Arithmetic and comparisons with broadcasting over leading dimensions, and the nonlinearities of the MLP, computed in float32."""
+"""Arithmetic and comparisons with broadcasting over leading dimensions, and the nonlinearities of the MLP.
+
+Nonlinearities are computed in float32.
+"""
 
 from __future__ import annotations
 

@@ -186,7 +186,12 @@ def linear_w4a16(x: Tensor, weight: Tensor, scales: Tensor, zero_points: Tensor,
 
 
 def _infer_moe(
-    x: TensorLike, expert_ids: TensorLike, expert_weights: TensorLike, gate: TensorLike, up: TensorLike, down: TensorLike
+    x: TensorLike,
+    expert_ids: TensorLike,
+    expert_weights: TensorLike,
+    gate: TensorLike,
+    up: TensorLike,
+    down: TensorLike,
 ) -> TensorSpec:
     shapes = Shapes()
     shapes.check("x", x, "num_tokens hidden_size", FLOATS)
