@@ -65,6 +65,18 @@ def permute(x: Tensor, dims: Sequence[int]) -> Tensor:
     return x.permute(tuple(dims)).contiguous()
 
 
+def _infer_transpose(x: TensorLike, dim0: int, dim1: int) -> TensorSpec:
+    first, second, shape = axis_of(x, dim0), axis_of(x, dim1), list(x.shape)
+    shape[first], shape[second] = shape[second], shape[first]
+    return TensorSpec(tuple(shape), x.dtype)
+
+
+@op(_infer_transpose)
+def transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
+    """Return `x` with two dimensions exchanged, contiguous."""
+    return x.transpose(dim0, dim1).contiguous()
+
+
 def _infer_slice(x: TensorLike, dim: int, start: int, stop: int) -> TensorSpec:
     axis = axis_of(x, dim)
     size = x.shape[axis]
@@ -113,7 +125,7 @@ def split(x: Tensor, sizes: int | Sequence[int], dim: int = 0) -> tuple[Tensor, 
     Returns:
         The pieces in order, each with all other sizes of `x`.
     """
-    return x.split(sizes if isinstance(sizes, int) else list(sizes), dim)
+    return torch.split(x, sizes if isinstance(sizes, int) else list(sizes), dim)
 
 
 def _infer_concat(tensors: Sequence[TensorLike], dim: int) -> TensorSpec:

@@ -37,6 +37,7 @@ OPS: dict[str, Op[..., Any]] = {
         attention.attention,
         layout.view,
         layout.permute,
+        layout.transpose,
         layout.slice,
         layout.split,
         layout.concat,
