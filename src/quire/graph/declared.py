@@ -58,7 +58,7 @@ def declared_ranges(
     """
     ranges: dict[str, tuple[int, int]] = {}
     for size, bounds in given.items():
-        if size not in declared.shape:
+        if not isinstance(size, str) or size not in declared.shape:
             raise ShapeError(f"input {name!r}: expected ranges of its symbolic sizes, got one of {size!r}: {declared}.")
         low, high = _bounds(name, size, bounds)
         if known.get(size, (low, high)) != (low, high):
