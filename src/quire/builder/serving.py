@@ -63,10 +63,10 @@ def _check_inputs(network: Network) -> TensorSpec:
     caches = _caches(inputs)
     first = caches.get(f"{_CACHE}0")
     if "input_ids" not in inputs or first is None:
-        got = ", ".join(inputs) or "none"
+        found = ", ".join(inputs) or "none"
         raise BuildError(
             f"network {network.name!r}: expected the inputs input_ids and {_CACHE}0, {_CACHE}1, ... of all layers, "
-            f"got {got}; {_INPUTS}."
+            f"got {found}; {_INPUTS}."
         )
     given = _given(len(caches), first)
     for name, got in inputs.items():
