@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from quire.core.config import BuildConfig
 from quire.core.errors import ConfigError
 from quire.core.model_files import TOKENIZER_FILES
 from quire.core.model_spec import ServingSpec
-from quire.quantization.text import CalibrationSamples, random_samples, read_samples
+from quire.quantization.text import CalibrationSamples, hold_some_out, random_samples, read_samples
 from quire.tokenizer.tokenizer import Tokenizer
 
 
@@ -38,3 +39,33 @@ def calibration_samples(directory: Path | None, spec: ServingSpec, config: Build
         return tokenizer.encode(text, add_special_tokens=False)
 
     return read_samples(config.calibration, encode, num_samples=count, length=length, first_ids=first_ids)
+
+
+def samples_of_ids(samples: Sequence[Sequence[int]], spec: ServingSpec, config: BuildConfig) -> CalibrationSamples:
+    """Return samples that were given as token ids; every sixth, or the last of fewer, is held out.
+
+    Args:
+        samples: Token ids of each.
+        spec: The model's numbers.
+        config: How many to calibrate on at most.
+
+    Raises:
+        ConfigError: There are fewer than two, one is too short or too long, an id is not in the vocabulary, or a text
+            was named, too.
+    """
+    if config.calibration is not None:
+        raise ConfigError(f"calibration: expected None, since samples are given, got {config.calibration!r}.")
+    if len(samples) < 2:
+        raise ConfigError(f"samples: expected at least two, to calibrate and to evaluate on, got {len(samples)}.")
+    for index, sample in enumerate(samples):
+        if not 2 <= len(sample) <= spec.max_position_embeddings:
+            raise ConfigError(f"samples[{index}]: expected 2 to {spec.max_position_embeddings} ids, got {len(sample)}.")
+        wrong = next((token for token in sample if not is_token(token, spec.vocab_size)), None)
+        if wrong is not None:
+            raise ConfigError(f"samples[{index}]: expected ids in [0, {spec.vocab_size}), got {wrong!r}.")
+    return hold_some_out(samples, config.num_calibration_samples, "token ids given")
+
+
+def is_token(token: object, vocab_size: int) -> bool:
+    """Return whether a value is an id in the vocabulary."""
+    return isinstance(token, int) and not isinstance(token, bool) and 0 <= token < vocab_size
