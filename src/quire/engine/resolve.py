@@ -103,8 +103,9 @@ def _check_ranges(config: EngineConfig, plan: Plan, memory: MemoryPlan, most_blo
     for size, (low, high) in plan.network.ranges.items():
         setting, least, most = reached.get(size, (size, low, high))
         if not low <= least <= most <= high:
-            raise ConfigError(f"{setting}: expected {size} to stay in {low}..{high}, for which the network is declared, "
-                              f"got {least}..{most}.")  # fmt: skip
+            raise ConfigError(
+                f"{setting}: expected {size} to stay in {low}..{high}, which the network declares, got {least}..{most}."
+            )
 
 
 def mib(num_bytes: int) -> str:
