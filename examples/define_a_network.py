@@ -76,8 +76,12 @@ def generate_eagerly(
 
     All keys and values lie in block 0 of the cache, so that a token's slot is its position.
     """
-    shape = (2, 1, NUM_KV_HEADS, MAX_LENGTH, HEAD_DIM)
-    caches = {name: torch.zeros(shape) for name in network.inputs if name.startswith("kv_cache.")}
+    sizes = {"num_blocks": 1, "block_size": MAX_LENGTH}
+    caches = {
+        name: torch.zeros([size if isinstance(size, int) else sizes[size] for size in declared.shape])
+        for name, declared in network.inputs.items()
+        if name.startswith("kv_cache.")
+    }
     ids, new = list(prompt), list(prompt)
     for _ in range(num_tokens):
         positions = range(len(ids) - len(new), len(ids))
