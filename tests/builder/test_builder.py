@@ -210,7 +210,6 @@ def test_settings_are_taken_over_and_never_overridden():
             "expected a number of tokens, at most 64, for which the network has",
         ),
         ({"max_position_embeddings": 0}, BuildError, "expected a number of tokens, at most 64, .* got 0"),
-        ({"tokenizer": "nowhere", "config": BuildConfig(quantization="w8a16", calibration="x")}, PlanError, "nowhere"),
         (
             {"config": BuildConfig(quantization="w8a16", calibration="x.txt")},
             ConfigError,

@@ -200,6 +200,7 @@ MISUSES = {
         ShapeError,
         r"m: expected top_k in \[1, ",
     ),
+    "unnamed network": (lambda n: Network(""), BuildError, "network: expected a name, got ''"),
     "guard of nothing": (
         lambda n: net_guard(None).__enter__(),
         BuildError,

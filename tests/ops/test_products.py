@@ -8,6 +8,8 @@ from quire.ops import elementwise, layout
 from quire.ops.cpu import moe as cpu_moe
 from quire.ops.linear import matmul, moe
 from quire.ops.norm import softmax
+from quire.ops.op import _KINDS
+from quire.ops.registry import OPS
 from quire.ops.spec import TensorSpec, spec_of
 from tests.support.tolerance import assert_close
 
@@ -115,6 +117,11 @@ def test_moe_refuses_experts_that_do_not_fit():
         moe(x, ids, weights[:, :1], gate, up, down)
     with pytest.raises(ShapeError, match="Invalid dtype of expert_ids"):
         moe(x, weights, weights, gate, up, down)
+
+
+def test_annotations_of_all_references_can_be_checked():
+    words = {word for op in OPS.values() for kinds in op._kinds.values() for word in kinds}
+    assert {"Tensor", "None", "Sequence[Tensor]", "float"} <= words <= set(_KINDS)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from quire.builder.build import as_plan
 from quire.builder.pipeline import bind
 from quire.builder.samples import calibration_samples, is_token, samples_of_ids
 from quire.builder.serving import serving_spec
-from quire.core.config import DTYPES, SCHEMES, BuildConfig
+from quire.core.config import DTYPES, SCHEMES, BuildConfig, choice
 from quire.core.errors import BuildError, ConfigError, did_you_mean
 from quire.core.model_spec import ServingSpec
 from quire.core.progress import OnProgress
@@ -23,6 +23,7 @@ from quire.graph.text import network_from_text, network_to_text
 from quire.ops.spec import spec_of
 from quire.plan.plan import Plan
 from quire.plan.weight_source import TensorWeights, WeightSource
+from quire.tokenizer.files import vocabulary_of
 from quire.weights.dummy import DummyWeights
 from quire.weights.open import open_weights
 
@@ -64,10 +65,7 @@ class Builder:
             if name not in known:
                 hint = did_you_mean(name, {*known, "precision"})
                 raise ConfigError(f"create_builder_config: unknown argument {name!r}.{hint}")
-        if precision not in (*DTYPES, *SCHEMES):
-            choices = ", ".join((*DTYPES, *SCHEMES))
-            hint = did_you_mean(str(precision), (*DTYPES, *SCHEMES))
-            raise ConfigError(f"precision: expected one of {choices}, got {precision!r}.{hint}")
+        choice("precision", precision, (*DTYPES, *SCHEMES))
         if precision == "auto":
             return BuildConfig(**settings)
         name = "quantization" if precision in SCHEMES else "dtype"
@@ -112,11 +110,12 @@ class Builder:
         _check_kinds(network, settings)
         spec = serving_spec(network, max_position_embeddings, eos_token_ids)
         _check_settings(settings, spec)
-        directory = None if tokenizer is None else Path(tokenizer)
+        directory = None if tokenizer is None else _tokenizer_directory(Path(tokenizer))
         copy = network_from_text(network_to_text(network), network.name)
         if samples is None:
             read_samples = partial(calibration_samples, directory, spec, settings)
         else:
+            _check_quantizes(settings)
             read_samples = partial(samples_of_ids, samples, spec, settings)
         bound = bind(copy, settings, partial(_open_weights, weights, settings), read_samples, on_progress)
         return as_plan(bound, spec, settings, directory)
@@ -141,6 +140,17 @@ def _check_settings(config: BuildConfig, spec: ServingSpec) -> None:
     wrong = next((token for token in spec.eos_token_ids if not is_token(token, spec.vocab_size)), None)
     if wrong is not None:
         raise ConfigError(f"eos_token_ids: expected ids in [0, {spec.vocab_size}), got {wrong!r}.")
+
+
+def _check_quantizes(config: BuildConfig) -> None:
+    if config.quantization is None and config.kv_cache_dtype == "auto":
+        raise ConfigError("samples: expected None, since precision and kv_cache_dtype quantize nothing, got some.")
+
+
+def _tokenizer_directory(directory: Path) -> Path:
+    """Return a directory in which a tokenizer's vocabulary is."""
+    vocabulary_of(directory)
+    return directory
 
 
 def _open_weights(weights: Weights | None, config: BuildConfig, network: Network) -> WeightSource:

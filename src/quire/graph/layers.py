@@ -54,8 +54,8 @@ class Linear:
 class ColumnLinear(Linear):
     """A `Linear` whose output channels ranks share under tensor parallelism, such as q_proj or up_proj.
 
-    On one rank it is a `Linear`. What differs is a mark on its weights, `shard_dim` 0, which a Plan keeps, and by which
-    they can be cut when it is loaded.
+    On one rank it is a `Linear`. What differs is a mark on its weights, `shard_dim` 0, by which they can be cut when a
+    Plan is loaded; it is kept, saved included, as long as the weights are the checkpoint's own.
     """
 
     shards: ClassVar[tuple[int | None, int | None]] = 0, 0
@@ -65,8 +65,9 @@ class ColumnLinear(Linear):
 class RowLinear(Linear):
     """A `Linear` whose input channels ranks share under tensor parallelism, such as o_proj or down_proj.
 
-    On one rank it is a `Linear`. What differs is a mark on its weight, `shard_dim` 1, which a Plan keeps, and by which
-    it can be cut when it is loaded; the ranks' results are to be summed, and the bias, which is not cut, added once.
+    On one rank it is a `Linear`. What differs is a mark on its weight, `shard_dim` 1, by which it can be cut when a
+    Plan is loaded; it is kept, saved included, as long as the weight is the checkpoint's own. The ranks' results are to be
+    summed, and the bias, which is not cut, added once.
     """
 
     shards: ClassVar[tuple[int | None, int | None]] = 1, None

@@ -33,9 +33,14 @@ class Network:
     Attributes:
         name: Shown when printed.
         graph: The `torch.fx.Graph`; every node carries its `TensorSpec` in `node.meta["spec"]`.
+
+    Raises:
+        BuildError: The name is empty or no text.
     """
 
     def __init__(self, name: str = "network") -> None:
+        if not isinstance(name, str) or not name:
+            raise BuildError(f"network: expected a name, got {name!r}.")
         self.name = name
         self.graph = fx.Graph()
         self._inputs: dict[str, fx.Node] = {}
