@@ -66,8 +66,8 @@ class RowLinear(Linear):
     """A `Linear` whose input channels ranks share under tensor parallelism, such as o_proj or down_proj.
 
     On one rank it is a `Linear`. What differs is a mark on its weight, `shard_dim` 1, by which it can be cut when a
-    Plan is loaded; it is kept, saved included, as long as the weight is the checkpoint's own. The ranks' results are to be
-    summed, and the bias, which is not cut, added once.
+    Plan is loaded; it is kept, saved included, as long as the weight is the checkpoint's own. The ranks' results are to
+    be summed, and the bias, which is not cut, added once.
     """
 
     shards: ClassVar[tuple[int | None, int | None]] = 1, None
