@@ -73,6 +73,7 @@ def _expanded(dtype: torch.dtype) -> tuple[Tactic, ...]:
 
 _CPU = (
     Tactic("linear", "onednn_rows", cpu.linear.run, pack=cpu.linear.pack, pack_args=("weight",)),
+    Tactic("moe", "onednn_rows", cpu.moe.run, pack=cpu.moe.pack, pack_args=("gate", "up", "down")),
     Tactic("silu", "exp", cpu.elementwise.silu),
     Tactic("gelu", "tanh_erf", cpu.elementwise.gelu),
     Tactic("rope", "shared_angles", cpu.rope.rope, prepare=cpu.rope.angles, prepare_reads=("positions", "table")),

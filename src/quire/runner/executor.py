@@ -89,6 +89,8 @@ def _tensors(constant: Any) -> Iterable[torch.Tensor]:
     """Return the tensors that a constant consists of: itself, or the fields of what a tactic packed."""
     if isinstance(constant, torch.Tensor):
         return [constant]
+    if isinstance(constant, tuple):
+        return [tensor for item in constant for tensor in _tensors(item)]
     if not is_dataclass(constant):
         return []
     return [tensor for each in fields(constant) for tensor in _tensors(getattr(constant, each.name))]
