@@ -85,7 +85,7 @@ def _wide(bias):
     "op, dtype, bytes_each", [("linear_w8a16", torch.bfloat16, 2), ("linear_w8a16", torch.float32, 4)]
 )
 def test_packed_bytes_say_what_is_held(op, dtype, bytes_each):
-    w, scales = quantize_weight(rows(96, 128, dtype))
+    w, scales = quantize_weight(rows(192, 128, dtype))
     x = rows(1, 128, dtype)
     tactic = next(t for t in tactics_for(op, "cpu") if t.is_valid(x=x, weight=w, scales=scales))
-    assert tactic.packed_bytes(weight=w, scales=scales) == 96 * 128 * bytes_each + 96 * 4
+    assert tactic.packed_bytes(weight=w, scales=scales) == 192 * 128 * bytes_each + 192 * 4

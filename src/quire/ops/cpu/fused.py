@@ -111,7 +111,7 @@ def silu_mul_bytes(x: TensorLike) -> int:
 
 
 def rms_norm_bytes(x: TensorLike, weight: TensorLike, eps: float) -> int:
-    """Return the most bytes that `rms_norm` holds: squares or quotients in float32; if it is not, `x` and the result."""
+    """Return the most bytes that `rms_norm` holds: quotients in float32; if it is not, `x` and the result."""
     wide = num_bytes(x, torch.float32)
     return wide if x.dtype == torch.float32 else 2 * wide + num_bytes(x)
 
@@ -145,7 +145,7 @@ def _half(x: TensorLike) -> TensorSpec:
 
 
 def angles_and_slots_bytes(
-    query: TensorLike, key: TensorLike, positions: TensorLike, table: TensorLike, slot_mapping: TensorLike, **rest: object
+    query: TensorLike, positions: TensorLike, table: TensorLike, slot_mapping: TensorLike, **rest: object
 ) -> tuple[int, int]:
     """Return the bytes of `angles_and_slots`, and the most that making them takes."""
     angles, making = rope.angles_bytes(query, positions, table)
@@ -179,7 +179,7 @@ def apart_bytes(
     kv_scales: TensorLike | None = None,
     **rest: object,
 ) -> int:
-    """Return the most bytes that `rope_append_kv_apart` holds: turned keys while they are kept, or beside the queries'."""
+    """Return the most bytes that `rope_append_kv_apart` holds: turned keys, kept or beside queries."""
     keeping, turning = attention.append_kv_bytes(key, kv_scales), rope.rope_bytes(query, positions, table)
     return max(rope.rope_bytes(key, positions, table), num_bytes(key) + max(keeping, turning))
 

@@ -147,7 +147,6 @@ def _gemm(rows: Tensor, weight: PackedLinear, bias: Tensor | None) -> Tensor:
     return out
 
 
-
 # --------------------------------------------------------------------------------------------------- what they hold
 
 # oneDNN's blocks on AVX2, AVX-512 and AMX: so many rows of 64 bytes.
