@@ -95,7 +95,7 @@ def test_chunks_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, rows = make(1000, mixed_specs(40))
     whole = sample(logits, rows)
     for elements in (1, 3000, 7001):
-        monkeypatch.setattr(sampler, "_CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(sampler, "CHUNK_ELEMENTS", elements)
         assert sample(logits, rows) == whole
 
 

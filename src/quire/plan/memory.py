@@ -5,17 +5,79 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from torch import fx
 
 from quire.core.errors import CapacityError
 from quire.graph.network import Network
-from quire.graph.nodes import is_call, op_of, results, spec
-from quire.ops.spec import TensorSpec
+from quire.graph.nodes import op_of, spec, spec_argument
+from quire.ops.spec import num_bytes, sizes_of
+from quire.ops.tactic import Tactic
 from quire.plan.folding import constant_nodes
+from quire.plan.liveness import Storage, step_memory, storages
+from quire.plan.tactics import choose
 
-# Attention computes scores in float32 and keeps its tiles beside the network's own tensors.
-_ATTENTION_BYTES_PER_ELEMENT = 4
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """The largest step.
+
+    Attributes:
+        max_num_batched_tokens: Tokens.
+        max_num_seqs: Sequences.
+        max_num_logits: Tokens whose logits are computed: the sampled ones, and prompt tokens whose logprobs are wanted.
+        max_model_len: Tokens of a sequence, those in the cache included.
+        block_size: Tokens in a KV cache block.
+    """
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    max_num_logits: int
+    max_model_len: int
+    block_size: int
+
+    def sizes(self) -> dict[str, int]:
+        """Return a number for every symbolic size of a network that is served."""
+        num_seqs = min(self.max_num_seqs, self.max_num_batched_tokens)
+        return {
+            "num_tokens": self.max_num_batched_tokens,
+            "num_logits": self.max_num_logits,
+            "num_seqs": num_seqs,
+            "num_boundaries": num_seqs + 1,
+            "max_blocks": -(-self.max_model_len // self.block_size),
+            "block_size": self.block_size,
+            "num_blocks": 1,  # whatever depends on it is KV cache, which is counted in blocks
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeeds:
+    """What a network needs beside its KV cache, in bytes.
+
+    Attributes:
+        weights: Weights as executed; a table that is both embedding and output projection may count twice.
+        workspace: Most bytes at once while the network runs the largest step.
+        sampling: Most bytes at once while the largest step's tokens are sampled; the workspace is free by then.
+        overhead: What the process takes beside tensors.
+        largest: The call of the network in which the workspace is largest.
+    """
+
+    weights: int
+    workspace: int
+    sampling: int
+    overhead: int
+    largest: str
+
+    @property
+    def step(self) -> int:
+        """Most bytes at once in a step, beside weights and KV cache."""
+        return max(self.workspace, self.sampling)
+
+    @property
+    def total(self) -> int:
+        """All of it, in bytes."""
+        return self.weights + self.step + self.overhead
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +85,13 @@ class MemoryPlan:
     """Where the bytes go.
 
     Attributes:
-        weight_bytes: Weights as executed; a table that is both embedding and output projection counts twice.
-        workspace_bytes: Most bytes of activations alive at once in the largest step.
+        needs: All but the KV cache.
         kv_bytes_per_block: Keys and values of one block over all layers.
         num_blocks: Blocks that fit what is left, the null block included.
         block_size: Tokens in a block.
     """
 
-    weight_bytes: int
-    workspace_bytes: int
+    needs: MemoryNeeds
     kv_bytes_per_block: int
     num_blocks: int
     block_size: int
@@ -40,6 +100,11 @@ class MemoryPlan:
     def kv_bytes(self) -> int:
         """Bytes of the whole KV cache."""
         return self.num_blocks * self.kv_bytes_per_block
+
+    @property
+    def total_bytes(self) -> int:
+        """Most bytes at once."""
+        return self.needs.total + self.kv_bytes
 
     @property
     def num_tokens(self) -> int:
@@ -51,114 +116,137 @@ class MemoryPlan:
         return (self.num_blocks - 1) // -(-length // self.block_size)
 
 
-def weight_bytes(network: Network) -> int:
-    """Return the bytes of all weights as they are executed, constants of the graph included."""
+def memory_needs(
+    network: Network,
+    limits: StepLimits,
+    *,
+    sampling_bytes: int = 0,
+    overhead_bytes: int = 0,
+    device: str = "cpu",
+    chosen: Mapping[str, str] | None = None,
+) -> MemoryNeeds:
+    """Return what a network needs beside its KV cache.
+
+    Args:
+        network: What will be executed.
+        limits: The largest step.
+        sampling_bytes: Most bytes that sampling takes beside the logits.
+        overhead_bytes: What the process takes beside tensors.
+        device: Kind of device.
+        chosen: Names of measured tactics, by what `plan.tactics.describe` says of a call.
+
+    Raises:
+        ShapeError: The network has a size that `limits` does not name.
+    """
+    step = step_memory(network, limits.sizes(), device, chosen)
+    weights = weight_bytes(network, device, chosen)
+    return MemoryNeeds(weights, step.peak, step.left + sampling_bytes, overhead_bytes, step.largest)
+
+
+def weight_bytes(network: Network, device: str = "cpu", chosen: Mapping[str, str] | None = None) -> int:
+    """Return the bytes of all weights as they are executed, packed layouts and constants of the graph included.
+
+    Args:
+        network: What will be executed.
+        device: Kind of device.
+        chosen: Names of measured tactics, by what `plan.tactics.describe` says of a call.
+    """
     constants = constant_nodes(network)
-    total = 0
-    for node in constants:
-        uses = {op_of(user).name for user in node.users if user not in constants}
-        copies = len(uses & {"linear"}) + bool(uses - {"linear"})
-        total += copies * sum(_num_bytes(result, {}) for result in results(node))
-    return total
+    packed: dict[Any, int] = {}
+    kept: dict[Storage, int] = {}
+
+    def keep(value: object) -> None:
+        if isinstance(value, (list, tuple)):
+            for item in value:
+                keep(item)
+        elif isinstance(value, fx.Node) and value in constants:
+            kept.update((storage, _storage_bytes(storage)) for storage in storages(value))
+
+    for node in network.calls():
+        if node in constants:
+            continue
+        tactic = choose(node, constants, device, chosen)
+        size = _packed_bytes(node, tactic)
+        if size is not None:
+            packed[(tactic.pack, *(node.kwargs[name] for name in tactic.pack_args))] = size
+        for name, value in node.kwargs.items():
+            if size is None or name not in tactic.pack_args:
+                keep(value)
+    keep(list(network.outputs.values()))
+    return sum(packed.values()) + sum(kept.values())
+
+
+def _packed_bytes(node: fx.Node, tactic: Tactic) -> int | None:
+    """Return the bytes of what a tactic makes of a call's constants; None if it keeps them."""
+    if tactic.pack is None or tactic.packed_bytes is None:
+        return None
+    return tactic.packed_bytes(**{name: spec_argument(node.kwargs[name]) for name in tactic.pack_args})
+
+
+def _storage_bytes(storage: Storage) -> int:
+    node, index = storage
+    found = node.meta["spec"]
+    return num_bytes(found[index] if isinstance(found, tuple) else found)
 
 
 def flops_per_token(network: Network) -> int:
     """Return the floating point operations of all linear layers for one token; attention comes on top."""
     weights = (node.kwargs["weight"] for node in network.calls() if op_of(node).name == "linear")
-    return sum(2 * prod(_sizes(spec(weight), {})) for weight in weights if isinstance(weight, fx.Node))
+    return sum(2 * prod(sizes_of(spec(weight))) for weight in weights if isinstance(weight, fx.Node))
 
 
 def bytes_read_per_token(network: Network) -> int:
     """Return the bytes of all matrices of linear layers: what decoding one token reads of the weights."""
     weights = (node.kwargs["weight"] for node in network.calls() if op_of(node).name == "linear")
-    return sum(_num_bytes(spec(weight), {}) for weight in weights if isinstance(weight, fx.Node))
-
-
-def workspace_bytes(network: Network, sizes: Mapping[str, int]) -> int:
-    """Return the most bytes of activations alive at once, by liveness over the graph.
-
-    Args:
-        network: The network.
-        sizes: A number for every symbolic size.
-    """
-    constants = constant_nodes(network)
-    order = [node for node in network.calls() if node not in constants]
-    last_use = {used: i for i, node in enumerate(order) for used in node.all_input_nodes}
-    last_use.update(dict.fromkeys(network.outputs.values(), len(order)))
-    alive, peak = 0, 0
-    for i, node in enumerate(order):
-        alive += _held_bytes(node, sizes)
-        extra = 0
-        if is_call(node, "attention"):
-            extra = 3 * prod(_sizes(spec(node), sizes)) * _ATTENTION_BYTES_PER_ELEMENT
-        peak = max(peak, alive + extra)
-        alive -= sum(
-            _held_bytes(used, sizes)
-            for used in {*node.all_input_nodes, node}
-            if used.op == "call_function" and used not in constants and _is_dead(used, i, last_use)
-        )
-    return peak
-
-
-def _held_bytes(node: fx.Node, sizes: Mapping[str, int]) -> int:
-    """Return the bytes that a node holds; of several results each is held by the node that takes it."""
-    found = node.meta["spec"]
-    return _num_bytes(found, sizes) if isinstance(found, TensorSpec) else 0
-
-
-def _is_dead(node: fx.Node, step: int, last_use: Mapping[fx.Node, int]) -> bool:
-    """Return whether a call's result is not used after `step`; calls without a result hold nothing."""
-    return node.meta["spec"] is not None and last_use.get(node, step) == step
+    return sum(num_bytes(spec(weight)) for weight in weights if isinstance(weight, fx.Node))
 
 
 def plan_memory(
-    network: Network,
-    kv_bytes_per_token: int,
+    needs: MemoryNeeds,
     *,
     budget_bytes: int,
+    kv_bytes_per_block: int,
     block_size: int,
-    max_num_batched_tokens: int,
-    max_num_seqs: int,
     most_blocks: int,
     kv_bytes: int | None = None,
 ) -> MemoryPlan:
-    """Divide a budget into weights, workspace and KV blocks.
+    """Divide a budget: what is left beside the needs is KV cache.
 
     Args:
-        network: What will be executed.
-        kv_bytes_per_token: Of keys and values over all layers.
+        needs: All but the KV cache.
         budget_bytes: Bytes for everything.
+        kv_bytes_per_block: Of keys and values of one block over all layers.
         block_size: Tokens in a block.
-        max_num_batched_tokens: Tokens of the largest step.
-        max_num_seqs: Rows of the largest step, whose logits are alive at once.
         most_blocks: Blocks beyond which more are of no use.
         kv_bytes: Bytes of KV cache, instead of what is left of the budget.
 
     Raises:
-        CapacityError: Not even two blocks fit; the message names the largest term and what would fit.
+        CapacityError: Not even two blocks fit, one of which is never anybody's; the message names all terms and the
+            largest.
     """
-    sizes = {"num_tokens": max_num_batched_tokens, "num_logits": max_num_seqs, "num_seqs": max_num_seqs,
-             "num_boundaries": max_num_seqs + 1, "block_size": block_size, "num_blocks": most_blocks,
-             "max_blocks": most_blocks}  # fmt: skip
-    weights, workspace = weight_bytes(network), workspace_bytes(network, sizes)
-    per_block = kv_bytes_per_token * block_size
-    left = budget_bytes - weights - workspace if kv_bytes is None else kv_bytes
-    num_blocks = min(left // per_block, most_blocks)
-    if num_blocks < 2:
-        terms = {"weights": weights, "workspace": workspace, "two KV blocks": 2 * per_block}
-        largest = max(terms, key=lambda term: terms[term])
-        shown = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in terms.items())
-        raise CapacityError(
-            f"the memory budget is too small: expected at least {sum(terms.values()) / 2**20:,.1f} MiB ({shown}), got "
-            f"{(budget_bytes if kv_bytes is None else kv_bytes) / 2**20:,.1f} MiB. The largest term is {largest}; "
-            "raise gpu_memory_utilization or kv_cache_memory_bytes, or lower max_num_batched_tokens."
-        )
-    return MemoryPlan(weights, workspace, per_block, num_blocks, block_size)
+    left = budget_bytes - needs.total
+    wanted = min(left if kv_bytes is None else kv_bytes, most_blocks * kv_bytes_per_block)
+    num_blocks = wanted // kv_bytes_per_block
+    if num_blocks < 2 or wanted > left:
+        raise CapacityError(_too_small(needs, max(num_blocks, 2) * kv_bytes_per_block, budget_bytes))
+    return MemoryPlan(needs, kv_bytes_per_block, num_blocks, block_size)
 
 
-def _sizes(declared: TensorSpec, sizes: Mapping[str, int]) -> list[int]:
-    return [size if isinstance(size, int) else sizes[size] for size in declared.shape]
+def _too_small(needs: MemoryNeeds, kv_bytes: int, budget_bytes: int) -> str:
+    terms = {
+        "weights": needs.weights,
+        "workspace" if needs.workspace >= needs.sampling else "sampling": needs.step,
+        "overhead": needs.overhead,
+        "KV cache": kv_bytes,
+    }
+    shown = ", ".join(f"{name} {mib(size)}" for name, size in terms.items())
+    largest = max(terms, key=lambda term: terms[term])
+    return (
+        f"the memory budget is too small: expected at least {mib(sum(terms.values()))} ({shown}), got "
+        f"{mib(budget_bytes)}. The largest term is {largest}."
+    )
 
 
-def _num_bytes(declared: TensorSpec, sizes: Mapping[str, int]) -> int:
-    return prod(_sizes(declared, sizes)) * declared.dtype.itemsize
+def mib(num_bytes: int) -> str:
+    """Return bytes for people, in MiB."""
+    return f"{num_bytes / 2**20:,.1f} MiB"

@@ -94,6 +94,25 @@ def candidates(node: fx.Node, constants: Collection[fx.Node], device: str) -> li
     return [tactic for tactic in valid if tactic.keeps_bits] or valid
 
 
+def choose(
+    node: fx.Node, constants: Collection[fx.Node], device: str, chosen: Mapping[str, str] | None = None
+) -> Tactic:
+    """Return the tactic that runs a call: the one that was measured to be the fastest, or else the default.
+
+    Args:
+        node: A call.
+        constants: The constant nodes of its network.
+        device: Kind of device.
+        chosen: What `choices` found.
+
+    Raises:
+        TacticError: There is none.
+    """
+    found = candidates(node, constants, device)
+    name = chosen.get(describe(node)) if chosen else None
+    return next((tactic for tactic in found if tactic.name == name), found[0])
+
+
 def _is_constant(value: object, constants: Collection[fx.Node]) -> bool:
     return not isinstance(value, fx.Node) or value in constants
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from quire.core.errors import RequestError, ShapeError
 from quire.core.request import TokenLogprobs
 
-_CHUNK_ELEMENTS = 1 << 21  # float32 workspace of 8 MiB, for prompts of any length
+CHUNK_ELEMENTS = 1 << 21  # float32 workspace of 8 MiB, for prompts of any length
 
 
 def prompt_logprobs(logits: Tensor, next_token_ids: Sequence[int], num_logprobs: int) -> list[TokenLogprobs]:
@@ -34,7 +34,7 @@ def prompt_logprobs(logits: Tensor, next_token_ids: Sequence[int], num_logprobs:
     for token_id in next_token_ids:
         if not 0 <= token_id < vocab_size:
             raise RequestError(f"prompt token: expected an id in [0, {vocab_size}), got {token_id}.")
-    step = max(1, _CHUNK_ELEMENTS // max(1, vocab_size))
+    step = max(1, CHUNK_ELEMENTS // max(1, vocab_size))
     entries: list[TokenLogprobs] = []
     for start in range(0, len(next_token_ids), step):
         chunk = logits[start : start + step].to(torch.float32)

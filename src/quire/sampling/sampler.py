@@ -20,7 +20,7 @@ from quire.sampling.logprobs import token_logprobs
 from quire.sampling.row import SampledToken, SamplingRow
 
 # Logits worked on at once, per thread: bounds the workspace (about 32 bytes each) and keeps it in the cache.
-_CHUNK_ELEMENTS = 1 << 18
+CHUNK_ELEMENTS = 1 << 18
 
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
@@ -44,7 +44,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         raise ShapeError(
             f"logits: expected floating [{len(rows)}, vocab_size], got {logits.dtype} {list(logits.shape)}."
         )
-    step = max(1, _CHUNK_ELEMENTS * torch.get_num_threads() // max(1, logits.shape[1]))
+    step = max(1, CHUNK_ELEMENTS * torch.get_num_threads() // max(1, logits.shape[1]))
     results: list[SampledToken] = []
     for start in range(0, len(rows), step):
         chunk = logits[start : start + step].to(torch.float32).contiguous()
