@@ -113,15 +113,18 @@ def _keeps_bits(count: int, weight: PackedLinear, has_bias: bool) -> bool:
     """Compare random rows computed together with the same rows in tiles, shifted so that places differ, too."""
     generator = torch.Generator().manual_seed(count)
     bias = torch.randn(weight.out_features, generator=generator).to(weight.dtype) if has_bias else None
-    for _ in range(-(-min(_PROOF_ELEMENTS // weight.out_features + 1, _PROOF_ROWS) // count)):
-        rows = torch.randn(count, weight.in_features, generator=generator).to(weight.dtype)
-        if not _is_same_in_tiles(rows, _gemm(rows, weight, bias), weight, bias):
-            return False
-    return True
+    num_trials = -(-min(_PROOF_ELEMENTS // weight.out_features + 1, _PROOF_ROWS) // count)
+    return all(
+        _is_same_in_tiles(torch.randn(count, weight.in_features, generator=generator), weight, bias)
+        for _ in range(num_trials)
+    )
 
 
-def _is_same_in_tiles(rows: Tensor, together: Tensor, weight: PackedLinear, bias: Tensor | None) -> bool:
-    """Return whether rows have the same bits in padded tiles of `TILE_ROWS`, the definition."""
+def _is_same_in_tiles(wide: Tensor, weight: PackedLinear, bias: Tensor | None) -> bool:
+    """Return whether rows, given in float32, have the same bits together and in padded tiles, the definition."""
+    rows = wide.to(weight.dtype)
+    del wide
+    together = _gemm(rows, weight, bias)
     shift = min(3, len(rows))
     starts = range(0, shift + len(rows), TILE_ROWS)
     for start, stop in ((start, min(start + TILE_ROWS, shift + len(rows))) for start in starts):

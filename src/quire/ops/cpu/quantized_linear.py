@@ -122,7 +122,7 @@ def linear_fp8(
 def _scaled(x: Tensor, weight: Expanded) -> Tensor:
     """Return the product in float32, multiplied by the weight's scales."""
     assert weight.scales is not None
-    return linear.run(x, weight.weight) * weight.scales
+    return linear.run(x, weight.weight).float().mul_(weight.scales)
 
 
 def linear_w4a16(x: Tensor, weight: Expanded, scales: None, zero_points: None, bias: Tensor | None = None) -> Tensor:
