@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from quire.core.config import SchedulerConfig
 from quire.core.errors import CapacityError
-from quire.core.request import Request, SampleUpdate
+from quire.core.request import Request, SampleUpdate, SchedulerOutput
 from quire.core.sampling_params import SamplingParams
 from quire.scheduler.scheduler import Scheduler
 from tests.scheduler.fake_runner import VOCAB, FakeRunner, alone, prompt_logprobs_of
@@ -98,6 +98,7 @@ class SchedulerWorld:
         self.counts["back at once"] += bool({new.row_id for new in scheduled.new_rows} & set(scheduled.removed_row_ids))
         if self.scheduler.num_running <= self.config.max_num_batched_tokens:
             assert len(scheduled.rows) == self.scheduler.num_running, "a running row starves"
+        assert self.num_logits(scheduled) <= self.config.max_num_logits, "more logits than planned for"
         output = self.runner.execute(scheduled)
         if aborted is not None:
             self.abort(aborted)
@@ -107,6 +108,17 @@ class SchedulerWorld:
             assert self.scheduler.kv_cache.num_free_blocks == self.config.num_blocks - 1 >= free_before
         self.hear(updates)
         return updates
+
+    def num_logits(self, scheduled: SchedulerOutput) -> int:
+        """Rows of logits that a runner computes: as `runner.inputs` chooses them."""
+        count = 0
+        for share in scheduled.rows:
+            row = self.scheduler._rows[share.row_id]
+            until = min(share.num_computed_tokens + share.num_scheduled_tokens, row.num_prompt_tokens - 1)
+            if row.params.prompt_logprobs is not None:
+                count += max(0, until - share.num_computed_tokens)
+            count += share.is_sampled
+        return count
 
     def hear(self, updates: list[SampleUpdate]) -> None:
         for update in updates:
@@ -167,14 +179,16 @@ class SchedulerWorld:
 
 def random_config(rng: random.Random) -> SchedulerConfig:
     """A configuration in which something is usually scarce."""
+    max_num_seqs, is_chunked = rng.randint(1, 8), rng.random() < 0.7
     return SchedulerConfig(
         max_model_len=rng.randint(4, 40),
-        max_num_seqs=rng.randint(1, 8),
+        max_num_seqs=max_num_seqs,
         max_num_batched_tokens=rng.choice((1, 2, 3, 5, 8, 16, 64)),
+        max_num_logits=max_num_seqs + rng.choice((0, 1, 5)) if is_chunked else 64,
         block_size=rng.randint(1, 5),
         num_blocks=rng.randint(2, 24),
         enable_prefix_caching=rng.random() < 0.75,
-        enable_chunked_prefill=rng.random() < 0.7,
+        enable_chunked_prefill=is_chunked,
         scheduling_policy=rng.choice(("fcfs", "priority")),
     )
 

@@ -146,6 +146,8 @@ class SchedulerConfig:
         enable_prefix_caching: Share blocks of common prefixes.
         enable_chunked_prefill: Split prompts that exceed what is left of the budget.
         scheduling_policy: "fcfs" or "priority".
+        max_num_logits: Tokens of one step whose logits are computed: sampled ones, and prompt tokens whose logprobs are
+            wanted; at least `max_num_seqs`, or no less than the token budget.
     """
 
     max_model_len: int
@@ -156,3 +158,4 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     scheduling_policy: str = "fcfs"
+    max_num_logits: int = 1 << 30

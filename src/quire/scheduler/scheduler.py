@@ -12,6 +12,9 @@ within the token budget, and a row whose last known token is computed gets a sam
   always proceeds, and `check_fits` has seen to it that the whole pool is enough for it.
 - A row is admitted when there are blocks for all of its known tokens, and takes them at once, so that admissions do
   not compete for what is left; blocks for generated tokens are taken on demand.
+- A row that owes the logprobs of its prompt computes logits for all its tokens, any other at most for its last. There
+  is a budget of those, too, and running rows leave one for each behind them. It is no less than the token budget
+  without chunked prefill.
 - Without chunked prefill a row is admitted when all it has left fits in what is left of the budget. What exceeds
   the whole budget could never be, and the runner's buffers hold no more; so only that is still split.
 """
@@ -134,7 +137,7 @@ class Scheduler:
         in this very step if shared blocks let it; so removals are applied first. With nothing to run the output is
         empty, and removals wait for a step.
         """
-        step = Step(self._config.max_num_batched_tokens)
+        step = Step(self._config.max_num_batched_tokens, self._config.max_num_logits)
         self._serve_running(step)
         self._serve_waiting(step)
         if not step.rows:
@@ -151,7 +154,9 @@ class Scheduler:
             num_served += 1
             start = row.num_computed_tokens
             num_left = len(row.token_ids) - start
-            num_tokens = min(num_left, max(1, budget - (len(rows) - num_served)))
+            num_behind = len(rows) - num_served
+            share = _share(row, budget - num_behind, step.logits - num_behind)
+            num_tokens = min(num_left, max(1, share))
             new_block_ids: tuple[int, ...] = ()
             if start + num_tokens > row.table.writable_end:
                 extension = self._extend(row, start + num_tokens, step)
@@ -160,6 +165,7 @@ class Scheduler:
                 new_block_ids = extension.new_block_ids
             step.rows.append(ScheduledRow(row.row_id, start, num_tokens, new_block_ids, num_tokens == num_left))
             budget -= num_tokens
+            step.logits -= _num_logits(row, num_tokens)
         step.budget = budget
 
     def _extend(self, row: Row, end: int, step: Step) -> Extension | None:
@@ -175,12 +181,12 @@ class Scheduler:
 
     def _serve_waiting(self, step: Step) -> None:
         """Admit waiting rows in order until one does not fit. Nobody overtakes, so nobody waits forever."""
-        while self._waiting and step.budget > 0 and len(self._running) < self._config.max_num_seqs:
+        while self._waiting and min(step.budget, step.logits) > 0 and len(self._running) < self._config.max_num_seqs:
             row = self._waiting.rows[0]
             prefix = self._find_prefix(row)
             start = len(prefix) * self._config.block_size if prefix else row.num_computed_tokens
             num_left = len(row.token_ids) - start
-            num_tokens = self._first_share(num_left, step.budget)
+            num_tokens = self._first_share(num_left, _share(row, step.budget, step.logits))
             extension = self._seat(row, prefix) if num_tokens else None
             if extension is None:
                 break
@@ -192,6 +198,7 @@ class Scheduler:
             step.new_rows.append(row.introduce())
             step.rows.append(ScheduledRow(row.row_id, start, num_tokens, (), num_tokens == num_left))
             step.budget -= num_tokens
+            step.logits -= _num_logits(row, num_tokens)
 
     def _find_prefix(self, row: Row) -> list[int] | None:
         """Return cached blocks to start from; None for a fork, and for a row whose whole prompt must be computed."""
@@ -378,3 +385,13 @@ class Scheduler:
             assert num_slots, f"row {row.row_id} runs without blocks"
         elif num_slots:
             assert num_computed == row.num_prompt_tokens - 1, f"row {row.row_id} waits with blocks, but is no fork"
+
+
+def _share(row: Row, budget: int, logits: int) -> int:
+    """Return how many tokens of a row may be computed within what is left of both budgets."""
+    return budget if row.params.prompt_logprobs is None else min(budget, logits)
+
+
+def _num_logits(row: Row, num_tokens: int) -> int:
+    """Return for how many tokens of a row logits are computed at most."""
+    return 1 if row.params.prompt_logprobs is None else num_tokens

@@ -13,14 +13,16 @@ class Step:
 
     Attributes:
         budget: Tokens that may still be scheduled.
+        logits: Tokens whose logits may still be computed.
         rows: Shares, in batch order.
         new_rows: Those of them that the runner does not hold yet.
     """
 
-    __slots__ = ("_copies", "_fresh", "_max_budget", "_replaced", "budget", "new_rows", "rows")
+    __slots__ = ("_copies", "_fresh", "_max_budget", "_replaced", "budget", "logits", "new_rows", "rows")
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, logits: int) -> None:
         self.budget = self._max_budget = budget
+        self.logits = logits
         self.rows: list[ScheduledRow] = []
         self.new_rows: list[NewRow] = []
         self._replaced: list[tuple[int, int, int]] = []
