@@ -250,7 +250,7 @@ def test_bad_sampling_params(fields, expected):
         ({"max_model_len": 1 << 20}, "max_model_len: expected at most 2048"),
         ({"max_model_len": 0}, "max_model_len"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization"),
-        ({"kv_cache_memory_bytes": 100}, "memory budget is too small"),
+        ({"kv_cache_memory_bytes": 100}, "KV cache is too small"),
         ({"kv_cache_memory_bytes": 1 << 20, "max_model_len": 2000}, "max_model_len: expected at most"),
         ({"hf_overrides": {"hidden_act": "swishish"}}, "hidden_act"),
         ({"hf_overrides": {"architectures": ["LamaForCausalLM"]}}, "LamaForCausalLM"),

@@ -5,22 +5,21 @@ from __future__ import annotations
 from quire.core.config import EngineConfig, SchedulerConfig
 from quire.core.errors import ConfigError
 from quire.core.log import get_logger
-from quire.plan.memory import MemoryPlan, plan_memory
+from quire.engine.capacity import DEFAULT_KV_BYTES, budget_bytes, divide, max_num_logits
+from quire.plan.memory import MemoryPlan, mib
 from quire.plan.plan import Plan
 from quire.runner.device import available_memory_bytes
 
 _log = get_logger(__name__)
 
-# Enough for long chats of many users with a small model; more would surprise on a laptop.
-DEFAULT_KV_BYTES = 4 << 30
 
-
-def resolve(config: EngineConfig, plan: Plan) -> tuple[SchedulerConfig, MemoryPlan]:
-    """Turn every None into a value that fits this machine.
+def resolve(config: EngineConfig, plan: Plan, available_bytes: int | None = None) -> tuple[SchedulerConfig, MemoryPlan]:
+    """Turn every None into a value that fits the machine.
 
     Args:
         config: What was set.
         plan: The model.
+        available_bytes: Memory that there is for it; None takes what this machine has free.
 
     Returns:
         The scheduler's settings, and where the bytes go.
@@ -29,32 +28,16 @@ def resolve(config: EngineConfig, plan: Plan) -> tuple[SchedulerConfig, MemoryPl
         ConfigError: A setting contradicts the model or another setting.
         CapacityError: The model does not fit.
     """
-    most = plan.spec.max_position_embeddings
-    length = config.max_model_len or most
-    if length > most:
-        raise ConfigError(f"max_model_len: expected at most {most}, which the model was made for, got {length}.")
-    kv_bytes = config.kv_cache_memory_bytes
-    budget = int(config.gpu_memory_utilization * available_memory_bytes())
-    blocks_per_sequence = -(-length // config.block_size)
-    useful = config.max_num_seqs * blocks_per_sequence + 1
-    affordable = max(2, DEFAULT_KV_BYTES // (plan.kv_bytes_per_token * config.block_size))
-    memory = plan_memory(
-        plan.network,
-        plan.kv_bytes_per_token,
-        budget_bytes=budget,
-        block_size=config.block_size,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_num_seqs=config.max_num_seqs,
-        most_blocks=useful if kv_bytes is not None else min(useful, affordable),
-        kv_bytes=kv_bytes,
-    )
-    length = _fitting_length(config, length, memory)
+    available = available_memory_bytes() if available_bytes is None else available_bytes
+    longest = longest_sequence(config, plan, available)
+    memory = divide(config, plan, longest, available)
+    length = _fitting_length(config, plan, longest, memory)
     _check_ranges(config, plan, memory, -(-length // config.block_size))
+    needs = memory.needs
     _log.info(
-        "memory: weights %s, workspace %s, KV cache %s = %d blocks of %d tokens (%d sequences of %d tokens)",
-        mib(memory.weight_bytes),
-        mib(memory.workspace_bytes),
-        mib(memory.kv_bytes),
+        "memory: weights %s, workspace %s (sampling %s), overhead %s, KV cache %s = %d blocks of %d tokens (%d sequences "
+        "of %d tokens)",
+        *map(mib, (needs.weights, needs.step, needs.sampling, needs.overhead, memory.kv_bytes)),
         memory.num_blocks,
         memory.block_size,
         memory.num_sequences(length),
@@ -70,24 +53,45 @@ def resolve(config: EngineConfig, plan: Plan) -> tuple[SchedulerConfig, MemoryPl
             enable_prefix_caching=config.enable_prefix_caching,
             enable_chunked_prefill=config.enable_chunked_prefill,
             scheduling_policy=config.scheduling_policy,
+            max_num_logits=max_num_logits(config),
         ),
         memory,
     )
 
 
-def _fitting_length(config: EngineConfig, length: int, memory: MemoryPlan) -> int:
-    """Return a sequence length of which at least one fits; shorten only what nobody asked for."""
-    if memory.num_tokens >= length:
-        return length
+def longest_sequence(config: EngineConfig, plan: Plan, available_bytes: int) -> int:
+    """Return the longest sequence that there may be, in tokens.
+
+    Args:
+        config: What was set.
+        plan: The model.
+        available_bytes: Memory that there is for it.
+
+    Raises:
+        ConfigError: More was asked for than the model was made for.
+    """
+    most = plan.spec.max_position_embeddings
+    length = config.max_model_len or most
+    if length > most:
+        raise ConfigError(f"max_model_len: expected at most {most}, which the model was made for, got {length}.")
     if config.max_model_len is not None:
+        return length
+    kv_bytes = config.kv_cache_memory_bytes or min(DEFAULT_KV_BYTES, budget_bytes(config, available_bytes))
+    return max(1, min(length, kv_bytes // plan.kv_bytes_per_token))  # what no KV cache can hold needs no workspace
+
+
+def _fitting_length(config: EngineConfig, plan: Plan, length: int, memory: MemoryPlan) -> int:
+    """Return a sequence length of which at least one fits; shorten only what nobody asked for."""
+    fitting, most = min(length, memory.num_tokens), plan.spec.max_position_embeddings
+    if config.max_model_len is None and fitting < most:
+        _log.info("max_model_len: %d, because the KV cache holds no more (the model could take %d)", fitting, most)
+    elif fitting < length:
+        needed = (-(-length // memory.block_size) + 1) * memory.kv_bytes_per_block
         raise ConfigError(
             f"max_model_len: expected at most {memory.num_tokens} tokens, which the KV cache of "
-            f"{mib(memory.kv_bytes)} holds, got {length}. Lower it or raise kv_cache_memory_bytes."
+            f"{mib(memory.kv_bytes)} holds, got {length}. Lower it, or set kv_cache_memory_bytes={needed}."
         )
-    _log.info(
-        "max_model_len: %d, because the KV cache holds no more (the model could take %d)", memory.num_tokens, length
-    )
-    return memory.num_tokens
+    return fitting
 
 
 def _check_ranges(config: EngineConfig, plan: Plan, memory: MemoryPlan, most_blocks: int) -> None:
@@ -106,8 +110,3 @@ def _check_ranges(config: EngineConfig, plan: Plan, memory: MemoryPlan, most_blo
             raise ConfigError(
                 f"{setting}: expected {size} to stay in {low}..{high}, which the network declares, got {least}..{most}."
             )
-
-
-def mib(num_bytes: int) -> str:
-    """Return bytes for people, in MiB."""
-    return f"{num_bytes / 2**20:,.1f} MiB"

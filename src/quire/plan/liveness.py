@@ -109,11 +109,11 @@ def _ends(network: Network, calls: Sequence[fx.Node]) -> dict[Storage, int]:
     return ends
 
 
-def _made(
-    node: fx.Node, tactic: Tactic, arguments: Mapping[str, Any], sizes: Mapping[str, int]
-) -> dict[Storage, int]:
+def _made(node: fx.Node, tactic: Tactic, arguments: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[Storage, int]:
     """Return the memory that a call's results take."""
-    own = [(storage, result) for storage, result in zip(storages(node), results(node), strict=True) if storage[0] is node]
+    own = [
+        (storage, result) for storage, result in zip(storages(node), results(node), strict=True) if storage[0] is node
+    ]
     if tactic.result_bytes is not None:
         return {storage: tactic.result_bytes(**arguments) for storage, _ in own}
     return {storage: num_bytes(with_sizes(result, sizes)) for storage, result in own}

@@ -224,6 +224,11 @@ def plan_memory(
         CapacityError: Not even two blocks fit, one of which is never anybody's; the message names all terms and the
             largest.
     """
+    if kv_bytes is not None and kv_bytes < 2 * kv_bytes_per_block:
+        raise CapacityError(
+            f"the KV cache is too small: expected at least {2 * kv_bytes_per_block} bytes for two blocks, one of which "
+            f"is never anybody's, got {kv_bytes}."
+        )
     left = budget_bytes - needs.total
     wanted = min(left if kv_bytes is None else kv_bytes, most_blocks * kv_bytes_per_block)
     num_blocks = wanted // kv_bytes_per_block

@@ -38,6 +38,11 @@ def available_memory_bytes() -> int:
     return total_memory_bytes()
 
 
+def overhead_bytes(num_threads: int) -> int:
+    """Return what a process that runs a model takes beside tensors."""
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Roof:
     """What the machine reaches, measured now.

@@ -38,7 +38,9 @@ def sampling_bytes(logits: SampledLogits, num_threads: int) -> int:
         logits: What it is given.
         num_threads: How many an op may use: rows are worked on in chunks of a size per thread.
     """
-    copied = logits.num_sampled * logits.vocab_size * logits.dtype.itemsize if logits.num_rows > logits.num_sampled else 0
+    copied = (
+        logits.num_sampled * logits.vocab_size * logits.dtype.itemsize if logits.num_rows > logits.num_sampled else 0
+    )
     sampled = _chunk(logits, logits.num_sampled, sampler.CHUNK_ELEMENTS * num_threads)
     prompt = _chunk(logits, logits.num_rows - logits.num_sampled, logprobs.CHUNK_ELEMENTS)
     return copied + max(_sample(logits, sampled), _logprobs(logits, prompt))

@@ -1,0 +1,125 @@
+"""What an `EngineConfig` asks of memory, and settings that fit where it asks too much."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quire.core.config import EngineConfig
+from quire.core.errors import CapacityError
+from quire.graph.nodes import spec
+from quire.plan.device import num_threads
+from quire.plan.memory import MemoryNeeds, MemoryPlan, StepLimits, memory_needs, mib, plan_memory
+from quire.plan.plan import Plan
+from quire.runner.device import overhead_bytes
+from quire.sampling.workspace import SampledLogits, sampling_bytes
+
+# Enough for long chats of many users with a small model; more would surprise on a laptop.
+DEFAULT_KV_BYTES = 4 << 30
+# Prompt tokens whose logprobs are computed at once where there are fewer seats: of 152,000 tokens, 19 MB in bfloat16.
+_LEAST_LOGITS = 64
+
+
+def max_num_logits(config: EngineConfig) -> int:
+    """Return for how many tokens of a step logits may be computed."""
+    most = config.max_num_batched_tokens
+    return min(most, max(config.max_num_seqs, _LEAST_LOGITS)) if config.enable_chunked_prefill else most
+
+
+def needs_of(config: EngineConfig, plan: Plan, max_model_len: int) -> MemoryNeeds:
+    """Return what a model needs beside its KV cache.
+
+    Args:
+        config: How it is to run.
+        plan: The model.
+        max_model_len: Longest sequence, in tokens.
+    """
+    logits = spec(plan.network.outputs["logits"])
+    num_logits, vocab_size = max_num_logits(config), plan.spec.vocab_size
+    num_sampled = min(config.max_num_seqs, config.max_num_batched_tokens)
+    sampled = SampledLogits(num_sampled, num_logits, vocab_size, logits.dtype, max_model_len)
+    is_gathered = "logits_indices" in plan.network.inputs
+    rows = 0 if is_gathered else num_logits * vocab_size * logits.dtype.itemsize  # chosen among those of all tokens
+    return memory_needs(
+        plan.network,
+        StepLimits(config.max_num_batched_tokens, config.max_num_seqs, num_logits, max_model_len, config.block_size),
+        sampling_bytes=rows + sampling_bytes(sampled, num_threads()),
+        overhead_bytes=overhead_bytes(num_threads()),
+    )
+
+
+def divide(config: EngineConfig, plan: Plan, max_model_len: int, available_bytes: int) -> MemoryPlan:
+    """Divide the memory that there is: what is left beside the needs is KV cache, as far as it is of use.
+
+    Args:
+        config: How the model is to run.
+        plan: The model.
+        max_model_len: Longest sequence, in tokens.
+        available_bytes: What the machine has left for it.
+
+    Raises:
+        CapacityError: It does not fit; the message names the largest term and settings that do.
+    """
+    needs = needs_of(config, plan, max_model_len)
+    try:
+        return _divide(config, plan, max_model_len, available_bytes, needs)
+    except CapacityError as error:
+        raise CapacityError(f"{error} {_advice(config, plan, max_model_len, available_bytes, needs)}") from None
+
+
+def _divide(
+    config: EngineConfig, plan: Plan, max_model_len: int, available_bytes: int, needs: MemoryNeeds
+) -> MemoryPlan:
+    per_block = plan.kv_bytes_per_token * config.block_size
+    useful = config.max_num_seqs * -(-max_model_len // config.block_size) + 1
+    kv_bytes = config.kv_cache_memory_bytes
+    return plan_memory(
+        needs,
+        budget_bytes=budget_bytes(config, available_bytes),
+        kv_bytes_per_block=per_block,
+        block_size=config.block_size,
+        most_blocks=useful if kv_bytes is not None else min(useful, max(2, DEFAULT_KV_BYTES // per_block)),
+        kv_bytes=kv_bytes,
+    )
+
+
+def budget_bytes(config: EngineConfig, available_bytes: int) -> int:
+    """Return the bytes for everything: a share of what there is, or all if the size of the KV cache is given."""
+    return available_bytes if config.kv_cache_memory_bytes else int(config.gpu_memory_utilization * available_bytes)
+
+
+def _advice(config: EngineConfig, plan: Plan, max_model_len: int, available_bytes: int, needs: MemoryNeeds) -> str:
+    """Return settings that fit, each on its own; what would have to change if there are none."""
+    per_block = plan.kv_bytes_per_token * config.block_size
+    budget, kv_bytes = budget_bytes(config, available_bytes), config.kv_cache_memory_bytes
+    fitting = []
+    if kv_bytes is not None and kv_bytes < 2 * per_block:
+        fitting.append(f"kv_cache_memory_bytes={2 * per_block}")
+    elif kv_bytes is not None and budget - needs.total >= 2 * per_block:
+        fitting.append(f"kv_cache_memory_bytes={budget - needs.total}")
+    share = -(-100 * (needs.total + 2 * per_block) // available_bytes) / 100
+    if kv_bytes is None and share <= 1:
+        fitting.append(f"gpu_memory_utilization={share:g}")
+    tokens = _fitting_tokens(config, plan, max_model_len, available_bytes)
+    if tokens is not None:
+        fitting.append(f"max_num_batched_tokens={tokens}")
+    if fitting:
+        return f"What fits: {', or '.join(fitting)}."
+    least = needs.weights + needs.overhead + 2 * per_block
+    return (
+        f"No number of tokens in a step fits: weights, overhead and the smallest KV cache take {mib(least)}. Quantize the "
+        "model (`quire plan` shows what that would save), or use a machine with more memory."
+    )
+
+
+def _fitting_tokens(config: EngineConfig, plan: Plan, max_model_len: int, available_bytes: int) -> int | None:
+    """Return the largest half, quarter, ... of the token budget with which the model fits, and at most as many rows."""
+    tokens = config.max_num_batched_tokens // 2
+    while tokens >= 1:
+        smaller = replace(config, max_num_batched_tokens=tokens)
+        try:
+            _divide(smaller, plan, max_model_len, available_bytes, needs_of(smaller, plan, max_model_len))
+        except CapacityError:
+            tokens //= 2
+        else:
+            return tokens
+    return None
