@@ -10,7 +10,7 @@ from quire.graph.nodes import spec
 from quire.plan.device import num_threads
 from quire.plan.memory import MemoryNeeds, MemoryPlan, StepLimits, memory_needs, mib, plan_memory
 from quire.plan.plan import Plan
-from quire.runner.device import overhead_bytes
+from quire.runner.device import PROCESS
 from quire.sampling.workspace import SampledLogits, sampling_bytes
 
 # Enough for long chats of many users with a small model; more would surprise on a laptop.
@@ -43,7 +43,7 @@ def needs_of(config: EngineConfig, plan: Plan, max_model_len: int) -> MemoryNeed
         plan.network,
         StepLimits(config.max_num_batched_tokens, config.max_num_seqs, num_logits, max_model_len, config.block_size),
         sampling_bytes=rows + sampling_bytes(sampled, num_threads()),
-        overhead_bytes=overhead_bytes(num_threads()),
+        process=PROCESS,
     )
 
 
@@ -106,8 +106,8 @@ def _advice(config: EngineConfig, plan: Plan, max_model_len: int, available_byte
         return f"What fits: {', or '.join(fitting)}."
     least = needs.weights + needs.overhead + 2 * per_block
     return (
-        f"No number of tokens in a step fits: weights, overhead and the smallest KV cache take {mib(least)}. Quantize the "
-        "model (`quire plan` shows what that would save), or use a machine with more memory."
+        f"No number of tokens in a step fits: weights, overhead and the smallest KV cache take {mib(least)}. Quantize "
+        "the model (`quire plan` shows what that would save), or use a machine with more memory."
     )
 
 

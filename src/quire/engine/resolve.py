@@ -35,8 +35,8 @@ def resolve(config: EngineConfig, plan: Plan, available_bytes: int | None = None
     _check_ranges(config, plan, memory, -(-length // config.block_size))
     needs = memory.needs
     _log.info(
-        "memory: weights %s, workspace %s (sampling %s), overhead %s, KV cache %s = %d blocks of %d tokens (%d sequences "
-        "of %d tokens)",
+        "memory: weights %s, workspace %s (sampling %s), overhead %s, KV cache %s = %d blocks of %d tokens (%d "
+        "sequences of %d tokens)",
         *map(mib, (needs.weights, needs.step, needs.sampling, needs.overhead, memory.kv_bytes)),
         memory.num_blocks,
         memory.block_size,

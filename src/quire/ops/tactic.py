@@ -39,6 +39,8 @@ class Tactic:
         result_bytes: Takes the same; the bytes that the results keep when they are parts of something larger. None: as
             many as their shapes say.
         prepared_bytes: Takes the same; the bytes of what `prepare` returns, and the most that it holds at once.
+        library_bytes: Takes the same; what a library keeps for the call in bytes, and before that a key that calls have
+            in common which share it.
         prepare: Takes the op's arguments by name before the step's first use. It may read the values of the arguments
             in `prepare_reads`, and of all others only their shapes.
         prepare_reads: Names of those arguments; all of them inputs of the step or plain values.
@@ -56,6 +58,7 @@ class Tactic:
     workspace_bytes: Callable[..., int] | None = None
     result_bytes: Callable[..., int] | None = None
     prepared_bytes: Callable[..., tuple[int, int]] | None = None
+    library_bytes: Callable[..., tuple[object, int]] | None = None
     prepare: Callable[..., Any] | None = None
     prepare_reads: tuple[str, ...] = ()
     keeps_bits: bool = True
@@ -74,10 +77,12 @@ def _expanded(dtype: torch.dtype) -> tuple[Tactic, ...]:
     name, scaled = f"expanded_{dtype_name(dtype)}", ("weight", "scales")
     pack, is_valid = quantized.expand_8bit(dtype), quantized.is_expanded_to(dtype)
     packed, held = quantized.expanded_bytes(dtype), quantized.w8a16_bytes(dtype)
+    kernels = quantized.expanded_kernels_bytes(dtype)
     return (
-        Tactic("linear_w8a16", name, quantized.linear_w8a16, pack, scaled, is_valid, packed, held),
-        Tactic("linear_w8a8", name, quantized.linear_fp8, pack, scaled, is_valid, packed, held),
-    )
+        Tactic("linear_w8a16", name, quantized.linear_w8a16, pack, scaled, is_valid, packed, held,
+               library_bytes=kernels),
+        Tactic("linear_w8a8", name, quantized.linear_fp8, pack, scaled, is_valid, packed, held, library_bytes=kernels),
+    )  # fmt: skip
 
 
 _ROTATES = ("positions", "table", "slot_mapping")
@@ -85,7 +90,8 @@ _ATTENDS = ("block_table", "seq_lens", "query_start_loc", "window")
 
 _CPU = (
     Tactic("linear", "onednn_rows", linear.run, pack=linear.pack, pack_args=("weight",),
-           packed_bytes=linear.packed_bytes, workspace_bytes=linear.linear_bytes, result_bytes=linear.result_bytes),
+           packed_bytes=linear.packed_bytes, workspace_bytes=linear.linear_bytes, result_bytes=linear.result_bytes,
+           library_bytes=linear.kernels_bytes),
     Tactic("moe", "onednn_rows", moe.run, pack=moe.pack, pack_args=("gate", "up", "down"),
            packed_bytes=moe.packed_bytes, workspace_bytes=moe.moe_bytes),
     Tactic("silu", "exp", elementwise.silu, workspace_bytes=elementwise.silu_bytes),
@@ -114,13 +120,15 @@ _CPU = (
     _reference("add_rms_norm_quant"),
     Tactic("silu_mul_quant", "in_place", fused.silu_mul_quant, workspace_bytes=fused.silu_mul_quant_bytes),
     Tactic("linear_w8a8", "onednn_int8", quantized.linear_w8a8, quantized.pack_int8, ("weight", "scales"),
-           quantized.is_int8, quantized.int8_bytes, quantized.w8a8_bytes),
+           quantized.is_int8, quantized.int8_bytes, quantized.w8a8_bytes, quantized.w8a8_result_bytes,
+           library_bytes=quantized.int8_kernels_bytes),
     Tactic("linear_w8a8", "int_mm", OPS["linear_w8a8"].reference, is_valid=quantized.is_int8,
            workspace_bytes=quantized.int_mm_bytes),
     *_expanded(torch.bfloat16), *_expanded(torch.float32),
     Tactic("linear_w4a16", "expanded", quantized.linear_w4a16, quantized.expand_int4,
            ("weight", "scales", "zero_points"), packed_bytes=quantized.expanded_int4_bytes,
-           workspace_bytes=quantized.w4a16_bytes, result_bytes=quantized.w4a16_result_bytes),
+           workspace_bytes=quantized.w4a16_bytes, result_bytes=quantized.w4a16_result_bytes,
+           library_bytes=quantized.w4a16_kernels_bytes),
 )  # fmt: skip
 
 TACTICS = {"cpu": _CPU}

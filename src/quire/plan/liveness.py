@@ -81,7 +81,7 @@ def step_memory(
     prepared: set[Any] = set()
     peak, largest = held, ""
     for i, node in enumerate(calls):
-        tactic, arguments = choose(node, constants, device, chosen), _arguments(node, sizes)
+        tactic, arguments = choose(node, constants, device, chosen), arguments_of(node, sizes)
         now = held + sum(alive.values())
         if tactic.prepare is not None and (key := _prepared_key(node, tactic)) not in prepared:
             prepared.add(key)
@@ -131,7 +131,7 @@ def _prepared_key(node: fx.Node, tactic: Tactic) -> Any:
     return tactic.op, tactic.name, reads, tuple(rest)
 
 
-def _arguments(node: fx.Node, sizes: Mapping[str, int]) -> dict[str, Any]:
+def arguments_of(node: fx.Node, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Return a call's arguments by name, tensors as specs with numbers for sizes."""
 
     def fix(value: Any) -> Any:

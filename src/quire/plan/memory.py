@@ -15,7 +15,7 @@ from quire.graph.nodes import op_of, spec, spec_argument
 from quire.ops.spec import num_bytes, sizes_of
 from quire.ops.tactic import Tactic
 from quire.plan.folding import constant_nodes
-from quire.plan.liveness import Storage, step_memory, storages
+from quire.plan.liveness import Storage, arguments_of, step_memory, storages
 from quire.plan.tactics import choose
 
 
@@ -52,6 +52,19 @@ class StepLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessMemory:
+    """What a process takes beside tensors.
+
+    Attributes:
+        code_bytes: Pages of code that the first steps touch.
+        slack: Of a step's bytes, what the allocator holds beside them because free pieces do not fit.
+    """
+
+    code_bytes: int
+    slack: float
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryNeeds:
     """What a network needs beside its KV cache, in bytes.
 
@@ -59,7 +72,7 @@ class MemoryNeeds:
         weights: Weights as executed; a table that is both embedding and output projection may count twice.
         workspace: Most bytes at once while the network runs the largest step.
         sampling: Most bytes at once while the largest step's tokens are sampled; the workspace is free by then.
-        overhead: What the process takes beside tensors.
+        overhead: What the process takes beside tensors: code, kernels that libraries make, what the allocator wastes.
         largest: The call of the network in which the workspace is largest.
     """
 
@@ -121,7 +134,7 @@ def memory_needs(
     limits: StepLimits,
     *,
     sampling_bytes: int = 0,
-    overhead_bytes: int = 0,
+    process: ProcessMemory | None = None,
     device: str = "cpu",
     chosen: Mapping[str, str] | None = None,
 ) -> MemoryNeeds:
@@ -131,7 +144,7 @@ def memory_needs(
         network: What will be executed.
         limits: The largest step.
         sampling_bytes: Most bytes that sampling takes beside the logits.
-        overhead_bytes: What the process takes beside tensors.
+        process: What the process takes beside tensors; None leaves the overhead out.
         device: Kind of device.
         chosen: Names of measured tactics, by what `plan.tactics.describe` says of a call.
 
@@ -139,8 +152,33 @@ def memory_needs(
         ShapeError: The network has a size that `limits` does not name.
     """
     step = step_memory(network, limits.sizes(), device, chosen)
-    weights = weight_bytes(network, device, chosen)
-    return MemoryNeeds(weights, step.peak, step.left + sampling_bytes, overhead_bytes, step.largest)
+    weights, sampling = weight_bytes(network, device, chosen), step.left + sampling_bytes
+    overhead = 0
+    if process is not None:
+        kept = library_bytes(network, limits.sizes(), device, chosen)
+        overhead = process.code_bytes + kept + int(process.slack * max(step.peak, sampling))
+    return MemoryNeeds(weights, step.peak, sampling, overhead, step.largest)
+
+
+def library_bytes(
+    network: Network, sizes: Mapping[str, int], device: str = "cpu", chosen: Mapping[str, str] | None = None
+) -> int:
+    """Return what libraries keep for the calls of a network once all steps up to the largest have occurred.
+
+    Args:
+        network: What will be executed.
+        sizes: A number for every symbolic size.
+        device: Kind of device.
+        chosen: Names of measured tactics, by what `plan.tactics.describe` says of a call.
+    """
+    constants = constant_nodes(network)
+    kept: dict[object, int] = {}
+    for node in network.calls():
+        tactic = None if node in constants else choose(node, constants, device, chosen)
+        if tactic is not None and tactic.library_bytes is not None:
+            shared, size = tactic.library_bytes(**arguments_of(node, sizes))
+            kept[shared] = max(size, kept.get(shared, 0))
+    return sum(kept.values())
 
 
 def weight_bytes(network: Network, device: str = "cpu", chosen: Mapping[str, str] | None = None) -> int:

@@ -56,13 +56,30 @@ def linear_w8a8(
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     if len(rows) == 0:
         return x_scales.new_empty((*x.shape[:-1], len(weight.scales)), dtype=dtype_of(dtype))
-    out: Tensor = torch.ops.onednn.qlinear_pointwise(
-        rows, 1.0, 0, weight.weight, weight.scales, weight.zero_points, None, 1.0, 0, torch.float32, "none", [], ""
-    )
+    out = _int8_product(rows, weight)
     out.mul_(x_scales.reshape(-1, 1))
     if bias is not None:
         out.add_(bias.float())
     return out.to(dtype_of(dtype)).view(*x.shape[:-1], out.shape[-1])
+
+
+def _int8_product(rows: Tensor, weight: PackedInt8) -> Tensor:
+    """Return the product in float32, at the row counts of `linear` alone: each new one costs oneDNN a kernel."""
+    most = linear.ROW_COUNTS[-1]
+    if len(rows) <= most:
+        return _at_once(rows, weight)
+    out = torch.empty(len(rows), len(weight.scales))
+    for start in range(0, len(rows), most):
+        out[start : start + most] = _at_once(rows[start : start + most], weight)
+    return out
+
+
+def _at_once(rows: Tensor, weight: PackedInt8) -> Tensor:
+    padded = linear.pad(rows, linear.next_count(len(rows)))
+    out: Tensor = torch.ops.onednn.qlinear_pointwise(
+        padded, 1.0, 0, weight.weight, weight.scales, weight.zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return out[: len(rows)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +180,17 @@ def _int4_as_float(weight: TensorLike, scales: TensorLike) -> TensorSpec:
 
 
 def w8a8_bytes(x: TensorLike, weight: TensorLike, dtype: str = "bfloat16", **rest: object) -> int:
-    """Return the most bytes that `linear_w8a8` holds: the product in float32, and the result if it is not."""
-    product = _product(x, weight)
-    return num_bytes(product) + (0 if dtype == "float32" else num_bytes(product, dtype_of(dtype)))
+    """Return the most bytes that `linear_w8a8` holds: the product in float32, and a piece of it, or the result."""
+    product, wide = _product(x, weight), w8a8_result_bytes(x, weight, "float32")
+    piece = 4 * linear.ROW_COUNTS[-1] * sizes_of(weight)[0] if linear.is_in_pieces(x) else 0
+    return wide + max(piece, 0 if dtype == "float32" else num_bytes(product, dtype_of(dtype)))
+
+
+def w8a8_result_bytes(x: TensorLike, weight: TensorLike, dtype: str = "bfloat16", **rest: object) -> int:
+    """Return the bytes behind the result of `linear_w8a8`: of float32, padding included."""
+    if dtype != "float32":
+        return num_bytes(_product(x, weight), dtype_of(dtype))
+    return linear.result_bytes(TensorSpec(sizes_of(x), torch.float32), weight)
 
 
 def w8a16_bytes(dtype: torch.dtype) -> Callable[..., int]:
@@ -204,3 +229,22 @@ def int_mm_bytes(x: TensorLike, weight: TensorLike, **rest: object) -> int:
 
 def _product(x: TensorLike, weight: TensorLike) -> TensorSpec:
     return TensorSpec((*sizes_of(x)[:-1], sizes_of(weight)[0]), torch.float32)
+
+
+def int8_kernels_bytes(x: TensorLike, weight: TensorLike, **rest: object) -> tuple[object, int]:
+    """Return which kernels oneDNN makes for `linear_w8a8`, and what they take; see `linear.kernels_bytes`."""
+    return linear.kernels_bytes(x, weight, None)
+
+
+def expanded_kernels_bytes(dtype: torch.dtype) -> Callable[..., tuple[object, int]]:
+    """Return what counts the kernels of a weight expanded to a dtype; see `linear.kernels_bytes`."""
+    return lambda x, weight, **rest: linear.kernels_bytes(
+        TensorSpec(sizes_of(x), dtype), TensorSpec(sizes_of(weight), dtype), None
+    )
+
+
+def w4a16_kernels_bytes(
+    x: TensorLike, weight: TensorLike, scales: TensorLike, bias: TensorLike | None = None, **rest: object
+) -> tuple[object, int]:
+    """Return which kernels oneDNN makes for `linear_w4a16`, and what they take; see `linear.kernels_bytes`."""
+    return linear.kernels_bytes(x, _int4_as_float(weight, scales), bias)
