@@ -89,6 +89,28 @@ def require(condition: bool, what: str, expected: str, got: object) -> None:
         raise ConfigError(f"{what}: expected {expected}, got {got!r}.")
 
 
+_UNITS = {"": 1, "b": 1} | {
+    unit + end: base**power
+    for power, unit in enumerate("kmgt", 1)
+    for end, base in (("", 1024), ("ib", 1024), ("b", 1000))
+}
+
+
+def read_bytes(what: str, text: str) -> int:
+    """Return a number of bytes as people write it: "16GiB" or "16G" (2**30 each), "16 GB" (10**9), "1.5T", "4096".
+
+    Raises:
+        ConfigError: It is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = _UNITS.get(found[2].lower()) if found else None
+    require(unit is not None, what, "a size such as 16GiB, 16GB or a number of bytes", text)
+    assert found is not None and unit is not None
+    num_bytes = int(float(found[1]) * unit)
+    require(0 < num_bytes < 1 << 60, what, "a size above 0 and below 1 EiB", text)
+    return num_bytes
+
+
 def table(rows: Sequence[tuple[str, str]]) -> str:
     """Return two aligned columns."""
     width = max((len(name) for name, _ in rows), default=0)

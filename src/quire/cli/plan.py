@@ -1,15 +1,22 @@
-"""`quire plan MODEL`: where the bytes would go, and how many sequences fit; nothing is loaded."""
+"""`quire plan MODEL`: where the bytes would go, how many sequences fit, and what would change it; nothing is loaded."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from quire.cli.model import add_model
-from quire.cli.options import read_fields, table
+from quire.cli.options import read_bytes, read_fields
 from quire.core.config import BuildConfig, EngineConfig
+from quire.core.errors import CapacityError
+
+if TYPE_CHECKING:
+    from quire.plan.memory import MemoryNeeds, MemoryPlan
+    from quire.plan.plan import Plan
 
 LENGTHS = (128, 512, 2048, 8192, 32768, 131072)
 
@@ -17,32 +24,153 @@ LENGTHS = (128, 512, 2048, 8192, 32768, 131072)
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model(parser)
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="plan for a machine with this much memory, for example 16GiB; default: this one",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--graph", action="store_true", help="print the network, too")
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Compute and print the memory plan."""
-    from quire.builder.build import open_plan
-    from quire.engine.resolve import mib, resolve
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A plan and the settings it would run with.
 
-    plan = open_plan(options.model, read_fields(BuildConfig, options))
-    config, memory = resolve(read_fields(EngineConfig, options), plan)
-    lengths = [length for length in LENGTHS if length < config.max_model_len] + [config.max_model_len]
-    if options.json:
-        record = {**asdict(memory), "kv_bytes": memory.kv_bytes, "max_model_len": config.max_model_len,
-                  "num_sequences": {length: memory.num_sequences(length) for length in lengths}}  # fmt: skip
-        print(msgspec.json.encode(record).decode())
-        return
+    Attributes:
+        name: What differs from what was asked for.
+        plan: The model.
+        config: How it would run.
+        needs: What it needs beside the KV cache.
+        memory: Where the bytes would go; None if it does not fit.
+        max_model_len: Longest sequence, in tokens.
+    """
+
+    name: str
+    plan: Plan
+    config: EngineConfig
+    needs: MemoryNeeds
+    memory: MemoryPlan | None
+    max_model_len: int
+
+    def num_sequences(self, length: int) -> int:
+        """Return how many sequences of `length` tokens fit at once."""
+        return self.memory.num_sequences(length) if self.memory is not None else 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compute and print the memory plan.
+
+    Raises:
+        ConfigError: A setting contradicts the model or another setting.
+        CapacityError: The model does not fit; the terms are printed all the same.
+    """
+    from quire.builder.build import open_plan
+    from quire.builder.estimate import estimate_quantized
+    from quire.engine.resolve import resolve
+    from quire.runner.device import PROCESS_BYTES, available_memory_bytes
+
+    build, config = read_fields(BuildConfig, options), read_fields(EngineConfig, options)
+    available = available_memory_bytes() if options.memory is None else read_bytes("--memory", options.memory)
+    if options.memory is not None:
+        available = max(0, available - PROCESS_BYTES)
+    plain = open_plan(options.model, replace(build, quantization=None, kv_cache_dtype="auto"))
+    plan = estimate_quantized(plain, build) or plain
     if options.graph:
         print(plan.network, end="\n\n")
-    total = memory.weight_bytes + memory.workspace_bytes + memory.kv_bytes
-    rows = [
-        ("weights", mib(memory.weight_bytes)),
-        ("workspace", f"{mib(memory.workspace_bytes)} (steps of at most {config.max_num_batched_tokens} tokens)"),
-        ("KV cache", f"{mib(memory.kv_bytes)} ({memory.num_blocks} blocks of {memory.block_size} tokens)"),
-        ("total", mib(total)),
-    ]
-    print(table(rows), end="\n\n")
-    print(table([("tokens each", "sequences at once"), *((str(n), str(memory.num_sequences(n))) for n in lengths)]))
+    asked = _case("as asked for", plan, config, available)
+    others = [_case(*changed, available) for changed in _changes(plain, plan, build, config)]
+    _show(options.json, asked, others, available)
+    if asked.memory is None:
+        resolve(config, plan, available)  # says what does not fit
+
+
+def _case(name: str, plan: Plan, config: EngineConfig, available: int) -> Case:
+    from quire.engine.capacity import needs_of
+    from quire.engine.resolve import longest_sequence, resolve
+
+    longest = longest_sequence(config, plan, available)
+    needs = needs_of(config, plan, longest)
+    try:
+        scheduler, memory = resolve(config, plan, available)
+    except CapacityError:
+        return Case(name, plan, config, needs, None, longest)
+    return Case(name, plan, config, needs, memory, scheduler.max_model_len)
+
+
+def _changes(
+    plain: Plan, plan: Plan, build: BuildConfig, config: EngineConfig
+) -> Iterator[tuple[str, Plan, EngineConfig]]:
+    """Yield what one could do about memory, each with the plan and the settings that it would give."""
+    from quire.builder.estimate import estimate_quantized
+
+    changes = {
+        "kv_cache_dtype=int8": replace(build, kv_cache_dtype="int8"),
+        "kv_cache_dtype=fp8": replace(build, kv_cache_dtype="fp8"),
+        "quantization=w8a8": replace(build, quantization="w8a8"),
+        "quantization=w4a16": replace(build, quantization="w4a16"),
+    }
+    for name, changed in changes.items():
+        estimate = estimate_quantized(plain, changed) if changed != build else None
+        if estimate is not None:
+            yield name, estimate, config
+    if config.max_num_batched_tokens > 1:
+        half = config.max_num_batched_tokens // 2
+        yield f"max_num_batched_tokens={half}", plan, replace(config, max_num_batched_tokens=half)
+
+
+def _show(is_json: bool, asked: Case, others: list[Case], available: int) -> None:
+    from quire.cli.plan_table import print_plan
+
+    if is_json:
+        print(msgspec.json.encode(_record(asked, others, available)).decode())
+    else:
+        print_plan(asked, others, available)
+
+
+def lengths_of(case: Case) -> list[int]:
+    """Return the sequence lengths to show: round ones, and the longest that there may be."""
+    return [length for length in LENGTHS if length < case.max_model_len] + [case.max_model_len]
+
+
+def freed_bytes(asked: Case, other: Case) -> int:
+    """Return what a change would free, with as many tokens in the KV cache; without room for one, with two blocks."""
+    tokens = asked.config.block_size * (asked.memory.num_blocks if asked.memory is not None else 2)
+    per_token = asked.plan.kv_bytes_per_token - other.plan.kv_bytes_per_token
+    return asked.needs.total - other.needs.total + tokens * per_token
+
+
+def _record(asked: Case, others: list[Case], available: int) -> dict[str, Any]:
+    from quire.engine.capacity import budget_bytes
+
+    needs, memory = asked.needs, asked.memory
+    kv = (
+        {"num_blocks": memory.num_blocks, "kv_bytes": memory.kv_bytes, "total_bytes": memory.total_bytes}
+        if memory
+        else {}
+    )
+    return {
+        "fits": memory is not None,
+        "available_bytes": available,
+        "budget_bytes": budget_bytes(asked.config, available),
+        "weight_bytes": needs.weights,
+        "workspace_bytes": needs.workspace,
+        "sampling_bytes": needs.sampling,
+        "overhead_bytes": needs.overhead,
+        "largest_call": needs.largest,
+        "kv_bytes_per_block": asked.plan.kv_bytes_per_token * asked.config.block_size,
+        "block_size": asked.config.block_size,
+        **kv,
+        "max_model_len": asked.max_model_len,
+        "num_sequences": {length: asked.num_sequences(length) for length in lengths_of(asked)},
+        "what_if": [
+            {
+                "change": other.name,
+                "fits": other.memory is not None,
+                "freed_bytes": freed_bytes(asked, other),
+                "num_sequences": other.num_sequences(asked.max_model_len),
+            }
+            for other in others
+        ],
+    }

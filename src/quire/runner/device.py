@@ -39,6 +39,9 @@ def available_memory_bytes() -> int:
     return total_memory_bytes()
 
 
+PROCESS_BYTES = 260 << 20
+"""What a process has taken when it has imported torch and opened a plan: not part of what it then finds available."""
+
 PROCESS = ProcessMemory(code_bytes=24 << 20, slack=0.5)
 """What a process takes beside tensors once it runs a model, on Linux with glibc 2.36 and torch 2.13.
 

@@ -185,8 +185,8 @@ def long_keeps_bits(group: int, head_dim: int, block_size: int) -> bool:
         cache = torch.randn(2, 2 * num_blocks + 1, 2, block_size, head_dim, generator=generator)
         table = np.arange(1, 2 * num_blocks + 1, dtype=np.int64).reshape(2, num_blocks)
         step = Step(np.array([0, lens[0], lens.sum()]), lens, table, 2 * group, tuple(cache.shape), None)
-        short, long = (cut(step, np.arange(2), tile) for tile in step.tile_sizes)
-        short, long = (torch.cat([_attend(query, cache, part) for part in parts]) for parts in (short, long))
+        cuts = (cut(step, np.arange(2), tile) for tile in step.tile_sizes)
+        short, long = (torch.cat([_attend(query, cache, part) for part in parts]) for parts in cuts)
         _KEEPS_BITS[key] = torch.equal(short, long)
     return _KEEPS_BITS[key]
 

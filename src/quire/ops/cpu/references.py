@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 
 from quire.ops.spec import TensorLike, dtype_of, num_bytes
@@ -44,7 +46,7 @@ def _topk(x: TensorLike, k: int, dim: int = -1) -> int:
     return 2 * (num_bytes(x) + num_bytes(x, torch.int64))
 
 
-BYTES = {
+BYTES: Mapping[str, Callable[..., int]] = {
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
     "quantize_rows": _quantize_rows,
