@@ -6,12 +6,13 @@ import mmap
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from quire.plan import weight_source
 
-_SPAN = "memory trace"
+_NAME = "memory trace"
 
 
 class _Pages(mmap.mmap):
@@ -32,52 +33,67 @@ class _Pages(mmap.mmap):
         _Pages.held -= self._length
 
 
+@dataclass(frozen=True)
+class Span:
+    """Bytes in a span of time.
+
+    Attributes:
+        name: As given.
+        most_tensors: Of tensors, at most.
+        left_tensors: Of tensors, at its end; weights in pages of their own included in both.
+        most_python: Of numpy and Python, at most.
+    """
+
+    name: str
+    most_tensors: int
+    left_tensors: int
+    most_python: int
+
+
 class MemoryTrace:
-    """Records what is allocated between `start` and `stop`.
+    """Records what is allocated between `start` and `stop`, span by span.
 
     Every allocation of torch is an event of its profiler, those inside of kernels included; numpy's and Python's are
-    known by their sum and their peak in each span. A span's peak is taken as the sum of both peaks in it, so code is
-    to be cut into spans in which not both of them come and go.
+    known by their peak in each span. The sum of the two peaks is what a span held only if they were there together, so
+    code is to be cut into spans in which not both come and go.
     """
 
     def __init__(self):
-        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
-        self._peaks: list[int] = []
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._spans: list[tuple[str, int, int, int]] = []
 
     def start(self):
         _Pages.held = _Pages.most = 0
-        self._mapped, weight_source.mmap.mmap = weight_source.mmap.mmap, _Pages
+        self._mmap, weight_source.mmap.mmap = weight_source.mmap.mmap, _Pages
         self._profile.__enter__()
         tracemalloc.start(1)
 
     def stop(self):
         tracemalloc.stop()
         self._profile.__exit__(None, None, None)
-        weight_source.mmap.mmap = self._mapped
+        weight_source.mmap.mmap = self._mmap
 
     @contextmanager
-    def span(self) -> Iterator[None]:
+    def span(self, name: str) -> Iterator[None]:
         tracemalloc.reset_peak()
         _Pages.most = _Pages.held
-        with record_function(f"{_SPAN} {len(self._peaks)}"):
+        with record_function(f"{_NAME} {len(self._spans)}"):
             yield
-        self._peaks.append(tracemalloc.get_traced_memory()[1] + _Pages.most)
+        self._spans.append((name, tracemalloc.get_traced_memory()[1], _Pages.most, _Pages.held))
 
-    def peaks(self) -> list[int]:
-        """Return the most bytes held at once in each span."""
+    def spans(self) -> list[Span]:
+        """Return what each span held, once the trace has stopped."""
         events = sorted(self._profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-        spans = {e.name(): (e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name().startswith(_SPAN)}
+        times = {e.name(): (e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name().startswith(_NAME)}
         changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
         found, held, i = [], 0, 0
-        for number, python in enumerate(self._peaks):
-            start, end = spans[f"{_SPAN} {number}"]
+        for number, (name, python, most_pages, pages) in enumerate(self._spans):
+            start, end = times[f"{_NAME} {number}"]
             while i < len(changes) and changes[i][0] < start:
-                held += changes[i][1]
-                i += 1
+                held, i = held + changes[i][1], i + 1
             most = held
             while i < len(changes) and changes[i][0] <= end:
-                held += changes[i][1]
+                held, i = held + changes[i][1], i + 1
                 most = max(most, held)
-                i += 1
-            found.append(most + python)
+            found.append(Span(name, most + most_pages, held + pages, python))
         return found

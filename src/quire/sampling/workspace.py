@@ -1,4 +1,7 @@
-"""What sampling holds beside the logits, worst case: every kind of row at once, all of them with logprobs."""
+"""What sampling holds beside the logits, worst case: every kind of row at once, most of them of the costliest.
+
+Logprobs as Python numbers, which are handed on to those who asked for them, are not counted.
+"""
 
 from __future__ import annotations
 
@@ -56,17 +59,21 @@ def _widened(logits: SampledLogits) -> int:
 
 
 def _sample(logits: SampledLogits, size: int) -> int:
-    """Return what `sample` holds for a chunk: its copy in float32, the edited one, and the larger of two phases.
+    """Return what `sample` holds for a chunk: its copy in float32, the edited one, and the largest of these.
 
-    Choosing takes the random rows' logits (4 bytes each) and their weights (8), and to find a large top_k the rows that
-    have one (8), their largest in order and where these are (16), and what is below (1). Logprobs of some rows take
-    their logits, the logprobs (4 each), the largest of them and where these are (12).
+    - Of all tokens that a row under penalties has seen, what `edits` gathers.
+    - Weights (8 bytes each), and for a large top_k the largest in order and where they are (16), and which are below
+      (1). Beside that, unless rows are all alike, the random ones' logits (4) and the weights of those with a top_k (8).
+    - Logprobs (4), and the logits (4) of the rows that want them.
     """
-    seen = min(logits.max_model_len, logits.vocab_size) * (size // logits.vocab_size)
-    held = size * (_widened(logits) + 4)
-    return held + max(_PENALTY_BYTES * seen, size * (4 + 8 + 8 + 16 + 1), size * (4 + 4 + 12))
+    num_rows = size // logits.vocab_size
+    seen = min(logits.max_model_len, logits.vocab_size) * num_rows
+    alike = num_rows * (8 + 16 + 1)
+    apart = (num_rows - 1) * (4 + 8) + max(0, num_rows - 2) * (8 + 16)
+    chosen = max(alike, apart, num_rows * (4 + 4)) * logits.vocab_size
+    return size * (_widened(logits) + 4) + max(_PENALTY_BYTES * seen, chosen)
 
 
 def _logprobs(logits: SampledLogits, size: int) -> int:
-    """Return what `prompt_logprobs` holds for a chunk: logits in float32, logprobs, the largest and where these are."""
-    return size * (_widened(logits) + 4 + 12)
+    """Return what `prompt_logprobs` holds for a chunk: logits in float32 and logprobs."""
+    return size * (_widened(logits) + 4)

@@ -181,10 +181,10 @@ def linear_bytes(x: TensorLike, weight: TensorLike, bias: TensorLike | None = No
     """
     num_rows, (out_features, in_features), size = _num_rows(x), sizes_of(weight), x.dtype.itemsize
     count = next_count(min(num_rows, ROW_COUNTS[-1]))
-    proving = (in_features + out_features) * size
-    drawing = in_features * (4 if x.dtype == torch.float32 else 4 + size)
+    drawing = count * in_features * (4 if x.dtype == torch.float32 else 4 + size)
+    tile = TILE_ROWS * (in_features + 2 * out_features) * size  # rows, what comes of them, and what should
     kept = num_rows * out_features * size if is_in_pieces(x) else 0
-    return kept + max(count * drawing, (count + 2 * TILE_ROWS) * proving)
+    return kept + max(drawing, count * (in_features + out_features) * size + tile)
 
 
 def result_bytes(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> int:

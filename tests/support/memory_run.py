@@ -1,0 +1,124 @@
+"""Running a plan's worst steps for real, with all that they hold on record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from quire.core.config import SchedulerConfig
+from quire.core.request import NewRow, ScheduledRow, SchedulerOutput
+from quire.core.sampling_params import SamplingParams
+from quire.graph.nodes import is_call, spec
+from quire.ops.cpu import linear
+from quire.ops.cpu.attention_bytes import worst_candidates
+from quire.plan.plan import Plan
+from quire.runner import model_runner
+from tests.support.memory_trace import MemoryTrace, Span
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Most bytes held: by weights, the KV cache, a step beside them; and the call in which that was."""
+
+    weights: int
+    kv: int
+    step: int
+    largest: str
+
+
+def measure(plan: Plan, config: SchedulerConfig) -> Measured:
+    """Load a plan and run the steps of which one is the worst.
+
+    The proofs of row counts, which a process makes once, are forgotten before; one trial each is enough for their size.
+    """
+    linear._PROOFS.clear()
+    trace = MemoryTrace()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "_PROOF_ROWS", 1)
+        trace.start()
+        try:
+            with trace.span("load"):
+                runner = model_runner.ModelRunner(plan, config.num_blocks, config.block_size)
+            _record(runner, trace, patch)
+            for step in worst_steps(plan, config):
+                runner.execute(step)
+        finally:
+            trace.stop()
+    load, *steps = trace.spans()
+    most, largest = max(_beside(steps, load.left_tensors))
+    return Measured(load.left_tensors, runner._kv_cache.nbytes, most, largest)
+
+
+def _record(runner: model_runner.ModelRunner, trace: MemoryTrace, patch: pytest.MonkeyPatch) -> None:
+    """Make a span of each call of the network and of sampling, and an empty one before the inputs of a step."""
+    build, sample = model_runner.build_inputs, runner._sample
+
+    def build_inputs(*args):
+        with trace.span("start"):
+            pass
+        return build(*args)
+
+    def sampled(*args):
+        with trace.span("sample"):
+            return sample(*args)
+
+    def recorded(call):
+        def run(*args, **kwargs):
+            with trace.span(call.run.__qualname__):
+                return call.run(*args, **kwargs)
+
+        return replace(call, run=run)
+
+    patch.setattr(model_runner, "build_inputs", build_inputs)
+    runner._sample = sampled
+    runner._executor._calls = [recorded(call) for call in runner._executor._calls]
+
+
+def _beside(spans: Sequence[Span], weights: int) -> Iterator[tuple[int, str]]:
+    """Yield what each span of a step held beside weights, and what Python held before the step."""
+    python = 0
+    for span in spans:
+        if span.name == "start":
+            python = span.most_python
+        yield span.most_tensors - weights + span.most_python - python, span.name
+
+
+def group_of(plan: Plan) -> int:
+    """Return how many query heads share a KV head."""
+    attention = next(node for node in plan.network.calls() if is_call(node, "attention"))
+    return spec(attention).shape[1] // plan.spec.num_kv_heads
+
+
+def worst_steps(plan: Plan, config: SchedulerConfig) -> Iterator[SchedulerOutput]:
+    """Yield the steps in which attention is worst, and one with as many logits as there may be."""
+    tokens, seqs = config.max_num_batched_tokens, config.max_num_seqs
+    for query_lens in worst_candidates(tokens, seqs, config.max_model_len, group_of(plan)):
+        yield step_of(query_lens, config, [_sampling(i, plan.spec.vocab_size) for i in range(len(query_lens))])
+    rest = min(config.max_num_logits, tokens) - min(seqs, tokens) + 1
+    if rest > 1:
+        lens = np.array([1] * (min(seqs, tokens) - 1) + [min(rest, config.max_model_len)])
+        params = [_sampling(i, plan.spec.vocab_size) for i in range(len(lens))]
+        yield step_of(lens, config, [*params[:-1], replace(params[-1], prompt_logprobs=3)])
+
+
+def _sampling(i: int, vocab_size: int) -> SamplingParams:
+    """Return the parameters of a row: rows of each kind, most of them of the one that takes most."""
+    greedy = GREEDY if i == 0 else SamplingParams(seed=i)
+    return greedy if i < 2 else replace(greedy, top_k=vocab_size - 1, frequency_penalty=0.5, logprobs=2)
+
+
+def step_of(query_lens: np.ndarray, config: SchedulerConfig, params: Sequence[SamplingParams]) -> SchedulerOutput:
+    """Return a step of sequences that are as long as they may be, less one; they share what blocks there are."""
+    new, scheduled = [], []
+    for i, (count, sampling) in enumerate(zip(query_lens.tolist(), params, strict=True)):
+        length = max(count, config.max_model_len - 1)
+        used = np.arange(-(-length // config.block_size))
+        blocks = tuple((1 + (i + used) % (config.num_blocks - 1)).tolist())
+        new.append(NewRow(i, (7,) * length, length, blocks, sampling))
+        scheduled.append(ScheduledRow(i, length - count, count, (), True))
+    return SchedulerOutput(tuple(scheduled), tuple(new), removed_row_ids=tuple(range(len(new))))
