@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from quire.builder.build import open_plan
 from quire.core.config import BuildConfig, EngineConfig
+from quire.engine import capacity
 from quire.engine.resolve import resolve
 from quire.ops import tactic
-from quire.plan import liveness, memory
+from quire.plan import liveness
 from tests.support.dummy_models import FAMILIES, write_model
 from tests.support.memory_run import measure
 
@@ -18,10 +19,26 @@ TOLERANCE = 0.03
 
 # Models in which different terms are the largest. GPT-2's words for the same sizes are mapped below.
 SHAPES = {
-    "attention": {"hidden_size": 256, "intermediate_size": 512, "heads": (8, 2, 32), "vocab_size": 1000, "length": 1024},
-    "heads": {"hidden_size": 192, "intermediate_size": 256, "heads": (6, 6, 32), "vocab_size": 500, "length": 512},
-    "mlp": {"hidden_size": 256, "intermediate_size": 4096, "heads": (4, 1, 16), "vocab_size": 2000, "length": 256},
-    "vocabulary": {"hidden_size": 128, "intermediate_size": 256, "heads": (2, 1, 64), "vocab_size": 40000, "length": 128},
+    "attention": {"hidden": 256, "inner": 512, "heads": (8, 2, 32), "vocab_size": 1000, "length": 1024},
+    "heads": {"hidden": 192, "inner": 256, "heads": (6, 6, 32), "vocab_size": 500, "length": 512},
+    "mlp": {"hidden": 256, "inner": 4096, "heads": (4, 1, 16), "vocab_size": 2000, "length": 256},
+    "vocabulary": {"hidden": 128, "inner": 256, "heads": (2, 1, 64), "vocab_size": 40000, "length": 128},
+}
+# The words of each family for these sizes. GPT-2 and OPT have as many KV heads as heads.
+NAMES = {
+    "gpt2": {"hidden": ("n_embd",), "inner": ("n_inner",), "heads": ("n_head",), "length": ("n_positions",)},
+    "opt": {
+        "hidden": ("hidden_size", "word_embed_proj_dim"),
+        "inner": ("ffn_dim",),
+        "heads": ("num_attention_heads",),
+        "length": ("max_position_embeddings",),
+    },
+}
+LLAMA_NAMES = {
+    "hidden": ("hidden_size",),
+    "inner": ("intermediate_size",),
+    "heads": ("num_attention_heads", "num_key_value_heads", "head_dim"),
+    "length": ("max_position_embeddings",),
 }
 
 
@@ -88,25 +105,12 @@ CASES = [
 
 def plan_of(case: Case, directory):
     shape = SHAPES[case.shape]
-    heads, kv_heads, head_dim = shape["heads"]
-    sizes = {
-        "hidden_size": shape["hidden_size"],
-        "intermediate_size": shape["intermediate_size"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "vocab_size": shape["vocab_size"],
-        "max_position_embeddings": shape["length"],
-        "tie_word_embeddings": case.tied,
-    }
+    sizes = {"vocab_size": shape["vocab_size"], "tie_word_embeddings": case.tied}
+    for size, names in NAMES.get(case.family, LLAMA_NAMES).items():
+        values = shape[size] if isinstance(shape[size], tuple) else (shape[size],) * len(names)
+        sizes |= dict(zip(names, values, strict=False))
     if case.family == "mistral":
         sizes["sliding_window"] = shape["length"] // 3
-    if case.family in ("gpt2", "opt"):  # as many KV heads as heads, and head_dim is what the hidden size leaves
-        names = {"gpt2": ("n_embd", "n_inner", "n_head", "n_positions"),
-                 "opt": ("hidden_size", "ffn_dim", "num_attention_heads", "max_position_embeddings")}[case.family]  # fmt: skip
-        values = (shape["hidden_size"], shape["intermediate_size"], heads, shape["length"])
-        sizes = {**dict(zip(names, values, strict=True)), "vocab_size": shape["vocab_size"]}
-        sizes |= {"word_embed_proj_dim": shape["hidden_size"]} if case.family == "opt" else {}
     build = BuildConfig(
         dtype=case.dtype, load_format="dummy", quantization=case.scheme, kv_cache_dtype=case.kv, group_size=64,
         without_passes=case.without, num_calibration_samples=1, calibration_length=4, max_kl=1e9, smooth=False,
@@ -125,10 +129,50 @@ def resolved(case: Case, plan):
     return resolve(config, plan)
 
 
+def beside(planned, found):
+    """Return how far the plan is from what was measured: of all, and of the step alone."""
+    total = planned.needs.weights + planned.needs.step + planned.kv_bytes
+    return total / (found.weights + found.step + found.kv) - 1, planned.needs.step / found.step - 1
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_planned_is_measured(case, tmp_path):
     plan = plan_of(case, tmp_path)
     config, planned = resolved(case, plan)
     found = measure(plan, config)
-    needs = planned.needs
-    print(case, "weights %.2f %.2f step %.2f %.2f %s/%s total ratio %.4f step %.4f" % (needs.weights/2**20, found.weights/2**20, needs.step/2**20, found.step/2**20, needs.largest, found.largest, (needs.weights + needs.step + planned.kv_bytes)/(found.weights + found.step + found.kv), needs.step/found.step))
+    of_all, of_step = beside(planned, found)
+    said = f"planned {planned}, measured {found}: {of_all:+.2%} of all, {of_step:+.2%} of the step"
+    assert planned.kv_bytes == found.kv, said
+    assert abs(of_all) < TOLERANCE and abs(of_step) < TOLERANCE, said
+
+
+WRONG = {
+    "tactics need nothing on the way": ("attention", lambda patch: _without(patch, "workspace_bytes")),
+    "nothing is prepared": ("attention", lambda patch: _without(patch, "prepared_bytes")),
+    "packed weights are the tensors": ("mlp", lambda patch: _without(patch, "packed_bytes")),
+    "nothing is ever free": ("mlp", lambda patch: patch.setattr(liveness, "_ends", _never)),
+    "sampling is forgotten": ("vocabulary", lambda patch: patch.setattr(capacity, "sampling_bytes", lambda *_: 0)),
+}
+
+
+def _without(patch, hook):
+    """Take a hook away from all tactics."""
+    tactics = tuple(replace(one, **{hook: None}) for one in tactic.TACTICS["cpu"])
+    patch.setattr(tactic, "TACTICS", {"cpu": tactics})
+
+
+def _never(network, calls):
+    return {storage: len(calls) for node in calls for storage in liveness.storages(node)}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_plan_is_caught(mistake, tmp_path, monkeypatch):
+    shape, make = WRONG[mistake]
+    case = Case("llama", shape, tied=True)
+    plan = plan_of(case, tmp_path)
+    config, right = resolved(case, plan)
+    found = measure(plan, config)
+    assert max(map(abs, beside(right, found))) < TOLERANCE
+    make(monkeypatch)
+    _, wrong = resolved(case, plan)
+    assert max(map(abs, beside(wrong, found))) > TOLERANCE, wrong

@@ -99,11 +99,22 @@ def worst_steps(plan: Plan, config: SchedulerConfig) -> Iterator[SchedulerOutput
     tokens, seqs = config.max_num_batched_tokens, config.max_num_seqs
     for query_lens in worst_candidates(tokens, seqs, config.max_model_len, group_of(plan)):
         yield step_of(query_lens, config, [_sampling(i, plan.spec.vocab_size) for i in range(len(query_lens))])
-    rest = min(config.max_num_logits, tokens) - min(seqs, tokens) + 1
-    if rest > 1:
-        lens = np.array([1] * (min(seqs, tokens) - 1) + [min(rest, config.max_model_len)])
-        params = [_sampling(i, plan.spec.vocab_size) for i in range(len(lens))]
-        yield step_of(lens, config, [*params[:-1], replace(params[-1], prompt_logprobs=3)])
+    step = _most_logits(config, plan.spec.vocab_size)
+    if step is not None:
+        yield step
+
+
+def _most_logits(config: SchedulerConfig, vocab_size: int) -> SchedulerOutput | None:
+    """Return a step with as many logits as there may be: of sampled tokens, of a prompt's, none for another prompt."""
+    tokens, longest = config.max_num_batched_tokens, config.max_model_len
+    seqs = min(config.max_num_seqs, tokens)
+    count = min(config.max_num_logits, tokens) - (seqs - 2)
+    if seqs < 2 or count < 2:
+        return None
+    lens = np.array([1] * (seqs - 2) + [min(count, longest - 1), min(max(1, tokens - seqs + 2 - count), longest - 1)])
+    params = [_sampling(i, vocab_size) for i in range(seqs)]
+    step = step_of(lens, config, [*params[:-2], replace(params[-2], prompt_logprobs=3), GREEDY])
+    return replace(step, rows=(*step.rows[:-1], replace(step.rows[-1], is_sampled=False)))
 
 
 def _sampling(i: int, vocab_size: int) -> SamplingParams:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import tracemalloc
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ class Span:
 
     Attributes:
         name: As given.
-        most_tensors: Of tensors, at most.
+        most_tensors: Of tensors, at most, since the span before.
         left_tensors: Of tensors, at its end; weights in pages of their own included in both.
         most_python: Of numpy and Python, at most.
     """
@@ -63,6 +64,7 @@ class MemoryTrace:
         self._spans: list[tuple[str, int, int, int]] = []
 
     def start(self):
+        gc.collect()  # what an earlier trace saw come would be seen to go
         _Pages.held = _Pages.most = 0
         self._mmap, weight_source.mmap.mmap = weight_source.mmap.mmap, _Pages
         self._profile.__enter__()
@@ -84,14 +86,11 @@ class MemoryTrace:
     def spans(self) -> list[Span]:
         """Return what each span held, once the trace has stopped."""
         events = sorted(self._profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-        times = {e.name(): (e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name().startswith(_NAME)}
+        ends = {e.name(): e.start_ns() + e.duration_ns() for e in events if e.name().startswith(_NAME)}
         changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
         found, held, i = [], 0, 0
         for number, (name, python, most_pages, pages) in enumerate(self._spans):
-            start, end = times[f"{_NAME} {number}"]
-            while i < len(changes) and changes[i][0] < start:
-                held, i = held + changes[i][1], i + 1
-            most = held
+            most, end = held, ends[f"{_NAME} {number}"]
             while i < len(changes) and changes[i][0] <= end:
                 held, i = held + changes[i][1], i + 1
                 most = max(most, held)
