@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -99,22 +100,21 @@ def worst_steps(plan: Plan, config: SchedulerConfig) -> Iterator[SchedulerOutput
     tokens, seqs = config.max_num_batched_tokens, config.max_num_seqs
     for query_lens in worst_candidates(tokens, seqs, config.max_model_len, group_of(plan)):
         yield step_of(query_lens, config, [_sampling(i, plan.spec.vocab_size) for i in range(len(query_lens))])
-    step = _most_logits(config, plan.spec.vocab_size)
-    if step is not None:
-        yield step
+    for num_decodes in {0, min(seqs, tokens) - 2}:
+        if num_decodes >= 0:
+            yield _most_logits(config, num_decodes, plan.spec.vocab_size)
 
 
-def _most_logits(config: SchedulerConfig, vocab_size: int) -> SchedulerOutput | None:
-    """Return a step with as many logits as there may be: of sampled tokens, of a prompt's, none for another prompt."""
-    tokens, longest = config.max_num_batched_tokens, config.max_model_len
-    seqs = min(config.max_num_seqs, tokens)
-    count = min(config.max_num_logits, tokens) - (seqs - 2)
-    if seqs < 2 or count < 2:
-        return None
-    lens = np.array([1] * (seqs - 2) + [min(count, longest - 1), min(max(1, tokens - seqs + 2 - count), longest - 1)])
-    params = [_sampling(i, vocab_size) for i in range(seqs)]
-    step = step_of(lens, config, [*params[:-2], replace(params[-2], prompt_logprobs=3), GREEDY])
-    return replace(step, rows=(*step.rows[:-1], replace(step.rows[-1], is_sampled=False)))
+def _most_logits(config: SchedulerConfig, num_decodes: int, vocab_size: int) -> SchedulerOutput:
+    """Return a step with as many logits as there may be: of decoding rows and a prompt's, none for another prompt."""
+    longest = config.max_model_len - 1
+    count = max(1, min(config.max_num_logits - num_decodes, config.max_num_batched_tokens - num_decodes - 1, longest))
+    rest = max(1, min(config.max_num_batched_tokens - num_decodes - count, longest))
+    params = [_sampling(i, vocab_size) for i in range(num_decodes + 1)]
+    params[-1] = replace(params[-1], prompt_logprobs=3)
+    step = step_of(np.array([1] * num_decodes + [count, rest]), config, [*params, GREEDY])
+    *others, last = step.rows
+    return msgspec.structs.replace(step, rows=(*others, msgspec.structs.replace(last, is_sampled=False)))
 
 
 def _sampling(i: int, vocab_size: int) -> SamplingParams:

@@ -37,14 +37,12 @@ def needs_of(config: EngineConfig, plan: Plan, max_model_len: int) -> MemoryNeed
     num_logits, vocab_size = max_num_logits(config), plan.spec.vocab_size
     num_sampled = min(config.max_num_seqs, config.max_num_batched_tokens)
     sampled = SampledLogits(num_sampled, num_logits, vocab_size, logits.dtype, max_model_len)
-    sampling = sampling_bytes(sampled, num_threads())
-    if "logits_indices" not in plan.network.inputs:  # rows are chosen among those of all tokens, which are free then
-        row = vocab_size * logits.dtype.itemsize
-        sampling = max(num_logits * row, sampling + (num_logits - config.max_num_batched_tokens) * row)
+    is_gathered = "logits_indices" in plan.network.inputs
     return memory_needs(
         plan.network,
         StepLimits(config.max_num_batched_tokens, config.max_num_seqs, num_logits, max_model_len, config.block_size),
-        sampling_bytes=sampling,
+        sampling_bytes=sampling_bytes(sampled, num_threads()),
+        chosen_bytes=0 if is_gathered else num_logits * vocab_size * logits.dtype.itemsize,
         process=PROCESS,
     )
 

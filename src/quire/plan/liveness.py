@@ -36,11 +36,13 @@ class StepMemory:
         peak: At once, at most.
         largest: The call in which that is.
         left: After the last call: the inputs and the outputs.
+        inputs: The inputs alone.
     """
 
     peak: int
     largest: str
     left: int
+    inputs: int
 
 
 def storages(node: fx.Node) -> tuple[Storage, ...]:
@@ -92,7 +94,7 @@ def step_memory(
         running = tactic.workspace_bytes(**arguments) if tactic.workspace_bytes else 0
         peak, largest = max((peak, largest), (now + max(running, sum(made.values())), node.name))
         alive = {storage: size for storage, size in {**alive, **made}.items() if ends[storage] > i}
-    return StepMemory(peak, largest, given + sum(alive.values()))
+    return StepMemory(peak, largest, given + sum(alive.values()), given)
 
 
 def _ends(network: Network, calls: Sequence[fx.Node]) -> dict[Storage, int]:

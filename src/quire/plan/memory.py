@@ -134,6 +134,7 @@ def memory_needs(
     limits: StepLimits,
     *,
     sampling_bytes: int = 0,
+    chosen_bytes: int = 0,
     process: ProcessMemory | None = None,
     device: str = "cpu",
     chosen: Mapping[str, str] | None = None,
@@ -144,6 +145,7 @@ def memory_needs(
         network: What will be executed.
         limits: The largest step.
         sampling_bytes: Most bytes that sampling takes beside the logits.
+        chosen_bytes: Of the rows of logits that are chosen when the network has computed those of all tokens.
         process: What the process takes beside tensors; None leaves the overhead out.
         device: Kind of device.
         chosen: Names of measured tactics, by what `plan.tactics.describe` says of a call.
@@ -153,6 +155,8 @@ def memory_needs(
     """
     step = step_memory(network, limits.sizes(), device, chosen)
     weights, sampling = weight_bytes(network, device, chosen), step.left + sampling_bytes
+    if chosen_bytes:
+        sampling = max(step.left + chosen_bytes, step.inputs + chosen_bytes + sampling_bytes)
     overhead = 0
     if process is not None:
         kept = library_bytes(network, limits.sizes(), device, chosen)

@@ -106,8 +106,7 @@ class ModelRunner:
     def _sample(self, step: SchedulerOutput, rows: list[Row], inputs: StepInputs, logits: torch.Tensor) -> ModelOutput:
         sampled = [i for i, place in enumerate(inputs.sampled_logits) if place >= 0]
         places = [inputs.sampled_logits[i] for i in sampled]
-        chosen = logits if len(places) == len(logits) else logits[torch.tensor(places, dtype=torch.int64)]
-        results = sample(chosen, [rows[i].sampling for i in sampled]) if sampled else []
+        results = sample(_rows_of(logits, places), [rows[i].sampling for i in sampled]) if sampled else []
         by_row = dict(zip(sampled, results, strict=True))
         outputs = []
         for i, (scheduled, row) in enumerate(zip(step.rows, rows, strict=True)):
@@ -118,6 +117,11 @@ class ModelRunner:
                 continue
             outputs.append(_row_output(row, by_row.get(i), prompt))
         return ModelOutput(tuple(outputs))
+
+
+def _rows_of(logits: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """Return the rows of logits at `places`, without a copy if that is all of them."""
+    return logits if len(places) == len(logits) else logits[torch.tensor(places, dtype=torch.int64)]
 
 
 def _row_output(row: Row, result: SampledToken | None, prompt: tuple[TokenLogprobs, ...] | None) -> RowOutput:

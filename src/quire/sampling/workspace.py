@@ -41,12 +41,11 @@ def sampling_bytes(logits: SampledLogits, num_threads: int) -> int:
         logits: What it is given.
         num_threads: How many an op may use: rows are worked on in chunks of a size per thread.
     """
-    copied = (
-        logits.num_sampled * logits.vocab_size * logits.dtype.itemsize if logits.num_rows > logits.num_sampled else 0
-    )
+    # As soon as one row is a prompt's, the sampled ones are copied.
+    copied = min(logits.num_sampled, logits.num_rows - 1) * logits.vocab_size * logits.dtype.itemsize
     sampled = _chunk(logits, logits.num_sampled, sampler.CHUNK_ELEMENTS * num_threads)
-    prompt = _chunk(logits, logits.num_rows - logits.num_sampled, logprobs.CHUNK_ELEMENTS)
-    return copied + max(_sample(logits, sampled), _logprobs(logits, prompt))
+    prompt = _chunk(logits, logits.num_rows, logprobs.CHUNK_ELEMENTS)
+    return max(copied + _sample(logits, sampled), _logprobs(logits, prompt))
 
 
 def _chunk(logits: SampledLogits, num_rows: int, most: int) -> int:
