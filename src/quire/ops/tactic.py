@@ -77,11 +77,12 @@ def _expanded(dtype: torch.dtype) -> tuple[Tactic, ...]:
     name, scaled = f"expanded_{dtype_name(dtype)}", ("weight", "scales")
     pack, is_valid = quantized.expand_8bit(dtype), quantized.is_expanded_to(dtype)
     packed, held = quantized.expanded_bytes(dtype), quantized.w8a16_bytes(dtype)
-    kernels = quantized.expanded_kernels_bytes(dtype)
+    results, kernels = quantized.w8a16_result_bytes(dtype), quantized.expanded_kernels_bytes(dtype)
     return (
-        Tactic("linear_w8a16", name, quantized.linear_w8a16, pack, scaled, is_valid, packed, held,
+        Tactic("linear_w8a16", name, quantized.linear_w8a16, pack, scaled, is_valid, packed, held, results,
                library_bytes=kernels),
-        Tactic("linear_w8a8", name, quantized.linear_fp8, pack, scaled, is_valid, packed, held, library_bytes=kernels),
+        Tactic("linear_w8a8", name, quantized.linear_fp8, pack, scaled, is_valid, packed, held, results,
+               library_bytes=kernels),
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def _sample(logits: SampledLogits, size: int) -> int:
 
     - Of all tokens that a row under penalties has seen, what `edits` gathers.
     - Weights (8 bytes each), and for a large top_k the largest in order and where they are (16), and which are below
-      (1). Beside that, unless rows are all alike, the random ones' logits (4) and the weights of those with a top_k (8).
+      (1). Beside that, unless rows are alike, the random ones' logits (4) and the weights of those with a top_k (8).
     - Logprobs (4), and the logits (4) of the rows that want them.
     """
     num_rows = size // logits.vocab_size

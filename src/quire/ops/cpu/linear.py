@@ -183,8 +183,10 @@ def linear_bytes(x: TensorLike, weight: TensorLike, bias: TensorLike | None = No
     count = next_count(min(num_rows, ROW_COUNTS[-1]))
     drawing = count * in_features * (4 if x.dtype == torch.float32 else 4 + size)
     tile = TILE_ROWS * (in_features + 2 * out_features) * size  # rows, what comes of them, and what should
+    # Unpacked weights take torch's own way, which copies the rows: 1.0 to 1.6 times for float16 with AMX.
+    copied = 0 if _is_supported(weight.dtype) else count * in_features * size * 3 // 2
     kept = num_rows * out_features * size if is_in_pieces(x) else 0
-    return kept + max(drawing, count * (in_features + out_features) * size + tile)
+    return kept + max(drawing, count * (in_features + out_features) * size + max(tile, copied))
 
 
 def result_bytes(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> int:

@@ -180,10 +180,15 @@ def _int4_as_float(weight: TensorLike, scales: TensorLike) -> TensorSpec:
 
 
 def w8a8_bytes(x: TensorLike, weight: TensorLike, dtype: str = "bfloat16", **rest: object) -> int:
-    """Return the most bytes that `linear_w8a8` holds: the product in float32, and a piece of it, or the result."""
-    product, wide = _product(x, weight), w8a8_result_bytes(x, weight, "float32")
-    piece = 4 * linear.ROW_COUNTS[-1] * sizes_of(weight)[0] if linear.is_in_pieces(x) else 0
-    return wide + max(piece, 0 if dtype == "float32" else num_bytes(product, dtype_of(dtype)))
+    """Return the most bytes that `linear_w8a8` holds.
+
+    That is the product in float32, and beside it rows that are padded, or a piece of it, or the result.
+    """
+    wide, (out_features, in_features) = w8a8_result_bytes(x, weight, "float32"), sizes_of(weight)
+    rounded = 0 if dtype == "float32" else num_bytes(_product(x, weight), dtype_of(dtype))
+    piece = 4 * linear.ROW_COUNTS[-1] * out_features if linear.is_in_pieces(x) else 0
+    padded = wide // (4 * out_features) * in_features if wide > num_bytes(_product(x, weight)) else 0
+    return wide + max(piece, padded, rounded)
 
 
 def w8a8_result_bytes(x: TensorLike, weight: TensorLike, dtype: str = "bfloat16", **rest: object) -> int:
@@ -196,20 +201,38 @@ def w8a8_result_bytes(x: TensorLike, weight: TensorLike, dtype: str = "bfloat16"
 def w8a16_bytes(dtype: torch.dtype) -> Callable[..., int]:
     """Return what counts the most bytes of `linear_w8a16` and `linear_fp8` with weights of `dtype`.
 
-    That is the rows in it if they are not, then what `linear` holds, or its result, the scaled one in float32, and the
-    rounded one.
+    That is the rows in it if they are not; and what `linear` holds, or its result and that in float32, or the latter and
+    the rounded one.
     """
 
     def count(x: TensorLike, weight: TensorLike, **rest: object) -> int:
-        rows, product = TensorSpec(sizes_of(x), dtype), num_bytes(_product(x, weight))
-        expanded = TensorSpec(sizes_of(weight), dtype)
-        kept = dtype_of(str(rest["dtype"])) if "dtype" in rest else x.dtype
+        rows, expanded = TensorSpec(sizes_of(x), dtype), TensorSpec(sizes_of(weight), dtype)
+        product, kept = num_bytes(_product(x, weight)), _kept(x, **rest)
         converted = 0 if x.dtype == dtype else num_bytes(rows)
         rounded = 0 if kept == torch.float32 else product * kept.itemsize // 4
         result = linear.result_bytes(rows, expanded)
-        return converted + max(linear.linear_bytes(rows, expanded), product + max(result, rounded))
+        widened = result if dtype == torch.float32 else result + product
+        last = (result if dtype == torch.float32 else product) + rounded
+        return converted + max(linear.linear_bytes(rows, expanded), widened, last)
 
     return count
+
+
+def w8a16_result_bytes(dtype: torch.dtype) -> Callable[..., int]:
+    """Return what counts the bytes behind the result of these: that of `linear` itself if all is float32."""
+
+    def count(x: TensorLike, weight: TensorLike, **rest: object) -> int:
+        kept = _kept(x, **rest)
+        if dtype == kept == torch.float32:
+            return linear.result_bytes(TensorSpec(sizes_of(x), dtype), weight)
+        return num_bytes(_product(x, weight), kept)
+
+    return count
+
+
+def _kept(x: TensorLike, **rest: object) -> torch.dtype:
+    """Return the dtype of a layer's result."""
+    return dtype_of(str(rest["dtype"])) if "dtype" in rest else x.dtype
 
 
 def w4a16_bytes(x: TensorLike, weight: TensorLike, scales: TensorLike, **rest: object) -> int:
