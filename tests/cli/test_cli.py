@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from quire.cli.main import COMMANDS, main
+from quire.cli.options import read_bytes
+from quire.core.errors import ConfigError
 
 
 def run(capsys, *arguments):
@@ -41,10 +43,42 @@ def test_chat_streams_answers():
 def test_plan(capsys):
     code, out, _ = run(capsys, "plan", "quire-tiny")
     assert code == 0 and all(word in out for word in ("weights", "workspace", "KV cache", "sequences at once"))
+    assert "What if" in out and "quantization=w8a8" in out and "100.0 %" in out
     code, out, _ = run(capsys, "plan", "quire-tiny", "--json", "--max-num-seqs", "2")
-    assert json.loads(out)["num_blocks"] == 257
+    record = json.loads(out)
+    assert record["num_blocks"] == 257 and record["num_sequences"]["2048"] == 2 and record["fits"]
+    assert {what["change"] for what in record["what_if"]} >= {"kv_cache_dtype=fp8", "max_num_batched_tokens=1024"}
     code, out, _ = run(capsys, "plan", "quire-tiny", "--graph")
     assert "model.layers.0.self_attn.q_proj.weight" in out
+
+
+def test_plan_for_another_machine(capsys):
+    code, out, _ = run(capsys, "plan", "quire-tiny", "--json", "--memory", "1.5GiB")
+    record = json.loads(out)
+    parts = (record[f"{term}_bytes"] for term in ("weight", "overhead", "kv"))
+    assert code == 0 and record["total_bytes"] <= record["budget_bytes"] < 1.5 * 2**30 * 0.9
+    assert record["total_bytes"] == sum(parts) + max(record["workspace_bytes"], record["sampling_bytes"])
+    what_if = {what["change"]: what for what in record["what_if"]}
+    assert what_if["kv_cache_dtype=int8"]["num_sequences"] == 2 * record["num_sequences"]["2048"] + 1
+    assert what_if["quantization=w8a8"]["freed_bytes"] > 0
+    code, out, err = run(capsys, "plan", "quire-tiny", "--memory", "400MiB")
+    assert code == 2 and "It does not fit" in out and "What if" in out and "The largest term is" in err
+    code, out, err = run(capsys, "plan", "quire-tiny", "--json", "--memory", "400MiB")
+    assert code == 2 and not json.loads(out)["fits"]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [("16GiB", 16 << 30), ("16G", 16 << 30), ("16 gb", 16 * 10**9), ("1.5MiB", 3 << 19), ("4096", 4096), ("12B", 12)],
+)
+def test_sizes(text, expected):
+    assert read_bytes("--memory", text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "16 GiBs", "-1G", "0", "1e9", "99999999T", "16,5G", "nan"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(ConfigError, match="--memory: expected a size"):
+        read_bytes("--memory", text)
 
 
 def test_env(capsys):

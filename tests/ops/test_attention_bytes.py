@@ -48,7 +48,7 @@ def bytes_of(parts):
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("heads, kv_heads, head_dim, block_size", HEADS)
 def test_counts_are_those_of_the_tiles(heads, kv_heads, head_dim, block_size, window, monkeypatch):
-    monkeypatch.setattr(tiles, "_PART_BYTES", 1 << 18)
+    monkeypatch.setattr(tiles, "_PART_BYTES", 1 << 15)
     rng, most_parts = random.Random(0), 0
     for _ in range(10):
         query_lens = random_queries(rng, 200, 12, 300)

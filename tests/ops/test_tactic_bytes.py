@@ -103,13 +103,14 @@ def test_a_tactic_holds_what_it_says(tactic, dtype, count, monkeypatch):
     results = [one for one in (result if isinstance(result, tuple) else (result,)) if one is not None]
     held = sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in results}.values())
     named = specs(given)
+    made, making = prepare.left_tensors - pack.left_tensors, prepare.most_tensors - pack.left_tensors
+    running = tactic.workspace_bytes(**named) if tactic.workspace_bytes else held
     planned = {
         "pack": (_packed(tactic, named), pack.left_tensors),
-        "prepare": (tactic.prepared_bytes(**named) if tactic.prepare else (0, 0),
-                    (prepare.left_tensors - pack.left_tensors, prepare.most_tensors - pack.left_tensors)),
-        "run": (tactic.workspace_bytes(**named) if tactic.workspace_bytes else held, run.most_tensors - prepare.left_tensors),
+        "prepare": (tactic.prepared_bytes(**named) if tactic.prepare else (0, 0), (made, making)),
+        "run": (running, run.most_tensors - prepare.left_tensors),
         "result": (tactic.result_bytes(**named) if tactic.result_bytes else sum(map(num_bytes, results)), held),
-    }  # fmt: skip
+    }
     for what, (said, found) in planned.items():
         for one, other in zip(said, found, strict=True) if isinstance(said, tuple) else ((said, found),):
             tolerance = LOOSE.get((tactic.op, dtype), 0.05 if tactic.op == "moe" else TOLERANCE)

@@ -12,11 +12,13 @@ from quire.core.errors import CapacityError, PlanError
 from quire.ops.spec import TensorSpec
 from quire.plan.folding import constant_nodes
 from quire.plan.memory import (
+    MemoryNeeds,
+    StepLimits,
     bytes_read_per_token,
     flops_per_token,
+    memory_needs,
     plan_memory,
     weight_bytes,
-    workspace_bytes,
 )
 from quire.plan.plan import Plan, is_engine_directory
 from quire.plan.tensor_file import TensorFile, write_tensor_file
@@ -114,38 +116,56 @@ def test_files_can_be_read_by_the_safetensors_library(plan, tmp_path):
     assert all(torch.equal(found[name], plan.weights.read(name)) for name in plan.network.weights)
 
 
+def blocks(out_features, in_features):
+    """Bytes of a float32 matrix in oneDNN's blocks of 64 rows and 16 columns."""
+    return 4 * (-(-out_features // 64) * 64) * (-(-in_features // 16) * 16)
+
+
 def test_weight_bytes_and_flops_by_hand(plan):
-    hidden, inner, vocab, kv = 48, 80, 211, 32
-    per_layer = hidden * 64 * 2 + 2 * hidden * kv + 3 * hidden * inner
-    matrices = 2 * per_layer + vocab * hidden
-    norms = 5 * hidden
-    table = 512 * 16
-    embedding = vocab * hidden
+    hidden, inner, vocab, q, kv = 48, 80, 211, 64, 32
+    shapes = [(q + 2 * kv, hidden), (hidden, q), (2 * inner, hidden), (hidden, inner)] * 2 + [(vocab, hidden)]
+    matrices = sum(rows * columns for rows, columns in shapes)
+    norms, table, embedding = 5 * hidden, 512 * 16, vocab * hidden
     assert flops_per_token(plan.network) == 2 * matrices
     assert bytes_read_per_token(plan.network) == 4 * matrices
-    assert weight_bytes(plan.network) == 4 * (matrices + norms + table + embedding)
+    assert weight_bytes(plan.network) == sum(blocks(*shape) for shape in shapes) + 4 * (norms + table + embedding)
 
 
 def test_transposed_weights_count_once(tmp_path):
     plan = open_plan(write_model(tmp_path, GPT2), BuildConfig(load_format="dummy"))
     names = {node.name for node in constant_nodes(plan.network) if node.op == "call_function"}
     assert names, "GPT-2 stores its matrices transposed"
-    matrices = 2 * (36 * 108 + 36 * 36 + 2 * 36 * 144) + 2 * 211 * 36
-    vectors = 2 * (108 + 36 + 144 + 36 + 4 * 36) + 2 * 36 + 512 * 36
-    assert weight_bytes(plan.network) == 4 * (matrices + vectors)
+    shapes = [(108, 36), (36, 36), (144, 36), (36, 144)] * 2 + [(211, 36)]
+    vectors = 2 * (108 + 36 + 144 + 36 + 4 * 36) + 2 * 36 + 512 * 36 + 211 * 36
+    assert weight_bytes(plan.network) == sum(blocks(*shape) for shape in shapes) + 4 * vectors
 
 
-def test_workspace_grows_with_tokens(plan):
-    sizes = [workspace_bytes(plan.network, {"num_tokens": n, "num_logits": 1}) for n in (1, 10, 100)]
-    assert sizes[0] < sizes[1] < sizes[2] and sizes[2] <= 100 * sizes[0]
+def limits(**changes):
+    values = {"max_num_batched_tokens": 64, "max_num_seqs": 4, "max_num_logits": 4, "max_model_len": 128}
+    return StepLimits(**{**values, "block_size": 16, **changes})
 
 
-def test_memory_plan_divides_the_budget(plan):
-    per_block = plan.kv_bytes_per_token * 16
-    options = {"block_size": 16, "max_num_batched_tokens": 64, "max_num_seqs": 4, "most_blocks": 1000}
-    fixed = plan_memory(plan.network, plan.kv_bytes_per_token, budget_bytes=1 << 30, **options)
+def test_needs_grow_with_tokens_sequences_and_logits(plan):
+    def needs(**changes):
+        return memory_needs(plan.network, limits(**changes))
+
+    assert needs(max_num_batched_tokens=100).step < needs(max_num_batched_tokens=1000).step
+    assert needs(max_model_len=128, max_num_seqs=64).step < needs(max_model_len=512, max_num_seqs=64).step
+    assert needs().sampling < needs(max_num_logits=64).sampling
+
+
+def test_memory_plan_divides_the_budget():
+    needs = MemoryNeeds(weights=1000, workspace=300, sampling=400, overhead=50, largest="")
+    options = {"kv_bytes_per_block": 32, "block_size": 16, "most_blocks": 1000}
+    assert needs.step == 400 and needs.total == 1450
+    fixed = plan_memory(needs, budget_bytes=1 << 30, **options)
     assert fixed.num_blocks == 1000 and fixed.num_tokens == 999 * 16 and fixed.num_sequences(17) == 499
-    budget = fixed.weight_bytes + fixed.workspace_bytes + 7 * per_block + 1
-    assert plan_memory(plan.network, plan.kv_bytes_per_token, budget_bytes=budget, **options).num_blocks == 7
+    assert fixed.total_bytes == 1450 + 32000
+    assert plan_memory(needs, budget_bytes=1450 + 7 * 32 + 31, **options).num_blocks == 7
+    assert plan_memory(needs, budget_bytes=1 << 30, kv_bytes=100, **options).num_blocks == 3
     with pytest.raises(CapacityError, match="The largest term is weights"):
-        plan_memory(plan.network, plan.kv_bytes_per_token, budget_bytes=fixed.weight_bytes, **options)
+        plan_memory(needs, budget_bytes=1450 + 63, **options)
+    with pytest.raises(CapacityError, match=r"KV cache is too small: expected at least 64 bytes .* got 63"):
+        plan_memory(needs, budget_bytes=1 << 30, kv_bytes=63, **options)
+    with pytest.raises(CapacityError, match="The largest term is KV cache"):
+        plan_memory(needs, budget_bytes=3000, kv_bytes=3000, **options)

@@ -201,8 +201,8 @@ def w8a8_result_bytes(x: TensorLike, weight: TensorLike, dtype: str = "bfloat16"
 def w8a16_bytes(dtype: torch.dtype) -> Callable[..., int]:
     """Return what counts the most bytes of `linear_w8a16` and `linear_fp8` with weights of `dtype`.
 
-    That is the rows in it if they are not; and what `linear` holds, or its result and that in float32, or the latter and
-    the rounded one.
+    That is the rows in it if they are not; and what `linear` holds, or its result and that in float32, or the latter
+    and the rounded one.
     """
 
     def count(x: TensorLike, weight: TensorLike, **rest: object) -> int:
