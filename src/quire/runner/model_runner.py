@@ -31,6 +31,7 @@ class ModelRunner:
         num_blocks: KV cache blocks, the null block 0 included.
         block_size: Tokens in a block.
         on_progress: Called with the number of weights loaded so far.
+        on_logits: Called with the logits [num_logits, vocab_size] of each step, before anything is sampled.
 
     Raises:
         PlanError: A weight is missing or damaged.
@@ -38,8 +39,14 @@ class ModelRunner:
     """
 
     def __init__(
-        self, plan: Plan, num_blocks: int, block_size: int, on_progress: Callable[[int], None] | None = None
+        self,
+        plan: Plan,
+        num_blocks: int,
+        block_size: int,
+        on_progress: Callable[[int], None] | None = None,
+        on_logits: Callable[[torch.Tensor], None] | None = None,
     ) -> None:
+        self._on_logits = on_logits
         self._plan = plan
         self._block_size = block_size
         self._num_blocks = num_blocks
@@ -70,6 +77,8 @@ class ModelRunner:
         logits = executor.run({**inputs.tensors, **caches})["logits"]
         if "logits_indices" not in self._plan.network.inputs:  # the network computed those of all tokens
             logits = logits[inputs.tensors["logits_indices"]]
+        if self._on_logits is not None:
+            self._on_logits(logits)
         return self._sample(step, rows, inputs, logits)
 
     def num_bytes(self) -> int:
