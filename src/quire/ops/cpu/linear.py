@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -94,6 +95,7 @@ def _probe_rows(weight: Tensor) -> Tensor:
     return rows.to(weight.dtype)
 
 
+@cache
 def _is_supported(dtype: torch.dtype) -> bool:
     """Return whether oneDNN is there and takes this dtype on this processor."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
