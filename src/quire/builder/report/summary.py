@@ -1,0 +1,75 @@
+"""`summarize`: everything that can be told of a Plan, as plain JSON values; what is printed and drawn starts here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from quire.builder.report.sizes import byte_parts, count_ops, linear_layers, nbytes
+from quire.plan.plan import WEIGHTS, Plan, is_engine_directory
+from quire.plan.tensor_file import TensorFile
+
+
+def summarize(plan: Plan) -> dict[str, Any]:
+    """Return the facts of a Plan; no weight data is read.
+
+    Returns:
+        A superset of the build report (passes, quantization, tactics, network), with:
+        name: Of its directory.
+        model: The model's numbers.
+        settings: What it was built with.
+        ops: How often each op is called.
+        layers: Scheme, sizes and bytes of every linear layer.
+        schemes: How many layers of each scheme.
+        bytes: weights (all, as stored), defined (before any pass, if the report tells), parts, kv_cache_per_token,
+            kept (where the weights are: "own", "referenced" and "made up" bytes).
+    """
+    layers = linear_layers(plan.network)
+    report = dict(plan.report)
+    texts = {**report.get("network", {}), "after": str(plan.network)}
+    return {
+        "name": _name(plan),
+        "model": {name: value for name, value in asdict(plan.spec).items() if isinstance(value, (int, str))},
+        "settings": dict(plan.build),
+        "schemes": dict(Counter(layer["scheme"] for layer in layers.values()).most_common()),
+        "ops": count_ops(plan.network),
+        "layers": layers,
+        "bytes": _bytes(plan, texts),
+        **report,
+        "network": texts,
+    }
+
+
+def _name(plan: Plan) -> str:
+    return plan.network.name if plan.directory is None else plan.directory.resolve().name
+
+
+def _bytes(plan: Plan, texts: dict[str, Any]) -> dict[str, Any]:
+    parts = byte_parts(plan.network)
+    return {
+        "weights": sum(part["bytes"] for part in parts),
+        "defined": texts.get("defined_bytes"),
+        "parts": parts,
+        "kv_cache_per_token": plan.kv_bytes_per_token,
+        "kept": _kept(plan),
+    }
+
+
+def _kept(plan: Plan) -> dict[str, int]:
+    """Return how many bytes of weights an engine directory holds itself, and how many lie elsewhere."""
+    sizes = {name: nbytes(declared) for name, declared in plan.network.weights.items()}
+    if plan.build.get("load_format") == "dummy":
+        return {"made up": sum(sizes.values())}
+    own = sum(size for name, size in sizes.items() if name in _own_names(plan))
+    return {"own": own, "referenced": sum(sizes.values()) - own}
+
+
+def _own_names(plan: Plan) -> frozenset[str]:
+    if plan.directory is None or not is_engine_directory(plan.directory) or not (plan.directory / WEIGHTS).is_file():
+        return frozenset()
+    file = TensorFile(plan.directory / WEIGHTS)
+    try:
+        return frozenset(file.names())
+    finally:
+        file.close()
