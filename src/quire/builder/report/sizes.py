@@ -28,8 +28,10 @@ def weight_bytes(network: Network) -> int:
 
 
 def count_ops(network: Network) -> dict[str, int]:
-    """Return how often each op is called, the most frequent first; parts of several results are no calls."""
-    return dict(Counter(op_of(node).name for node in network.calls() if op_of(node).name != "item").most_common())
+    """Return how often each op is called in a step, the most frequent first; what is folded at load does not count."""
+    constants = constant_nodes(network)
+    calls = (op_of(node).name for node in network.calls() if node not in constants)
+    return dict(Counter(name for name in calls if name != "item").most_common())
 
 
 def linear_layers(network: Network) -> dict[str, dict[str, Any]]:

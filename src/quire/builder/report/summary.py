@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from quire.builder.report.sizes import byte_parts, count_ops, linear_layers, nbytes
@@ -19,11 +20,11 @@ def summarize(plan: Plan) -> dict[str, Any]:
         name: Of its directory.
         model: The model's numbers.
         settings: What it was built with.
-        ops: How often each op is called.
+        ops: How often each op is called in a step.
         layers: Scheme, sizes and bytes of every linear layer.
         schemes: How many layers of each scheme.
         bytes: weights (all, as stored), defined (before any pass, if the report tells), parts, kv_cache_per_token,
-            kept (where the weights are: "own", "referenced" and "made up" bytes).
+            kept (bytes by where they are: "own" and "referenced" of an engine directory, else "not saved").
     """
     layers = linear_layers(plan.network)
     report = dict(plan.report)
@@ -59,16 +60,18 @@ def _bytes(plan: Plan, texts: dict[str, Any]) -> dict[str, Any]:
 def _kept(plan: Plan) -> dict[str, int]:
     """Return how many bytes of weights an engine directory holds itself, and how many lie elsewhere."""
     sizes = {name: nbytes(declared) for name, declared in plan.network.weights.items()}
-    if plan.build.get("load_format") == "dummy":
-        return {"made up": sum(sizes.values())}
-    own = sum(size for name, size in sizes.items() if name in _own_names(plan))
+    if plan.directory is None or not is_engine_directory(plan.directory):
+        return {"not saved": sum(sizes.values())}
+    held = _names(plan.directory / WEIGHTS)
+    own = sum(size for name, size in sizes.items() if name in held)
     return {"own": own, "referenced": sum(sizes.values()) - own}
 
 
-def _own_names(plan: Plan) -> frozenset[str]:
-    if plan.directory is None or not is_engine_directory(plan.directory) or not (plan.directory / WEIGHTS).is_file():
+def _names(path: Path) -> frozenset[str]:
+    """Return the names of the tensors in a file, none if there is no file."""
+    if not path.is_file():
         return frozenset()
-    file = TensorFile(plan.directory / WEIGHTS)
+    file = TensorFile(path)
     try:
         return frozenset(file.names())
     finally:
