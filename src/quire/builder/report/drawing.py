@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from quire.builder.report.layout import Layout, lay_out
 from quire.builder.report.listing import Line, Part
@@ -23,7 +24,10 @@ _WORDS = (
     ("matmul", ("linear", "embedding", "matmul", "moe")),
     ("attention", ("attention", "kv", "rope")),
     ("norm", ("norm",)),
-    ("layout", ("view", "permute", "transpose", "slice", "concat", "cast", "index_select", "expand", "argsort", "full")),
+    (
+        "layout",
+        ("view", "permute", "transpose", "slice", "concat", "cast", "index_select", "expand", "argsort", "full"),
+    ),
 )
 _MADE_OF = {
     "add_rms_norm": ("add", "rms_norm"),
@@ -167,7 +171,7 @@ def _arrow(points: list[tuple[float, float]], is_write: bool) -> Html:
     """Return an edge: bends between ranks, straight lines within them, and a head."""
     points = [(x + 2, y + 2) for x, y in points]
     path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
-    for i, ((x, y), (to_x, to_y)) in enumerate(zip(points, points[1:], strict=False)):
+    for i, ((x, y), (to_x, to_y)) in enumerate(pairwise(points)):
         end = to_y - (4 if i == len(points) - 2 else 0)
         half = (y + end) / 2
         path += f"L{to_x:.1f} {end:.1f}" if i % 2 else f"C{x:.1f} {half:.1f} {to_x:.1f} {half:.1f} {to_x:.1f} {end:.1f}"

@@ -1,4 +1,4 @@
-"""Where the boxes of a small directed graph go: in ranks from top to bottom, edges as short and straight as that allows.
+"""Where the boxes of a small directed graph go: in ranks from top to bottom, with short and straight edges.
 
 After Sugiyama, Tagawa and Toda 1981 (https://doi.org/10.1109/TSMC.1981.4308636): longest paths give the ranks, an edge
 over several ranks takes an invisible box in each, medians order a rank, and boxes then move towards their neighbours.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 _BETWEEN_RANKS, _BETWEEN_BOXES, _BEND_WIDTH = 24.0, 14.0, 6.0
 _SWEEPS = 24
@@ -70,7 +71,7 @@ def lay_out(sizes: Sequence[tuple[float, float]], edges: Sequence[tuple[int, int
 def _chain(start: _Place, end: _Place) -> list[_Place]:
     """Return an edge as boxes: its ends, and an invisible one in each rank between."""
     chain = [start, *(_Place(_BEND_WIDTH, 0, rank) for rank in range(start.rank + 1, end.rank)), end]
-    for above, below in zip(chain, chain[1:], strict=False):
+    for above, below in pairwise(chain):
         above.down.append(below)
         below.up.append(above)
     return chain
@@ -102,7 +103,7 @@ def _settle(rank: list[_Place]) -> None:
 
 
 def _spread(rank: list[_Place], wishes: list[float]) -> None:
-    """Move boxes to where they wish to be, in order and without touching: the mean of pushing right and pushing left."""
+    """Move boxes to where they wish to be, in order and without touching: the mean of pushing right and left."""
     right, left = list(wishes), list(wishes)
     for i in range(1, len(rank)):
         right[i] = max(right[i], right[i - 1] + _apart(rank[i - 1], rank[i]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 _VOID = frozenset({"meta", "br"})
@@ -13,7 +14,7 @@ class Html(str):
     __slots__ = ()
 
 
-def tag(name: str, *children: object, **attributes: object) -> Html:
+def tag(name: str, /, *children: object, **attributes: object) -> Html:
     """Return an element.
 
     Args:
@@ -43,7 +44,7 @@ def _attribute(key: str, value: object) -> str:
     return f' {key.rstrip("_").replace("_", "-")}="{escape(shown)}"'
 
 
-def table(header: list[str], rows: list[list[object]], *, numeric: tuple[int, ...] = ()) -> Html:
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, numeric: tuple[int, ...] = ()) -> Html:
     """Return a table.
 
     Args:

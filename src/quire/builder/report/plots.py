@@ -14,6 +14,7 @@ NUM_COLOURS = 8
 """Classes `s0` to `s7` of the style sheet colour series and parts."""
 
 _LETTER = 6.7
+_ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 _SMALLEST = 1e-8
 _QUANTILES = {
     "0.5": "half of the tokens below",
@@ -54,8 +55,8 @@ def kl_plot(accuracy: Mapping[str, Any], max_kl: Any) -> Html:
     """Draw how KL divergence is spread over tokens, with its mean and the limit that the mean is held to."""
     dots = [(words, accuracy["kl_quantiles"].get(key)) for key, words in _QUANTILES.items()]
     rows = [(words, max(float(value), 0.0)) for words, value in dots if is_number(value)]
-    marks = [(name, float(value), style) for name, value, style in
-             (("mean", accuracy["kl"], "mean"), ("limit of the mean", max_kl, "limit")) if is_number(value)]  # fmt: skip
+    means = (("mean", accuracy["kl"], "mean"), ("limit of the mean", max_kl, "limit"))
+    marks = [(name, float(value), style) for name, value, style in means if is_number(value)]
     left, top, step = 190, 34, 30
     bottom = top + step * len(rows)
     axis = _LogAxis([value for _, value in rows] + [value for _, value, _ in marks] or [1.0], left, WIDTH - 110)
@@ -64,12 +65,17 @@ def kl_plot(accuracy: Mapping[str, Any], max_kl: Any) -> Html:
         parts += [_line(x, top - 8, x, bottom, "grid"), _text(x, bottom + 16, label, "tick", "middle")]
     for i, (words, value) in enumerate(rows):
         y, x = top + step * i + step / 2, axis.at(value)
-        parts += [_text(left - 12, y + 4, words, anchor="end"), _line(left, y, x, y, "stem"),
-                  tag("circle", cx=x, cy=y, r="5.5", class_="dot"), _text(x + 12, y + 4, number(value, 2), "value")]  # fmt: skip
+        parts += [_text(left - 12, y + 4, words, anchor="end"), _text(x + 12, y + 4, number(value, 2), "value")]
+        parts += [_line(left, y, x, y, "stem"), tag("circle", cx=x, cy=y, r="5.5", class_="dot")]
     for name, value, style in marks:
         x = axis.at(value)
-        parts += [_line(x, top - 14, x, bottom, style), _text(x, top - 20, f"{name} {number(value, 2)}", style, "middle")]
-    parts.append(_text((left + WIDTH - 110) / 2, bottom + 34, "KL(exact ‖ quantized) of a token, nats", "tick", "middle"))
+        parts += [
+            _line(x, top - 14, x, bottom, style),
+            _text(x, top - 20, f"{name} {number(value, 2)}", style, "middle"),
+        ]
+    parts.append(
+        _text((left + WIDTH - 110) / 2, bottom + 34, "KL(exact ‖ quantized) of a token, nats", "tick", "middle")
+    )
     return svg(WIDTH, bottom + 42, *parts, label="Quantiles of the KL divergence of a token")
 
 
@@ -101,7 +107,7 @@ def error_bars(layers: Sequence[tuple[str, Mapping[str, Any]]], largest: float, 
 
 
 def _smoothing(record: Mapping[str, Any]) -> str:
-    words = [f"α {record['alpha']:.2g}"] if is_number(record.get("alpha")) else []
+    words = [f"{_ALPHA} {record['alpha']:.2g}"] if is_number(record.get("alpha")) else []
     words += ["clipped"] if record.get("shares") else []
     return ", ".join(words) or "not smoothed"
 
@@ -119,7 +125,10 @@ def depth_plot(series: Mapping[str, Mapping[int, float]]) -> Html:
     across = (right - left - 24) / max(1, depths[-1] - depths[0])
     parts = []
     for y, label in axis.decades():
-        parts += [_line(left, y, right, y, "grid"), _text(left - 8, y + 4, percent(float(label), 0 if float(label) >= 0.01 else 2), "tick", "end")]
+        parts += [
+            _line(left, y, right, y, "grid"),
+            _text(left - 8, y + 4, percent(float(label), 0 if float(label) >= 0.01 else 2), "tick", "end"),
+        ]
     for depth in depths[:: max(1, len(depths) // 16)]:
         parts.append(_text(left + 12 + across * (depth - depths[0]), bottom + 18, depth, "tick", "middle"))
     for i, (name, line) in enumerate(series.items()):
@@ -166,5 +175,7 @@ def meter(share: float) -> Html:
 
 def time_bar(share: float, is_chosen: bool) -> Html:
     """Draw a small bar in a table; 1 is the longest."""
-    bar = tag("rect", width=max(2.0, 120 * share), height="9", rx="2", class_="bar chosen" if is_chosen else "bar plain")
+    bar = tag(
+        "rect", width=max(2.0, 120 * share), height="9", rx="2", class_="bar chosen" if is_chosen else "bar plain"
+    )
     return svg(120, 9, bar, label=percent(share, 0))
