@@ -39,7 +39,8 @@ _MADE_OF = {
 }
 _SHORT = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float8_e4m3fn": "fp8", "num_tokens": "tokens"}
 _MOST_BOXES = 80
-_TITLE, _MONO, _LINE, _PAD, _WIDEST = 6.9, 6.1, 14, 8, 250
+_TITLE, _MONO, _LINE, _PAD, _WIDEST = 6.9, 6.2, 14, 8, 250
+_MARGIN, _ROUND = 2, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,13 @@ def draw(part: Part, replaced: Collection[Line], label: str) -> Html:
     boxes = [_box(line, part.prefix, replaced, id(line) in outside) for line in lines]
     edges = _edges(lines)
     layout = lay_out([(box.width, box.height) for box in boxes], [(start, end) for start, end, _ in edges])
-    arrows = [_arrow(path, is_write) for path, (_, _, is_write) in zip(layout.paths, edges, strict=True)]
-    return svg(layout.width + 4, layout.height + 4, tag("g", *arrows, *_draw_boxes(boxes, layout)), label=label)
+    arrows = [_arrow(layout.paths[i], i in layout.rails, is_write) for i, (_, _, is_write) in enumerate(edges)]
+    return svg(
+        layout.width + 2 * _MARGIN,
+        layout.height + 2 * _MARGIN,
+        tag("g", *arrows, *_draw_boxes(boxes, layout)),
+        label=label,
+    )
 
 
 def _edges(lines: Sequence[Line]) -> list[tuple[int, int, bool]]:
@@ -97,7 +103,7 @@ def _edges(lines: Sequence[Line]) -> list[tuple[int, int, bool]]:
 
 def _box(line: Line, prefix: str, replaced: Collection[Line], is_outside: bool) -> _Box:
     is_small = kind(line.op) == "layout"
-    words = [("op", line.op)] if not is_small else [("small", f"{line.op} {_short(line.spec)}")]
+    words = [("op", line.op)] if not is_small else [("small", f"{line.op} {_shape(line)}")]
     if not is_small:
         words += [("name", name) for name in [_own_name(line, prefix)] if name]
         words += [("spec", _short(line.spec))] if line.spec else []
@@ -145,6 +151,12 @@ def _own_name(line: Line, prefix: str) -> str:
     return next((name for name in line.inputs if "cache" in name), "")
 
 
+def _shape(line: Line) -> str:
+    """Return the shape of a result whose dtype is that of what it was made of."""
+    spec = _short(line.spec)
+    return spec if line.op in ("cast", "full") else spec[spec.find("[") :]
+
+
 def _short(spec: str) -> str:
     for word, short in _SHORT.items():
         spec = spec.replace(word, short)
@@ -152,11 +164,11 @@ def _short(spec: str) -> str:
 
 
 def _draw_boxes(boxes: Sequence[_Box], layout: Layout) -> list[Html]:
-    return [_draw_box(box, x + 2, y + 2) for box, (x, y) in zip(boxes, layout.boxes, strict=True)]
+    return [_draw_box(box, x + _MARGIN, y + _MARGIN) for box, (x, y) in zip(boxes, layout.boxes, strict=True)]
 
 
 def _draw_box(box: _Box, x: float, y: float) -> Html:
-    most = int((box.width - 2 * _PAD) / _MONO)
+    most = round((box.width - 2 * _PAD) / _MONO)
     top = y + (box.height - len(box.words) * _LINE) / 2
     texts = [
         tag("text", text if len(text) <= most else text[: most - 1] + "…", class_=style,
@@ -167,15 +179,28 @@ def _draw_box(box: _Box, x: float, y: float) -> Html:
     return tag("g", tag("title", box.line.text), rect, *texts, class_=box.classes)
 
 
-def _arrow(points: list[tuple[float, float]], is_write: bool) -> Html:
-    """Return an edge: bends between ranks, straight lines within them, and a head."""
-    points = [(x + 2, y + 2) for x, y in points]
+def _arrow(points: Sequence[tuple[float, float]], is_rail: bool, is_write: bool) -> Html:
+    """Return an edge with its head."""
+    points = [(x + _MARGIN, y + _MARGIN) for x, y in points]
+    path, head = _rail(points) if is_rail else _curve(points)
+    return join(tag("path", d=path, class_="edge written" if is_write else "edge"), tag("path", d=head, class_="head"))
+
+
+def _curve(points: Sequence[tuple[float, float]]) -> tuple[str, str]:
+    """Return path and head of an edge from top to bottom: bends between ranks, straight lines within them."""
     path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
     for i, ((x, y), (to_x, to_y)) in enumerate(pairwise(points)):
         end = to_y - (4 if i == len(points) - 2 else 0)
         half = (y + end) / 2
         path += f"L{to_x:.1f} {end:.1f}" if i % 2 else f"C{x:.1f} {half:.1f} {to_x:.1f} {half:.1f} {to_x:.1f} {end:.1f}"
-    x, y = points[-1]
-    head = f"M{x:.1f} {y:.1f}l-3.5 -6h7z"
-    line = tag("path", d=path, class_="edge written" if is_write else "edge")
-    return join(line, tag("path", d=head, class_="head"))
+    return path, f"M{points[-1][0]:.1f} {points[-1][1]:.1f}l-3.5 -6h7z"
+
+
+def _rail(points: Sequence[tuple[float, float]]) -> tuple[str, str]:
+    """Return path and head of an edge that goes around: out at a side, down, and in again, with round corners."""
+    (x, y), (rail, _), _, (to_x, to_y) = points
+    side = 1 if rail > x else -1
+    corner = f"Q{rail:.1f} {y:.1f} {rail:.1f} {y + _ROUND:.1f}"
+    path = f"M{x:.1f} {y:.1f}H{rail - side * _ROUND:.1f}{corner}V{to_y - _ROUND:.1f}"
+    path += f"Q{rail:.1f} {to_y:.1f} {rail - side * _ROUND:.1f} {to_y:.1f}H{to_x + 4 * side:.1f}"
+    return path, f"M{to_x:.1f} {to_y:.1f}l{6 * side} -3.5v7z"

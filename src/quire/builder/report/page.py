@@ -20,7 +20,7 @@ from quire.builder.report.sections import (
     settings_section,
     tactics_section,
 )
-from quire.builder.report.words import num_bytes, number, percent
+from quire.builder.report.words import num_bytes, number, percent, plural
 
 _STYLE = Path(quire.__file__).parent / "assets" / "report.css"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -29,7 +29,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Mapping[str, Any]], Html | None]], ..
     ("layers", "Error of each layer", layers_section),
     ("memory", "Bytes", memory_section),
     ("passes", "What the build did", passes_section),
-    ("tactics", "Kernels", tactics_section),
+    ("tactics", "Tactics", tactics_section),
     ("network", "The network, before and after", network_section),
     ("settings", "Settings", settings_section),
 )
@@ -70,7 +70,9 @@ def _subtitle(facts: Mapping[str, Any]) -> str:
     model, schemes = facts.get("model", {}), facts.get("schemes", {})
     words = [str(model[key]) for key in ("architecture",) if key in model]
     words += [f"{model['num_layers']} layers"] if "num_layers" in model else []
-    words += [", ".join(f"{count} linear layers in {name}" for name, count in schemes.items())] if schemes else []
+    words += (
+        [", ".join(f"{plural(count, 'linear layer')} in {name}" for name, count in schemes.items())] if schemes else []
+    )
     return " · ".join(["Build report", *words])
 
 

@@ -63,16 +63,16 @@ def kl_plot(accuracy: Mapping[str, Any], max_kl: Any) -> Html:
     parts = []
     for x, label in axis.decades():
         parts += [_line(x, top - 8, x, bottom, "grid"), _text(x, bottom + 16, label, "tick", "middle")]
-    for i, (words, value) in enumerate(rows):
-        y, x = top + step * i + step / 2, axis.at(value)
-        parts += [_text(left - 12, y + 4, words, anchor="end"), _text(x + 12, y + 4, number(value, 2), "value")]
-        parts += [_line(left, y, x, y, "stem"), tag("circle", cx=x, cy=y, r="5.5", class_="dot")]
     for name, value, style in marks:
         x = axis.at(value)
         parts += [
             _line(x, top - 14, x, bottom, style),
             _text(x, top - 20, f"{name} {number(value, 2)}", style, "middle"),
         ]
+    for i, (words, value) in enumerate(rows):
+        y, x = top + step * i + step / 2, axis.at(value)
+        parts += [_text(left - 12, y + 4, words, anchor="end"), _text(x + 12, y + 4, number(value, 2), "value")]
+        parts += [_line(left, y, x, y, "stem"), tag("circle", cx=x, cy=y, r="5.5", class_="dot")]
     parts.append(
         _text((left + WIDTH - 110) / 2, bottom + 34, "KL(exact ‖ quantized) of a token, nats", "tick", "middle")
     )
@@ -127,7 +127,7 @@ def depth_plot(series: Mapping[str, Mapping[int, float]]) -> Html:
     for y, label in axis.decades():
         parts += [
             _line(left, y, right, y, "grid"),
-            _text(left - 8, y + 4, percent(float(label), 0 if float(label) >= 0.01 else 2), "tick", "end"),
+            _text(left - 8, y + 4, f"{100 * float(label):g} %", "tick", "end"),
         ]
     for depth in depths[:: max(1, len(depths) // 16)]:
         parts.append(_text(left + 12 + across * (depth - depths[0]), bottom + 18, depth, "tick", "middle"))

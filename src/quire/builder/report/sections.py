@@ -58,8 +58,8 @@ def _errors(layers: Sequence[tuple[str, Facts]]) -> Html:
     series = _over_depth(layers)
     return join(
         tag("p", "How far the output of a layer moves on calibration text, |quantized - exact| / |exact|, with what it "
-            "gets from the layers before left exact. The number behind it is the exponent of smoothing: 0 "
-            "leaves the range with the activations, 1 moves all of it into the weights.", class_="lead"),
+            "gets from the layers before left exact. The number behind it is the exponent of smoothing that left "
+            "the least error: the higher, the more range goes from activations into weights.", class_="lead"),
         tag("figure", error_bars(layers[:_MOST_BARS], largest, marked), style="margin:0"),
         details(f"{plural(len(layers) - _MOST_BARS, 'more layer')} with smaller errors",
                 error_bars(layers[_MOST_BARS:], largest, 0)) if len(layers) > _MOST_BARS else None,
@@ -153,7 +153,11 @@ def tactics_section(facts: Facts) -> Html | None:
     rows = [([record.get("device", "")] if device else []) + _tactic_row(record) for record in tactics]
     header = ["op", "shapes", "dtypes", "times in µs, the chosen one first"]
     return join(
-        tag("p", "Every valid kernel was timed on the building machine; the fastest was chosen.", class_="lead"),
+        tag(
+            "p",
+            "Each op has several implementations. The valid ones were timed for these shapes; the fastest is used.",
+            class_="lead",
+        ),
         table(["device", *header] if device else header, rows),
     )
 

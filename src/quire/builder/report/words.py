@@ -56,7 +56,7 @@ def compress(names: Iterable[str]) -> list[str]:
 
     Example:
         >>> compress(["h_0_attn", "h_1_attn", "h_2_attn", "h_5_attn", "head"])
-        ['h_{0-2,5}_attn', 'head']
+        ['h_{0..2,5}_attn', 'head']
     """
     groups: dict[tuple[str, str] | str, list[int]] = defaultdict(list)
     for name in names:
@@ -75,7 +75,7 @@ def _range(before: str, after: str, numbers: list[int]) -> str:
             runs[-1].append(found)
         else:
             runs.append([found])
-    shown = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)
+    shown = ",".join(f"{run[0]}..{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)
     return f"{before}{{{shown}}}{after}" if len(numbers) > 1 else f"{before}{shown}{after}"
 
 
