@@ -106,7 +106,7 @@ def _box(line: Line, prefix: str, replaced: Collection[Line], is_outside: bool) 
     words = [("op", line.op)] if not is_small else [("small", f"{line.op} {_shape(line)}")]
     if not is_small:
         words += [("name", name) for name in [_own_name(line, prefix)] if name]
-        words += [("spec", _short(line.spec))] if line.spec else []
+        words += [("spec", spec) for spec in _specs(line)]
         words += [("made", f"replaces {made}") for made in [made_of(line, replaced)] if made]
     longest = max(len(text) * (_TITLE if style == "op" else _MONO) for style, text in words)
     classes = ["box", kind(line.op), "outside" if is_outside else "", "fused" if words[-1][0] == "made" else ""]
@@ -133,9 +133,10 @@ def made_of(line: Line, replaced: Collection[Line]) -> str:
 
 
 def _is_within(part: str, whole: str) -> bool:
-    """Return whether a joined layer's name tells of a part: `a.q_proj` in `a.qkv_proj`, `a.up_proj` in `a.gate_up`."""
+    """Return whether a joined layer's name tells of a part: `a.q_proj` in `a.qkv_proj`."""
     (parent, _, name), (joined_parent, _, joined) = part.rpartition("."), whole.rpartition(".")
-    return parent == joined_parent and name.partition("_")[0] in joined
+    (stem, _, suffix), (joined_stem, _, joined_suffix) = name.partition("_"), joined.rpartition("_")
+    return parent == joined_parent and suffix == joined_suffix and stem in joined_stem
 
 
 def _modules(weight: str) -> list[str]:
@@ -149,6 +150,12 @@ def _own_name(line: Line, prefix: str) -> str:
     if line.weights:
         return line.weights[0].rpartition(".")[0].removeprefix(prefix)
     return next((name for name in line.inputs if "cache" in name), "")
+
+
+def _specs(line: Line) -> list[str]:
+    """Return the results' specs, two to a row."""
+    specs = _short(line.spec).replace("], ", "]; ").split("; ") if line.spec else []
+    return [", ".join(specs[i : i + 2]) for i in range(0, len(specs), 2)]
 
 
 def _shape(line: Line) -> str:

@@ -8,7 +8,7 @@ edge over many ranks (a residual) goes around, on a rail at the side.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -67,9 +67,11 @@ def lay_out(sizes: Sequence[tuple[float, float]], edges: Sequence[tuple[int, int
     for _ in range(_SWEEPS):
         for rank in (*ranks, *reversed(ranks)):
             _order(rank)
-    for _ in range(4 * _SWEEPS):
-        for rank in (*ranks, *reversed(ranks)):
-            _settle(rank)
+    for _ in range(_SWEEPS):
+        for rank in ranks:
+            _settle(rank, lambda place: place.up)
+        for rank in reversed(ranks):
+            _settle(rank, lambda place: place.down)
     height = _stack(ranks)
     paths = {i: _points(chain) for i, chain in chains.items()}
     paths |= _rails({i: ends[i] for i in sorted(rails)}, places)
@@ -95,19 +97,19 @@ def _ranks(places: Sequence[_Place]) -> list[list[_Place]]:
     return ranks
 
 
-def _wish(place: _Place) -> float:
-    """Return where a box would be without others: in the middle of its neighbours; edges wish to be straight."""
-    near = [*place.up, *place.down]
-    return sum(other.x for other in near) / len(near) if near else place.x
+def _middle(near: Sequence[_Place], otherwise: float) -> float:
+    return sum(other.x for other in near) / len(near) if near else otherwise
 
 
 def _order(rank: list[_Place]) -> None:
-    rank.sort(key=_wish)
-    _spread(rank, [_wish(place) for place in rank])
+    wishes = {id(place): _middle([*place.up, *place.down], place.x) for place in rank}
+    rank.sort(key=lambda place: wishes[id(place)])
+    _spread(rank, [wishes[id(place)] for place in rank])
 
 
-def _settle(rank: list[_Place]) -> None:
-    _spread(rank, [_wish(place) for place in rank])
+def _settle(rank: list[_Place], neighbours: Callable[[_Place], Sequence[_Place]]) -> None:
+    """Move the boxes of a rank to the middle of their neighbours above, or below."""
+    _spread(rank, [_middle(neighbours(place), place.x) for place in rank])
 
 
 def _spread(rank: list[_Place], wishes: list[float]) -> None:
@@ -147,7 +149,7 @@ def _rails(ends: dict[int, tuple[_Place, _Place]], places: Sequence[_Place]) -> 
     paths: dict[int, list[tuple[float, float]]] = {}
     taken: list[tuple[bool, int, float, float]] = []
     for i, (start, end) in sorted(ends.items(), key=lambda item: item[1][1].rank - item[1][0].rank):
-        from_y, to_y = start.y + start.height / 2, end.y + end.height / 2
+        from_y, to_y = start.y + 0.7 * start.height, end.y + 0.3 * end.height
         right = _in_the_way(start, end, places, 1) <= _in_the_way(start, end, places, -1)
         side = 1 if right else -1
         used = {lane for r, lane, top, bottom in taken if r == right and top < to_y and bottom > from_y}

@@ -96,7 +96,8 @@ def _cards(facts: Mapping[str, Any]) -> Html:
         ]
     if "bytes" in facts:
         sizes = facts["bytes"]
-        beside = f", {percent(sizes['weights'] / sizes['defined'], 0)} of what it was" if sizes.get("defined") else ""
+        share = sizes["weights"] / sizes["defined"] if sizes.get("defined") else 1
+        beside = f", {percent(share, 0)} of what it was" if share != 1 else ""
         cards.append((num_bytes(sizes["weights"]), f"of weights{beside}"))
         cards.append((num_bytes(sizes["kv_cache_per_token"]), "of KV cache for a token"))
     if "passes" in facts:

@@ -87,7 +87,7 @@ def memory_section(facts: Facts) -> Html | None:
     total, parts, per_token = sizes["weights"], sizes["parts"], sizes["kv_cache_per_token"]
     colours = {part["part"]: i for i, part in enumerate(parts)}
     bars = [("as built", [(part["part"], part["bytes"], colours[part["part"]]) for part in parts])]
-    if sizes.get("defined"):
+    if sizes.get("defined") not in (None, total):
         bars.insert(0, ("as defined", [("all weights", sizes["defined"], -1)]))
     rows: list[list[object]] = [
         [join(tag("span", class_=f"swatch s{i % NUM_COLOURS}"), part["part"]), part["dtype"], f"{part['tensors']:,}",
@@ -214,10 +214,13 @@ def settings_section(facts: Facts) -> Html | None:
     if not model and not settings:
         return None
     tables = [
-        join(
-            tag("h3", title), table(["", "value"], [[tag("code", key), compact(value)] for key, value in found.items()])
-        )
+        tag("div", tag("h3", title), table(["name", "value"], [[tag("code", k), _value(v)] for k, v in found.items()]))
         for title, found in (("Build settings", settings), ("The model", model))
         if found
     ]
-    return join(*tables)
+    return tag("div", *tables, class_="pair")
+
+
+def _value(value: Any) -> str:
+    """Return a setting in words."""
+    return ("yes" if value else "no") if isinstance(value, bool) else compact(value) or "none"
