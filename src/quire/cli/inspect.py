@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print(msgspec.json.encode(_record(summaries, options.graph)).decode())
     elif options.other:
-        _print_comparison(Printer(), *summaries, options.graph)
+        _print_comparison(Printer(), summaries[0], summaries[1], options.graph)
     else:
         _print_summary(Printer(), summaries[0], options.graph)
 
@@ -175,8 +175,8 @@ def _ops(out: Printer, facts: Mapping[str, Any]) -> None:
 
 
 def _graph_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    texts = [facts["network"]["after"].splitlines() for facts in (one, other)]
-    return "\n".join(difflib.unified_diff(*texts, one["name"], other["name"], lineterm="", n=1))
+    before, after = (facts["network"]["after"].splitlines() for facts in (one, other))
+    return "\n".join(difflib.unified_diff(before, after, one["name"], other["name"], lineterm="", n=1))
 
 
 def _print_comparison(out: Printer, one: Mapping[str, Any], other: Mapping[str, Any], has_graph: bool) -> None:

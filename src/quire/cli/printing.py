@@ -45,8 +45,7 @@ class Printer:
             return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False)
         for i in kept:
-            justify = "right" if i in numeric else "left"
-            table.add_column(Text(printable(header[i])), justify=justify, overflow="fold")
+            table.add_column(Text(printable(header[i])), justify="right" if i in numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(row[i])) for i in kept))
         self.title(title)

@@ -56,6 +56,8 @@ def verdict(facts: Mapping[str, Any]) -> Verdict:
 
 
 def _not_measured(facts: Mapping[str, Any]) -> Verdict:
+    if "passes" not in facts:
+        return Verdict("plain", "No build report", "This engine was saved without one: build it again to get it.")
     schemes = [name for name in facts.get("schemes", {}) if name not in ("bfloat16", "float16", "float32")]
     if schemes:
         return Verdict(
@@ -64,8 +66,6 @@ def _not_measured(facts: Mapping[str, Any]) -> Verdict:
             "The checkpoint is quantized already. The exact weights are not in it, so there is nothing to compare with "
             "and no accuracy was measured.",
         )
-    if "passes" not in facts:
-        return Verdict("plain", "No build report", "This engine was saved without one: build it again to get it.")
     return Verdict(
         "plain",
         "Not quantized: the numbers are the checkpoint's own",
