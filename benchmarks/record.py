@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from quire import __version__
-from quire.runner.device import isa_flags, num_threads, processor_name
+from quire.plan.device import isa_flags, num_threads, processor_name
 
 RESULTS = Path(__file__).parent / "results.csv"
 COLUMNS = ("date", "name", "unit", "p20", "p50", "p80", "n", "device", "versions")

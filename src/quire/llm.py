@@ -20,6 +20,7 @@ from quire.core.sampling_params import BeamSearchParams, RequestOutputKind, Samp
 from quire.engine.admission import Prompt
 from quire.engine.beam_search import BeamSearchOutput, beam_search
 from quire.engine.loading import load_engine
+from quire.plan.plan import Plan
 from quire.tokenizer.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
@@ -38,7 +39,8 @@ class LLM:
     """A model, ready to generate.
 
     Args:
-        model: A Hugging Face model directory, an engine directory, a hub id, or "quire-tiny", the built-in model.
+        model: A Hugging Face model directory, an engine directory, a hub id, "quire-tiny", the built-in model, or a
+            Plan, for example from `Builder.build_engine`.
         tokenizer: Directory of another tokenizer.
         skip_tokenizer_init: Take and give token ids only.
         chat_template: Jinja text that replaces the model's own.
@@ -58,7 +60,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | Plan,
         tokenizer: str | Path | None = None,
         *,
         skip_tokenizer_init: bool = False,

@@ -1,10 +1,11 @@
-"""`open_plan`: the one way from a model's name to a Plan, whether it must be built or was saved before."""
+"""`open_plan`: the one way from a model to a Plan, whether it must be built, was saved before, or is one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import msgspec
 
 from quire.builder.passes.adopt_quantized import adopt_quantized
 from quire.builder.passes.matches import Matches
-from quire.builder.pipeline import bind, settings_of
+from quire.builder.pipeline import Bound, bind, settings_of
+from quire.builder.samples import calibration_samples
+from quire.builder.serving import serving_spec
 from quire.core.config import BuildConfig
 from quire.core.errors import ConfigError, PlanError
 from quire.core.model_files import GENERATION_CONFIG, TOKENIZER_FILES
-from quire.core.model_spec import ModelSpec
+from quire.core.model_spec import ServingSpec
 from quire.core.progress import OnProgress
 from quire.graph.network import Network
 from quire.models.config_reader import ConfigReader
@@ -24,26 +27,29 @@ from quire.models.quantized import read_quantization
 from quire.models.registry import checkpoint_names, define_network, read_spec
 from quire.plan.plan import Plan, is_engine_directory
 from quire.plan.weight_source import WeightSource
-from quire.quantization.text import CalibrationSamples, random_samples, read_samples
-from quire.tokenizer.tokenizer import Tokenizer
 from quire.weights.dummy import DummyWeights
 from quire.weights.open import open_stored, open_weights
 from quire.weights.resolve import resolve_model
 
 
-def open_plan(model: str | Path, config: BuildConfig | None = None, on_progress: OnProgress | None = None) -> Plan:
+def open_plan(
+    model: str | Path | Plan, config: BuildConfig | None = None, on_progress: OnProgress | None = None
+) -> Plan:
     """Return the Plan of a model.
 
     Args:
-        model: A Hugging Face model directory, an engine directory, a hub id, or "quire-tiny".
-        config: How to build; an engine directory was built already and takes only the defaults.
+        model: A Hugging Face model directory, an engine directory, a hub id, "quire-tiny", or a Plan.
+        config: How to build; an engine directory and a Plan were built already and take only the defaults.
         on_progress: Told how far calibration and evaluation are.
 
     Raises:
-        ConfigError: The model's config cannot be honoured, or build settings were given for an engine directory.
+        ConfigError: The model's config cannot be honoured, or build settings were given for what is built already.
         PlanError: The checkpoint or the engine directory is incomplete or damaged.
     """
     settings = config or BuildConfig()
+    if isinstance(model, Plan):
+        _check_is_default(settings)
+        return model
     directory = resolve_model(str(model), settings.revision, needs_weights=settings.load_format != "dummy")
     if is_engine_directory(directory):
         _check_is_default(settings)
@@ -80,33 +86,29 @@ def build(directory: Path, config: BuildConfig, on_progress: OnProgress | None =
         with closing(open_stored(directory, canonical)) as stored:
             return adopt_quantized(network, quantization, stored)
 
-    bound = bind(
-        define_network(spec),
-        config,
-        weights_of,
-        lambda: _samples(directory, spec, config),
-        on_progress,
-        None if quantization is None else adopt,
-    )
+    network = define_network(spec)
+    serving = serving_spec(network, spec.max_position_embeddings, spec.eos_token_ids)
+    samples = partial(calibration_samples, directory, serving, config)
+    bound = bind(network, config, weights_of, samples, on_progress, None if quantization is None else adopt)
+    return as_plan(bound, serving, config, directory)
+
+
+def as_plan(bound: Bound, serving: ServingSpec, config: BuildConfig, directory: Path | None) -> Plan:
+    """Return the Plan of what the pipeline made.
+
+    Args:
+        bound: Network and weights.
+        serving: The model's numbers.
+        config: The settings it was built with.
+        directory: Where the tokenizer and the generation defaults are, if anywhere.
+    """
+    files = () if directory is None else _small_files(directory)
+    return Plan(bound.network, serving, bound.weights, directory, settings_of(config), files, bound.as_report())
+
+
+def _small_files(directory: Path) -> tuple[str, ...]:
     found = (path for pattern in (*TOKENIZER_FILES, GENERATION_CONFIG) for path in directory.glob(pattern))
-    files = tuple(path.relative_to(directory).as_posix() for path in found if path.is_file())
-    return Plan(bound.network, spec, bound.weights, directory, settings_of(config), files, bound.as_report())
-
-
-def _samples(directory: Path, spec: ModelSpec, config: BuildConfig) -> CalibrationSamples:
-    """Return text to calibrate on; random ids for a model without a tokenizer, unless a text was given."""
-    count, length = config.num_calibration_samples, min(config.calibration_length, spec.max_position_embeddings)
-    has_tokenizer = any(next(directory.glob(pattern), None) for pattern in TOKENIZER_FILES)
-    if not has_tokenizer and config.calibration is None:
-        return random_samples(spec.vocab_size, num_samples=count, length=length, seed=config.seed)
-    tokenizer = Tokenizer.from_directory(directory)
-    opening = tokenizer.encode("")[:1]
-    first_ids = opening if opening == [tokenizer.bos_token_id] else []
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    return read_samples(config.calibration, encode, num_samples=count, length=length, first_ids=first_ids)
+    return tuple(path.relative_to(directory).as_posix() for path in found if path.is_file())
 
 
 def _read_config(directory: Path, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -127,6 +129,6 @@ def _check_is_default(config: BuildConfig) -> None:
     changed = [name for name, value in asdict(config).items() if value != default[name]]
     if changed:
         raise ConfigError(
-            f"{', '.join(changed)}: expected the default for an engine directory, which is built already; "
+            f"{', '.join(changed)}: expected the default for an engine directory or a Plan, which is built already; "
             "build the model again with these settings."
         )

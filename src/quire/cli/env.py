@@ -24,7 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print what Quire runs on."""
-    from quire.runner.device import available_memory_bytes, isa_flags, num_threads, processor_name, total_memory_bytes
+    from quire.plan.device import isa_flags, num_threads, processor_name
+    from quire.runner.device import available_memory_bytes, total_memory_bytes
 
     check_environment()
     rows = {

@@ -1,4 +1,4 @@
-"""`ModelSpec`: what a model is, as numbers. Read from `config.json` by `models/`, stored in every Plan."""
+"""What a model is, as numbers: `ModelSpec` defines its network, `ServingSpec` is what a Plan keeps of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """The numbers that define a decoder-only model.
+    """The numbers that define a decoder-only model, read from `config.json` by `models/`.
 
     Attributes:
         family: File in `models/` that turns this into a network: "llama", "qwen2", "opt", ...
@@ -99,3 +99,28 @@ class ModelSpec:
     def window(self, layer: int) -> int | None:
         """Return the sliding window of a layer in tokens, None for full attention."""
         return self.sliding_windows[layer] if self.sliding_windows else None
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSpec:
+    """What a runtime must know of a model beside its network; the same for built-in models and a user's own.
+
+    Attributes:
+        architecture: What the model is called, for example "LlamaForCausalLM".
+        dtype: "float32", "bfloat16" or "float16": of keys and values before any are quantized.
+        vocab_size: Width of the logits.
+        num_layers: Layers with a KV cache.
+        num_kv_heads: Key and value heads.
+        head_dim: Width of a head.
+        max_position_embeddings: Longest sequence the model was made for.
+        eos_token_ids: Ids that end a sample; generation_config.json and the tokenizer may add more.
+    """
+
+    architecture: str
+    dtype: str
+    vocab_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    eos_token_ids: tuple[int, ...] = ()

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from quire.core.config import EngineConfig
-from quire.core.errors import PlanError
+from quire.core.errors import ConfigError, PlanError
 from quire.core.model_files import GENERATION_CONFIG
 from quire.core.sampling_params import SamplingParams
 from quire.engine.llm_engine import LLMEngine
@@ -53,15 +53,25 @@ def load_engine(
         on_progress: Called with the number of weights loaded so far.
 
     Raises:
+        ConfigError: There is no tokenizer.
         PlanError: The tokenizer, the generation config or a weight is missing or damaged.
     """
-    words = None if skip_tokenizer_init else Tokenizer.from_directory(Path(tokenizer or plan.directory))
-    generation = _generation_config(plan.directory / GENERATION_CONFIG)
+    words = None if skip_tokenizer_init else Tokenizer.from_directory(_tokenizer_directory(plan, tokenizer))
+    generation = {} if plan.directory is None else _generation_config(plan.directory / GENERATION_CONFIG)
     eos = {*plan.spec.eos_token_ids, *_eos_ids(generation)}
     if words is not None and words.eos_token_id is not None:
         eos.add(words.eos_token_id)
     engine = LLMEngine(plan, config, words, frozenset(eos), on_progress)
     return LoadedEngine(engine, words, _default_params(generation))
+
+
+def _tokenizer_directory(plan: Plan, given: str | Path | None) -> Path:
+    if given is None and plan.directory is None:
+        raise ConfigError(
+            "tokenizer: expected a directory, since the plan was built without one, got None. "
+            "Give one, or skip_tokenizer_init=True to work with token ids."
+        )
+    return Path(given or plan.directory)  # type: ignore[arg-type]
 
 
 def _generation_config(path: Path) -> Mapping[str, Any]:

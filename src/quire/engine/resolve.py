@@ -49,6 +49,7 @@ def resolve(config: EngineConfig, plan: Plan) -> tuple[SchedulerConfig, MemoryPl
         kv_bytes=kv_bytes,
     )
     length = _fitting_length(config, length, memory)
+    _check_ranges(config, plan, memory, -(-length // config.block_size))
     _log.info(
         "memory: weights %s, workspace %s, KV cache %s = %d blocks of %d tokens (%d sequences of %d tokens)",
         mib(memory.weight_bytes),
@@ -87,6 +88,24 @@ def _fitting_length(config: EngineConfig, length: int, memory: MemoryPlan) -> in
         "max_model_len: %d, because the KV cache holds no more (the model could take %d)", memory.num_tokens, length
     )
     return memory.num_tokens
+
+
+def _check_ranges(config: EngineConfig, plan: Plan, memory: MemoryPlan, most_blocks: int) -> None:
+    """Refuse settings under which a step may have a size out of the range that the network declares for it."""
+    reached = {
+        "num_tokens": ("max_num_batched_tokens", 1, config.max_num_batched_tokens),
+        "num_seqs": ("max_num_seqs", 1, config.max_num_seqs),
+        "num_boundaries": ("max_num_seqs + 1", 2, config.max_num_seqs + 1),
+        "max_blocks": ("max_model_len / block_size", 1, most_blocks),
+        "block_size": ("block_size", config.block_size, config.block_size),
+        "num_blocks": ("KV cache blocks", memory.num_blocks, memory.num_blocks),
+    }
+    for size, (low, high) in plan.network.ranges.items():
+        setting, least, most = reached.get(size, (size, low, high))
+        if not low <= least <= most <= high:
+            raise ConfigError(
+                f"{setting}: expected {size} to stay in {low}..{high}, which the network declares, got {least}..{most}."
+            )
 
 
 def mib(num_bytes: int) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from quire.core.errors import ShapeError
+from quire.graph.declared import check_range
 from quire.graph.nodes import check_binding, op_of
 
 
@@ -17,6 +18,7 @@ def interpret(
     outputs: Mapping[str, fx.Node],
     inputs: Mapping[str, torch.Tensor],
     weights: Mapping[str, torch.Tensor],
+    ranges: Mapping[str, tuple[int, int]],
 ) -> dict[str, torch.Tensor]:
     """Run a graph; see `Network.run`."""
     values: dict[fx.Node, torch.Tensor] = {}
@@ -25,6 +27,7 @@ def interpret(
     for node in graph.nodes:
         if node.op in given:
             values[node] = _given(node, given[node.op], sizes)
+            check_range(str(node.target), node.meta["spec"], sizes, ranges)
         else:
             arguments = {name: _value(argument, values) for name, argument in node.kwargs.items()}
             values[node] = op_of(node)(**arguments)

@@ -1,25 +1,30 @@
-"""`Network`: one `torch.fx.Graph` of Quire's ops, and `Tensor`, the symbolic value a model author works with."""
+"""`Network`: one `torch.fx.Graph` of Quire's ops."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from itertools import takewhile
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import fx
 
 from quire.core.errors import BuildError
+from quire.graph.declared import declared_ranges, declared_spec
 from quire.graph.interpreter import interpret
 from quire.graph.nodes import spec, spec_argument
 from quire.graph.printer import format_graph
-from quire.ops.op import Op
+from quire.graph.tensor import CURRENT, Tensor, current_network
+from quire.ops.op import Op, is_tensor
 from quire.ops.registry import OPS
-from quire.ops.spec import Shape, TensorSpec, dtype_of
+from quire.ops.spec import TensorSpec
 
-_current: ContextVar[Network | None] = ContextVar("quire_network", default=None)
+__all__ = ["Network", "Tensor", "all_or_nothing", "current_network", "net_guard"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Network:
@@ -28,14 +33,20 @@ class Network:
     Attributes:
         name: Shown when printed.
         graph: The `torch.fx.Graph`; every node carries its `TensorSpec` in `node.meta["spec"]`.
+
+    Raises:
+        BuildError: The name is empty or no text.
     """
 
     def __init__(self, name: str = "network") -> None:
+        if not isinstance(name, str) or not name:
+            raise BuildError(f"network: expected a name, got {name!r}.")
         self.name = name
         self.graph = fx.Graph()
         self._inputs: dict[str, fx.Node] = {}
         self._weights: dict[str, fx.Node] = {}
         self._outputs: dict[str, fx.Node] = {}
+        self._ranges: dict[str, tuple[int, int]] = {}
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -52,35 +63,60 @@ class Network:
         """The nodes marked as outputs, by name."""
         return dict(self._outputs)
 
-    def add_input(self, name: str, dtype: str, shape: Shape) -> Tensor:
-        """Declare an input.
+    @property
+    def ranges(self) -> Mapping[str, tuple[int, int]]:
+        """Least and most of the symbolic sizes that were declared with a range."""
+        return dict(self._ranges)
+
+    def add_input(
+        self,
+        name: str,
+        dtype: str,
+        shape: Sequence[int | str],
+        dim_range: Mapping[str, tuple[int, int]] | None = None,
+    ) -> Tensor:
+        """Declare an input; see `Tensor`.
 
         Raises:
-            BuildError: The name is taken.
+            BuildError: There is no name, or it is taken.
+            ShapeError: The dtype, a size or a range is not valid.
         """
+        wanted = declared_spec("input", name, dtype, shape)
+        ranges = declared_ranges(name, wanted, dim_range or {}, self._ranges)
         if name in self._inputs:
             raise BuildError(f"input {name!r} of {self.name} is declared twice; choose another name.")
         node = self.graph.placeholder(name)
-        node.meta["spec"] = TensorSpec(tuple(shape), dtype_of(dtype))
+        node.meta["spec"] = wanted
         self._inputs[name] = node
+        self._ranges |= ranges
         return Tensor.of(self, node)
 
-    def add_weight(self, name: str, dtype: str, shape: Shape) -> Tensor:
+    def add_weight(self, name: str, dtype: str, shape: Sequence[int | str], shard_dim: int | None = None) -> Tensor:
         """Declare a weight by its name in the checkpoint, or return it if it was declared before (tied weights).
 
+        Args:
+            name: Its name in the checkpoint.
+            dtype: Its name, for example "bfloat16".
+            shape: Its sizes, none of them symbolic.
+            shard_dim: The dimension along which ranks share it under tensor parallelism; None: every rank holds all.
+
         Raises:
-            BuildError: The name is empty or was declared with another shape or dtype.
+            BuildError: The name is empty or was declared with another shape, dtype or `shard_dim`.
+            ShapeError: The dtype or a size is not valid.
         """
-        wanted = TensorSpec(tuple(shape), dtype_of(dtype))
-        if not name:
-            raise BuildError(f"a weight of {wanted} has no name: expected its name in the checkpoint, got ''.")
+        wanted = declared_spec("weight", name, dtype, shape)
         if name not in self._weights:
             node = self.graph.get_attr(name)
-            node.meta["spec"] = wanted
+            node.meta |= {"spec": wanted, "shard_dim": shard_dim}
             self._weights[name] = node
-        if spec(self._weights[name]) != wanted:
-            raise BuildError(f"weight {name!r}: expected {spec(self._weights[name])} as declared first, got {wanted}.")
-        return Tensor.of(self, self._weights[name])
+        first = self._weights[name]
+        if spec(first) != wanted:
+            raise BuildError(f"weight {name!r}: expected {spec(first)} as declared first, got {wanted}.")
+        if first.meta["shard_dim"] != shard_dim:
+            raise BuildError(
+                f"weight {name!r}: expected shard_dim {first.meta['shard_dim']} as declared first, got {shard_dim}."
+            )
+        return Tensor.of(self, first)
 
     def call(self, op: Op[..., Any], *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...] | None:
         """Append one op call; tensors among the arguments are symbolic.
@@ -128,11 +164,16 @@ class Network:
         """Make a tensor a result of the network.
 
         Raises:
-            BuildError: The tensor belongs to another network, or the name is taken.
+            BuildError: The tensor belongs to another network or is an output already, or the name is taken or empty.
         """
+        if not isinstance(tensor, Tensor) or not isinstance(name, str) or not name:
+            raise BuildError(f"mark_output: expected a symbolic tensor and a name, got {tensor!r} and {name!r}.")
         self._check_is_mine(None, tensor)
         if name in self._outputs:
             raise BuildError(f"output {name!r} of {self.name} is marked twice; choose another name.")
+        marked = next((other for other, node in self._outputs.items() if node is tensor.node), None)
+        if marked is not None:
+            raise BuildError(f"output {name!r} of {self.name}: {tensor} is marked as {marked!r} already.")
         self._outputs[name] = tensor.node
 
     def calls(self) -> list[fx.Node]:
@@ -144,6 +185,21 @@ class Network:
         self.graph.erase_node(node)
         if node.op == "get_attr":
             del self._weights[str(node.target)]
+        elif node.op == "placeholder":
+            del self._inputs[str(node.target)]
+
+    @contextlib.contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Take back what the block has added if it raises: a network never keeps half of a layer."""
+        last = next(iter(reversed(self.graph.nodes)), None)
+        outputs, ranges = dict(self._outputs), dict(self._ranges)
+        try:
+            yield
+        except BaseException:
+            for node in takewhile(lambda node: node is not last, list(reversed(self.graph.nodes))):
+                self.erase(node)
+            self._outputs, self._ranges = outputs, ranges
+            raise
 
     def rename_weight(self, node: fx.Node, name: str) -> str:
         """Give a weight another name, or that name with a number where it is taken; returns it (for passes)."""
@@ -168,19 +224,25 @@ class Network:
             A tensor per output.
 
         Raises:
-            ShapeError: An input or a weight is missing or has another shape or dtype.
+            ShapeError: An input or a weight is missing, has another shape or dtype, or a size is out of its range.
         """
-        return interpret(self.graph, self._outputs, inputs, weights or {})
+        return interpret(self.graph, self._outputs, inputs, weights or {}, self._ranges)
 
     def __str__(self) -> str:
-        return format_graph(self.name, self.graph, self._outputs)
+        return format_graph(self.name, self.graph, self._outputs, self._ranges)
 
     def _check_is_mine(self, op: Op[..., Any] | None, value: Any) -> None:
-        """Refuse tensors of another network among an argument."""
-        if isinstance(value, Tensor) and value.network is not self:
-            where = f"{op.name}: " if op else ""
-            raise BuildError(f"{where}expected a tensor of network {self.name!r}, got {value} of another network.")
-        if isinstance(value, (list, tuple)):
+        """Refuse tensors that are not symbolic ones of this network among an argument."""
+        where = f"{op.name}: " if op else ""
+        if isinstance(value, Tensor):
+            if value.network is not self:
+                raise BuildError(f"{where}expected a tensor of network {self.name!r}, got {value} of another network.")
+        elif is_tensor(value):
+            raise BuildError(
+                f"{where}expected a symbolic tensor, got one with values ({type(value).__name__}); declare it with "
+                "network.add_weight, and give its values when the network is run or built."
+            )
+        elif isinstance(value, (list, tuple)):
             for item in value:
                 self._check_is_mine(op, item)
 
@@ -203,103 +265,31 @@ def _name_hint(op: Op[..., Any], nodes: Mapping[str, Any]) -> str:
     return op.name
 
 
-@dataclass(frozen=True, slots=True, init=False, eq=False)
-class Tensor:
-    """A symbolic tensor of a network.
-
-    `Tensor("x", "float32", ("num_tokens", 64))` declares an input of the current network; strings in the shape name
-    sizes known only at run time.
-
-    Attributes:
-        network: The network it belongs to.
-        node: Its node in the graph.
-    """
-
-    network: Network
-    node: fx.Node
-
-    def __init__(self, name: str, dtype: str, shape: Shape) -> None:
-        made = current_network().add_input(name, dtype, shape)
-        object.__setattr__(self, "network", made.network)
-        object.__setattr__(self, "node", made.node)
-
-    @classmethod
-    def of(cls, network: Network, node: fx.Node) -> Tensor:
-        """Wrap a node."""
-        tensor = object.__new__(cls)
-        object.__setattr__(tensor, "network", network)
-        object.__setattr__(tensor, "node", node)
-        return tensor
-
-    @property
-    def spec(self) -> TensorSpec:
-        """Shape and dtype."""
-        return spec(self.node)
-
-    @property
-    def shape(self) -> Shape:
-        """Sizes; strings are symbolic."""
-        return self.spec.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Element type."""
-        return self.spec.dtype
-
-    def mark_output(self, name: str) -> None:
-        """Make this a result of its network."""
-        self.network.mark_output(self, name)
-
-    def _op(self, name: str, *args: Any) -> Tensor:
-        result = self.network.call(OPS[name], self, *args)
-        assert isinstance(result, Tensor)
-        return result
-
-    def __add__(self, other: Tensor | float) -> Tensor:
-        return self._op("add", other)
-
-    def __sub__(self, other: Tensor | float) -> Tensor:
-        return self._op("sub", other)
-
-    def __mul__(self, other: Tensor | float) -> Tensor:
-        return self._op("mul", other)
-
-    def __truediv__(self, other: Tensor | float) -> Tensor:
-        return self._op("div", other)
-
-    def view(self, *shape: int) -> Tensor:
-        """Return the same elements in another shape; one -1 stands for the symbolic size."""
-        return self._op("view", shape)
-
-    def permute(self, *dims: int) -> Tensor:
-        """Return the tensor with its dimensions reordered."""
-        return self._op("permute", dims)
-
-    def cast(self, dtype: str) -> Tensor:
-        """Return the tensor rounded to another dtype."""
-        return self._op("cast", dtype)
-
-    def __str__(self) -> str:
-        return f"{self.node.name}: {self.spec}"
-
-
-def current_network() -> Network:
-    """Return the network of the innermost `net_guard`.
-
-    Raises:
-        BuildError: There is none.
-    """
-    network = _current.get()
-    if network is None:
-        raise BuildError("no current network: expected code inside `with net_guard(network):`.")
-    return network
-
-
 @contextlib.contextmanager
 def net_guard(network: Network) -> Iterator[Network]:
-    """Make `network` the current one inside the block; the previous one is restored however the block ends."""
-    token = _current.set(network)
+    """Make `network` the current one inside the block; the previous one is restored however the block ends.
+
+    If the block raises, the network is as it was before: nothing of the block is left in it.
+
+    Raises:
+        BuildError: `network` is none.
+    """
+    if not isinstance(network, Network):
+        raise BuildError(f"net_guard: expected a Network, got {type(network).__name__}.")
+    token = CURRENT.set(network)
     try:
-        yield network
+        with network.all_or_nothing():
+            yield network
     finally:
-        _current.reset(token)
+        CURRENT.reset(token)
+
+
+def all_or_nothing(add: Callable[P, R]) -> Callable[P, R]:
+    """Let a function that adds several nodes to the current network add all of them or, if it raises, none."""
+
+    @wraps(add)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with current_network().all_or_nothing():
+            return add(*args, **kwargs)
+
+    return call

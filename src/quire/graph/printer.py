@@ -11,13 +11,16 @@ from torch import fx
 from quire.graph.nodes import is_call, op_of, results
 
 
-def format_graph(name: str, graph: fx.Graph, outputs: Mapping[str, fx.Node]) -> str:
-    """Return a network as text: inputs, then calls with their result's spec, then outputs.
+def format_graph(
+    name: str, graph: fx.Graph, outputs: Mapping[str, fx.Node], ranges: Mapping[str, tuple[int, int]]
+) -> str:
+    """Return a network as text: ranges of sizes, inputs, then calls with their result's spec, then outputs.
 
     Weights appear by their checkpoint names where they are used, and so does what is computed from weights for one
     user; neither needs lines of its own.
     """
     lines = [f"network {name}"]
+    lines += [f"  size   {size}: {low}..{high}" for size, (low, high) in ranges.items()]
     lines += [f"  input  {node.target}: {node.meta['spec']}" for node in graph.nodes if node.op == "placeholder"]
     lines += [f"  {_line(node)}" for node in graph.nodes if node.op == "call_function" and not _is_inside(node)]
     lines += [f"  output {output} = %{node.name}" for output, node in outputs.items()]

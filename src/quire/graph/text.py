@@ -26,6 +26,7 @@ class _Value(msgspec.Struct, forbid_unknown_fields=True):
     dtype: str
     shape: list[int | str]
     node: str = ""
+    shard_dim: int | None = None
 
 
 class _Call(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,6 +47,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     weights: list[_Value]
     calls: list[_Call]
     outputs: list[_Output]
+    ranges: dict[str, tuple[int, int]] = {}
 
 
 def network_to_text(network: Network) -> str:
@@ -58,7 +60,8 @@ def network_to_text(network: Network) -> str:
         "outputs": [{"name": name, "node": f"%{node.name}"} for name, node in network.outputs.items()],
     }
     body = ",\n".join(f"{json.dumps(key)}: {_lines(rows)}" for key, rows in sections.items())
-    return f'{{"format": {FORMAT}, "name": {json.dumps(network.name)},\n{body}}}\n'
+    ranges = f'"ranges": {json.dumps(network.ranges)},\n' if network.ranges else ""
+    return f'{{"format": {FORMAT}, "name": {json.dumps(network.name)},\n{ranges}{body}}}\n'
 
 
 def _lines(rows: list[Any]) -> str:
@@ -66,8 +69,10 @@ def _lines(rows: list[Any]) -> str:
 
 
 def _value(node: fx.Node) -> dict[str, Any]:
-    found = spec(node)
-    return {"name": str(node.target), "dtype": dtype_name(found.dtype), "shape": list(found.shape), "node": node.name}
+    found, shard_dim = spec(node), node.meta.get("shard_dim")
+    shard = {} if shard_dim is None else {"shard_dim": shard_dim}
+    return {"name": str(node.target), "dtype": dtype_name(found.dtype), "shape": list(found.shape), "node": node.name,
+            **shard}  # fmt: skip
 
 
 def _out(value: Any) -> Any:
@@ -108,9 +113,10 @@ def _rebuild(document: _Document) -> Network:
     network = Network(document.name)
     made: dict[str, fx.Node] = {}
     for value in document.inputs:
-        made[value.node] = network.add_input(value.name, value.dtype, tuple(value.shape)).node
+        ranges = {size: document.ranges[size] for size in document.ranges if size in value.shape}
+        made[value.node] = network.add_input(value.name, value.dtype, value.shape, ranges).node
     for value in document.weights:
-        made[value.node] = network.add_weight(value.name, value.dtype, tuple(value.shape)).node
+        made[value.node] = network.add_weight(value.name, value.dtype, value.shape, value.shard_dim).node
     for call in document.calls:
         if call.op not in OPS:
             raise BuildError(f"node %{call.node}: expected a known op, got {call.op!r}")

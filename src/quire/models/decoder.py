@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from quire.core.model_spec import ModelSpec
 from quire.graph import functional as F
-from quire.graph.layers import Attention, AttentionInputs, Embedding, Linear
+from quire.graph.layers import Attention, DecoderInputs, Embedding, Linear
 from quire.graph.network import Tensor
 
 
@@ -36,34 +35,9 @@ ACTIVATION_NAMES = {
 """From the name in `config.json` to the one in `ModelSpec.hidden_act`."""
 
 
-@dataclass(frozen=True, slots=True)
-class DecoderInputs:
-    """The inputs of a decoder network, in the order in which every runner gives them.
-
-    Attributes:
-        input_ids: [num_tokens], int32.
-        step: What attention reads.
-        kv_caches: Per layer [2, num_blocks, num_kv_heads, block_size, head_dim].
-    """
-
-    input_ids: Tensor
-    step: AttentionInputs
-    kv_caches: tuple[Tensor, ...]
-
-
 def declare_inputs(spec: ModelSpec) -> DecoderInputs:
     """Declare the inputs of a decoder in the current network."""
-    input_ids = Tensor("input_ids", "int32", ("num_tokens",))
-    step = AttentionInputs(
-        positions=Tensor("positions", "int32", ("num_tokens",)),
-        slot_mapping=Tensor("slot_mapping", "int32", ("num_tokens",)),
-        block_table=Tensor("block_table", "int32", ("num_seqs", "max_blocks")),
-        seq_lens=Tensor("seq_lens", "int32", ("num_seqs",)),
-        query_start_loc=Tensor("query_start_loc", "int32", ("num_boundaries",)),
-    )
-    cache_shape = (2, "num_blocks", spec.num_kv_heads, "block_size", spec.head_dim)
-    caches = tuple(Tensor(f"kv_cache.{layer}", spec.dtype, cache_shape) for layer in range(spec.num_layers))
-    return DecoderInputs(input_ids, step, caches)
+    return DecoderInputs.declare(spec.num_layers, spec.num_kv_heads, spec.head_dim, spec.dtype)
 
 
 def split_heads(spec: ModelSpec, x: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from quire.core.model_spec import ModelSpec
 from quire.graph import functional as F
-from quire.graph.layers import Embedding, GatedMLP, Linear, RmsNorm
+from quire.graph.layers import DecoderInputs, Embedding, GatedMLP, Linear, RmsNorm
 from quire.graph.network import Network, Tensor, net_guard
-from quire.models.decoder import ACTIVATIONS, DecoderInputs, attend, declare_inputs, mark_logits, split_heads
+from quire.models.decoder import ACTIVATIONS, attend, declare_inputs, mark_logits, split_heads
 
 PREFIXES = (
     ("embed_tokens.", "model.embed_tokens."),

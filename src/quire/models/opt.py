@@ -15,14 +15,13 @@ from collections.abc import Callable
 
 from quire.core.model_spec import ModelSpec
 from quire.graph import functional as F
-from quire.graph.layers import MLP, Embedding, LayerNorm, Linear
+from quire.graph.layers import MLP, DecoderInputs, Embedding, LayerNorm, Linear
 from quire.graph.network import Network, Tensor, current_network, net_guard
 from quire.models import config_reader as bounds
 from quire.models.config_reader import ConfigReader
 from quire.models.decoder import (
     ACTIVATION_NAMES,
     ACTIVATIONS,
-    DecoderInputs,
     attend,
     declare_inputs,
     mark_logits,

@@ -1,10 +1,12 @@
-"""Matrix products with a weight; those with a quantized one are defined in float32 or exact integers, rounded once."""
+"""Matrix products, mostly with a weight; quantized ones are defined in float32 or exact integers, rounded once."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from quire.core.errors import ShapeError
+from quire.ops.elementwise import broadcast, silu
 from quire.ops.op import op
 from quire.ops.quantize import dequantize_int4, num_groups
 from quire.ops.spec import FLOATS, INTS, Shapes, TensorLike, TensorSpec, dtype_of, same_dtype
@@ -35,6 +37,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         [*rows, out_features], same dtype; sums in at least float32.
     """
     return torch.nn.functional.linear(x, weight, bias)
+
+
+def _infer_matmul(x: TensorLike, y: TensorLike) -> TensorSpec:
+    Shapes().check("x", x, "*batch rows inner", FLOATS)
+    Shapes().check("y", y, "*batch inner columns", FLOATS)
+    if x.shape[-1] != y.shape[-2]:
+        raise ShapeError(f"Invalid shape of y: expected {x.shape[-1]} rows for {list(x.shape)}, got {list(y.shape)}.")
+    batch = broadcast(tuple(x.shape)[:-2], tuple(y.shape)[:-2])
+    return TensorSpec((*batch, x.shape[-2], y.shape[-1]), same_dtype(x=x, y=y))
+
+
+@op(_infer_matmul)
+def matmul(x: Tensor, y: Tensor) -> Tensor:
+    """Return the matrix product of two activations. With a weight use `linear`, which keeps every row's bits.
+
+    Args:
+        x: [*batch, rows, inner], float32 | bfloat16 | float16.
+        y: [*batch, inner, columns], same dtype; the batch sizes broadcast.
+
+    Returns:
+        [*batch, rows, columns], same dtype; sums in at least float32. A row's bits may vary with the number of rows.
+    """
+    return torch.matmul(x, y)
 
 
 def _infer_embedding(ids: TensorLike, weight: TensorLike) -> TensorSpec:
@@ -158,3 +183,50 @@ def linear_w4a16(x: Tensor, weight: Tensor, scales: Tensor, zero_points: Tensor,
     """
     out = torch.nn.functional.linear(x.float(), dequantize_int4(weight, scales, zero_points))
     return (out if bias is None else out + bias.float()).to(x.dtype)
+
+
+def _infer_moe(
+    x: TensorLike,
+    expert_ids: TensorLike,
+    expert_weights: TensorLike,
+    gate: TensorLike,
+    up: TensorLike,
+    down: TensorLike,
+) -> TensorSpec:
+    shapes = Shapes()
+    shapes.check("x", x, "num_tokens hidden_size", FLOATS)
+    shapes.check("expert_ids", expert_ids, "num_tokens top_k", INTS)
+    shapes.check("expert_weights", expert_weights, "num_tokens top_k", (torch.float32,))
+    shapes.check("gate", gate, "num_experts intermediate_size hidden_size", FLOATS)
+    shapes.check("up", up, "num_experts intermediate_size hidden_size", FLOATS)
+    shapes.check("down", down, "num_experts hidden_size intermediate_size", FLOATS)
+    return TensorSpec(tuple(x.shape), same_dtype(x=x, gate=gate, up=up, down=down))
+
+
+@op(_infer_moe)
+def moe(x: Tensor, expert_ids: Tensor, expert_weights: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Return each token's weighted sum of gated MLPs (Shazeer et al. 2017, https://arxiv.org/abs/1701.06538).
+
+    An expert is `down @ (silu(gate @ x) * (up @ x))`, every product rounded to the dtype of `x`; the sum is taken in
+    float32 by ascending expert, and rounded once.
+
+    Args:
+        x: [num_tokens, hidden_size], float32 | bfloat16 | float16.
+        expert_ids: [num_tokens, top_k], int32 | int64, each in [0, num_experts).
+        expert_weights: [num_tokens, top_k], float32.
+        gate: [num_experts, intermediate_size, hidden_size], dtype of `x`.
+        up: Same shape and dtype.
+        down: [num_experts, hidden_size, intermediate_size], same dtype.
+
+    Returns:
+        [num_tokens, hidden_size], dtype of `x`.
+    """
+    product = torch.nn.functional.linear
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for expert in range(gate.shape[0]):
+        tokens, places = (expert_ids == expert).nonzero(as_tuple=True)
+        chosen = x[tokens]
+        inner = silu.reference(product(chosen, gate[expert])) * product(chosen, up[expert])
+        scaled = product(inner, down[expert]).float() * expert_weights[tokens, places].unsqueeze(-1)
+        out.index_add_(0, tokens, scaled)
+    return out.to(x.dtype)

@@ -1,10 +1,11 @@
-"""Normalisations over the last dimension, computed in float32."""
+"""Normalisations over one dimension, mostly the last, computed in float32."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from quire.ops.layout import axis_of
 from quire.ops.op import op
 from quire.ops.spec import FLOATS, Shapes, TensorLike, TensorSpec, same_dtype, spec_of
 
@@ -61,3 +62,23 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
         [*rows, hidden_size], dtype of `x`.
     """
     return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+def _infer_softmax(x: TensorLike, dim: int) -> TensorSpec:
+    Shapes().check("x", x, "*sizes", FLOATS)
+    axis_of(x, dim)
+    return spec_of(x)
+
+
+@op(_infer_softmax)
+def softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """Return `exp(x) / sum(exp(x))` along a dimension; over the last one a row's bits do not depend on its place.
+
+    Args:
+        x: Any shape, float32 | bfloat16 | float16.
+        dim: Where the results sum to 1.
+
+    Returns:
+        Same shape and dtype.
+    """
+    return torch.softmax(x.float(), dim).to(x.dtype)

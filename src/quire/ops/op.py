@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import cached_property, update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
 
 from quire.core.errors import ShapeError
 from quire.ops.spec import TensorSpec
@@ -13,6 +16,38 @@ from quire.ops.spec import TensorSpec
 P = ParamSpec("P")
 R = TypeVar("R")
 Result = TensorSpec | tuple[TensorSpec, ...] | None
+
+
+def is_tensor(value: object) -> bool:
+    """Return whether a value has a shape and a torch dtype: a real tensor, a symbolic one, or a `TensorSpec`."""
+    return hasattr(value, "shape") and isinstance(getattr(value, "dtype", None), torch.dtype)
+
+
+def is_integer(value: object) -> bool:
+    """Return whether a value is an integer, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is an integer or a finite float."""
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _all(is_one: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, (list, tuple)) and all(map(is_one, value))
+
+
+_KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "Tensor": ("a tensor", is_tensor),
+    "float": ("a finite number", is_number),
+    "int": ("an integer", is_integer),
+    "str": ("a string", lambda value: isinstance(value, str)),
+    "bool": ("True or False", lambda value: isinstance(value, bool)),
+    "None": ("None", lambda value: value is None),
+    "Sequence[Tensor]": ("a list of tensors", _all(is_tensor)),
+    "Sequence[int]": ("a list of integers", _all(is_integer)),
+}
+"""What the words of a reference's annotations stand for, in messages and as a check."""
 
 
 class Op(Generic[P, R]):
@@ -44,6 +79,11 @@ class Op(Generic[P, R]):
         """Signature of the reference."""
         return inspect.signature(self.reference)
 
+    @cached_property
+    def _kinds(self) -> dict[str, list[str]]:
+        """By parameter the words of its annotation, alternatives of each other."""
+        return {name: str(p.annotation).split(" | ") for name, p in self.signature.parameters.items()}
+
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments by parameter name, defaults filled in.
 
@@ -64,10 +104,20 @@ class Op(Generic[P, R]):
             ShapeError: An argument does not fit; the message names the op and the argument.
         """
         try:
-            return self.infer(**self.bind(args, kwargs))
+            bound = self.bind(args, kwargs)
+            for name, value in bound.items():
+                self._check_kind(name, value)
+            return self.infer(**bound)
         except ShapeError as error:
             message = str(error)
             raise ShapeError(message if message.startswith(self.name) else f"{self.name}: {message}") from None
+
+    def _check_kind(self, name: str, value: Any) -> None:
+        kinds = [_KINDS[word] for word in self._kinds[name]]
+        if not any(is_one(value) for _, is_one in kinds):
+            expected = " or ".join(said for said, _ in kinds)
+            got = f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, str)) else type(value).__name__
+            raise ShapeError(f"Invalid {name}: expected {expected}, got {got}.")
 
 
 def op(infer: Callable[..., Result], mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Op[P, R]]:

@@ -137,7 +137,9 @@ def plan_memory(
     Raises:
         CapacityError: Not even two blocks fit; the message names the largest term and what would fit.
     """
-    sizes = {"num_tokens": max_num_batched_tokens, "num_logits": max_num_seqs}
+    sizes = {"num_tokens": max_num_batched_tokens, "num_logits": max_num_seqs, "num_seqs": max_num_seqs,
+             "num_boundaries": max_num_seqs + 1, "block_size": block_size, "num_blocks": most_blocks,
+             "max_blocks": most_blocks}  # fmt: skip
     weights, workspace = weight_bytes(network), workspace_bytes(network, sizes)
     per_block = kv_bytes_per_token * block_size
     left = budget_bytes - weights - workspace if kv_bytes is None else kv_bytes

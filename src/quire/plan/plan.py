@@ -19,7 +19,7 @@ import torch
 
 from quire import __version__
 from quire.core.errors import PlanError
-from quire.core.model_spec import ModelSpec
+from quire.core.model_spec import ServingSpec
 from quire.graph.network import Network
 from quire.graph.text import network_from_text, network_to_text
 from quire.ops.spec import TensorSpec
@@ -35,7 +35,7 @@ class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
 
     quire_format: int
     quire_version: str
-    spec: ModelSpec
+    spec: ServingSpec
     build: dict[str, Any]
     files: dict[str, str]
     tensors: dict[str, str]
@@ -47,18 +47,18 @@ class Plan:
 
     Attributes:
         network: What to compute; its outputs include "logits".
-        spec: The model's numbers.
+        spec: The model's numbers, as far as the runtime needs them.
         weights: Where the weights come from, one tensor at a time.
-        directory: Where the model or engine lies; the tokenizer is read from there.
+        directory: Where the model or engine lies; the tokenizer is read from there, if there is one.
         build: The settings it was built with, as plain JSON values.
         small_files: Tokenizer and generation defaults, as paths in `directory`; a saved engine takes them along.
         report: What the build did and measured, as plain JSON values.
     """
 
     network: Network
-    spec: ModelSpec
+    spec: ServingSpec
     weights: WeightSource
-    directory: Path
+    directory: Path | None = None
     build: Mapping[str, Any] = field(default_factory=dict)
     small_files: tuple[str, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
@@ -93,8 +93,8 @@ class Plan:
         specs = self.network.weights
         pairs = ((name, self.weights.read(name)) for name in file_order(specs))
         tensors = write_tensor_file(root / WEIGHTS, specs, pairs)
-        if self.directory.resolve() != root.resolve():
-            self._copy_small_files(root)
+        if self.directory is not None and self.directory.resolve() != root.resolve():
+            self._copy_small_files(self.directory, root)
         names = [GRAPH, *self.small_files]
         manifest = _Manifest(
             FORMAT, __version__, self.spec, dict(self.build), {n: _file_hash(root / n) for n in names}, tensors
@@ -126,10 +126,10 @@ class Plan:
         small_files = tuple(name for name in manifest.files if name != GRAPH)
         return cls(network, manifest.spec, weights, root, manifest.build, small_files)
 
-    def _copy_small_files(self, root: Path) -> None:
+    def _copy_small_files(self, directory: Path, root: Path) -> None:
         for name in self.small_files:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.directory / name, root / name)
+            shutil.copyfile(directory / name, root / name)
 
 
 class HashedWeights:

@@ -60,13 +60,22 @@ def read_samples(
     if size < 2:
         raise ConfigError(f"calibration: expected at least a few hundred tokens of text in {path}, got {len(ids)}.")
     pieces = [[*first_ids, *ids[i : i + size]] for i in range(0, len(ids) - size + 1, size)]
-    held_out = pieces[_HELD_OUT_ONE_IN - 1 :: _HELD_OUT_ONE_IN]
-    rest = [piece for i, piece in enumerate(pieces) if i % _HELD_OUT_ONE_IN != _HELD_OUT_ONE_IN - 1]
-    return CalibrationSamples(
-        _spread(rest, num_samples),
-        _spread(held_out, max(1, _MOST_HELD_OUT_TOKENS // size)),
-        path or "built-in text",
-    )
+    return hold_some_out(pieces, num_samples, path or "built-in text")
+
+
+def hold_some_out(pieces: Samples, num_samples: int, origin: str) -> CalibrationSamples:
+    """Return samples with every sixth, or the last of fewer, held out for the evaluation.
+
+    Args:
+        pieces: At least two samples.
+        num_samples: Most calibration samples, spread evenly.
+        origin: Where they are from.
+    """
+    chosen = set(range(_HELD_OUT_ONE_IN - 1, len(pieces), _HELD_OUT_ONE_IN)) or {len(pieces) - 1}
+    held_out = [piece for i, piece in enumerate(pieces) if i in chosen]
+    rest = [piece for i, piece in enumerate(pieces) if i not in chosen]
+    most = max(1, _MOST_HELD_OUT_TOKENS // max(map(len, pieces)))
+    return CalibrationSamples(_spread(rest, num_samples), _spread(held_out, most), origin)
 
 
 def random_samples(vocab_size: int, *, num_samples: int, length: int, seed: int) -> CalibrationSamples:

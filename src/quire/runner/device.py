@@ -1,9 +1,8 @@
-"""What the machine has: memory, processor, threads, and its measured roof."""
+"""What the machine has: memory, and its measured roof."""
 
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,36 +36,6 @@ def available_memory_bytes() -> int:
     except OSError:
         pass
     return total_memory_bytes()
-
-
-# As /proc/cpuinfo spells them; the ones that decide how fast a GEMM can be.
-_ISA = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
-
-
-def _cpuinfo() -> dict[str, str]:
-    """Return the first processor's entries of /proc/cpuinfo; empty elsewhere than on Linux."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            first = file.read().partition("\n\n")[0]
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
-
-
-def processor_name() -> str:
-    """Return the processor's model name."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
-
-
-def isa_flags() -> list[str]:
-    """Return which instruction sets that matter the processor has."""
-    flags = set(_cpuinfo().get("flags", "").split())
-    return [name for name in _ISA if name in flags]
-
-
-def num_threads() -> int:
-    """Return how many threads an op may use."""
-    return torch.get_num_threads()
 
 
 @dataclass(frozen=True, slots=True)

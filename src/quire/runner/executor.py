@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from quire.core.errors import TacticError
 from quire.graph.network import Network
-from quire.graph.nodes import op_of, spec_argument
-from quire.ops.tactic import Tactic, tactics_for
+from quire.graph.nodes import op_of
+from quire.ops.tactic import Tactic
 from quire.plan.folding import Constants, constant_nodes
+from quire.plan.tactics import candidates, describe
 from quire.plan.weight_source import WeightSource
 
 
@@ -37,6 +37,7 @@ class Executor:
         weights: Its weights; each is read once, packed, and the original dropped before the next where possible.
         device: "cpu".
         on_progress: Called with the number of weights done so far.
+        chosen: Names of measured tactics, by what `plan.tactics.describe` says of a call.
 
     Raises:
         PlanError: A weight is missing or damaged.
@@ -48,8 +49,9 @@ class Executor:
         weights: WeightSource,
         device: str = "cpu",
         on_progress: Callable[[int], None] | None = None,
+        chosen: Mapping[str, str] | None = None,
     ) -> None:
-        binder = _Binder(network, weights, device, on_progress)
+        binder = _Binder(network, weights, device, on_progress, chosen or {})
         self._calls = binder.calls
         self._constants = binder.registers
         self._inputs = binder.inputs
@@ -84,20 +86,32 @@ def _load(index: Any, registers: list[Any]) -> Any:
 
 
 def _tensors(constant: Any) -> Iterable[torch.Tensor]:
-    held = constant if isinstance(constant, torch.Tensor) else getattr(constant, "weight", None)
-    return [held] if isinstance(held, torch.Tensor) else []
+    """Return the tensors that a constant consists of: itself, or the fields of what a tactic packed."""
+    if isinstance(constant, torch.Tensor):
+        return [constant]
+    if isinstance(constant, tuple):
+        return [tensor for item in constant for tensor in _tensors(item)]
+    if not is_dataclass(constant):
+        return []
+    return [tensor for each in fields(constant) for tensor in _tensors(getattr(constant, each.name))]
 
 
 class _Binder:
     """Builds the list of calls: folds constants, packs weights, shares what is prepared per step."""
 
     def __init__(
-        self, network: Network, weights: WeightSource, device: str, on_progress: Callable[[int], None] | None
+        self,
+        network: Network,
+        weights: WeightSource,
+        device: str,
+        on_progress: Callable[[int], None] | None,
+        chosen: Mapping[str, str],
     ) -> None:
         self.registers: list[Any] = []
         self.calls: list[_Call] = []
         self._constants = Constants(network, weights, self._count_read)
         self._device = device
+        self._chosen = chosen
         self._on_progress = on_progress or (lambda done: None)
         self._num_read = 0
         self._of_node: dict[fx.Node, int] = {}
@@ -144,15 +158,10 @@ class _Binder:
         )
 
     def _tactic(self, node: fx.Node) -> Tactic:
-        """Return the first tactic that bears a node's arguments; the reference, which is last, bears all."""
-        specs = {name: spec_argument(value) for name, value in node.kwargs.items()}
-        for tactic in tactics_for(op_of(node).name, self._device):
-            if all(self._is_constant(node.kwargs[name]) for name in tactic.pack_args) and tactic.is_valid(**specs):
-                return tactic
-        raise TacticError(f"{op_of(node).name}: expected a tactic for {specs} on {self._device}, got none.")
-
-    def _is_constant(self, value: Any) -> bool:
-        return not isinstance(value, fx.Node) or value in self._constant_nodes
+        """Return the tactic that was measured to be the fastest for a call, or else the default."""
+        found = candidates(node, self._constant_nodes, self._device)
+        name = self._chosen.get(describe(node)) if self._chosen else None
+        return next((tactic for tactic in found if tactic.name == name), found[0])
 
     def _pack(self, node: fx.Node, tactic: Tactic) -> dict[str, int]:
         """Return the registers of a tactic's packed arguments; nodes with the same constants share them."""

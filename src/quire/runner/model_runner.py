@@ -62,6 +62,8 @@ class ModelRunner:
         executor, kv_cache = self._awake()
         caches = {f"kv_cache.{layer}": kv_cache[layer] for layer in range(len(kv_cache))}
         logits = executor.run({**inputs.tensors, **caches})["logits"]
+        if "logits_indices" not in self._plan.network.inputs:  # the network computed those of all tokens
+            logits = logits[inputs.tensors["logits_indices"]]
         return self._sample(step, rows, inputs, logits)
 
     def num_bytes(self) -> int:

@@ -31,7 +31,7 @@ class Checkpoint:
     Looks for one safetensors file, then for shards, then for the same in the legacy format, which is converted once.
 
     Args:
-        directory: The model directory.
+        directory: The model directory, or one safetensors file.
 
     Raises:
         PlanError: There are no weights, a file is damaged, or the index and the shards contradict each other.
@@ -92,6 +92,8 @@ class Checkpoint:
 
 def _find(directory: Path) -> tuple[Sequence[Path], Sequence[str]]:
     """Return the safetensors files to open, and the tensors that an index promises."""
+    if directory.is_file():
+        return [directory], []
     if (directory / SAFETENSORS).is_file():
         return [directory / SAFETENSORS], []
     if (directory / SAFETENSORS_INDEX).is_file():

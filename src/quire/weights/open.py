@@ -23,7 +23,7 @@ def open_weights(
     """Open a model directory's weights under the names, shapes and dtypes that a network declares.
 
     Args:
-        directory: A Hugging Face model directory.
+        directory: A Hugging Face model directory, or a safetensors file.
         declared: The network's weights by name.
         canonical: Maps a tensor's name in the files to its name in the network, or to None if it is to be ignored.
 
@@ -132,8 +132,9 @@ def _check(checkpoint: Checkpoint, stored: Mapping[str, str], declared: Mapping[
     ]
     if missing or extra or wrong:
         raise PlanError(
-            f"{checkpoint.directory}: expected the {len(declared)} weights that config.json implies, got "
-            f"{'; '.join(part for part in parts if part)}. Check that config.json and the weights belong together."
+            f"{checkpoint.directory}: expected the {len(declared)} weights that the network declares, got "
+            f"{'; '.join(part for part in parts if part)}. Check that the model's definition and its weights belong "
+            "together."
         )
 
 

@@ -1,0 +1,168 @@
+"""Tactics that were measured for a plan, a file a device: `tactics/<device>.json` beside it, or nothing.
+
+A record is looked up by everything that changes which tactic is fastest: the call's op, shapes, dtypes and constants,
+the tactics it was chosen among, and the device. What is missing or does not fit means the default, never an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from torch import fx
+
+from quire.core.errors import PlanError, TacticError
+from quire.core.log import get_logger
+from quire.graph.network import Network
+from quire.graph.nodes import op_of, spec_argument
+from quire.ops.tactic import Tactic, tactics_for
+from quire.plan.device import Device
+from quire.plan.folding import constant_nodes
+
+_log = get_logger(__name__)
+
+FORMAT = 1
+DIRECTORY = "tactics"
+
+
+class TacticRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which tactic of a call won.
+
+    Attributes:
+        call: What `describe` says of the call.
+        chosen: Name of the tactic.
+        times_us: Microseconds of each tactic, one for each of the file's numbers of rows.
+    """
+
+    call: str
+    chosen: str
+    times_us: dict[str, tuple[float, ...]]
+
+
+class DeviceTactics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All records of one device.
+
+    Attributes:
+        device: Where they were measured.
+        rows: Numbers of rows that were timed; one tactic serves all of them, since a row's bits must not depend on how
+            many there are.
+        records: In order of first use.
+    """
+
+    device: Device
+    rows: tuple[int, ...]
+    records: tuple[TacticRecord, ...]
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    quire_tactics: int
+    hash: str
+    tactics: msgspec.Raw
+
+
+def describe(node: fx.Node) -> str:
+    """Return a call as text: its op, and shape and dtype, or value, of every argument."""
+    arguments = (f"{name}={_show(spec_argument(value))}" for name, value in node.kwargs.items())
+    return f"{op_of(node).name}({', '.join(arguments)})"
+
+
+def _show(value: object) -> str:
+    return f"[{', '.join(map(_show, value))}]" if isinstance(value, (list, tuple)) else str(value)
+
+
+def candidates(node: fx.Node, constants: Collection[fx.Node], device: str) -> list[Tactic]:
+    """Return the tactics that may run a call on a device kind, the default first.
+
+    Args:
+        node: A call.
+        constants: The constant nodes of its network, which is what a tactic may pack.
+        device: Kind of device.
+
+    Raises:
+        TacticError: There is none.
+    """
+    specs = {name: spec_argument(value) for name, value in node.kwargs.items()}
+    valid = [
+        tactic
+        for tactic in tactics_for(op_of(node).name, device)
+        if all(_is_constant(node.kwargs[name], constants) for name in tactic.pack_args) and tactic.is_valid(**specs)
+    ]
+    if not valid:
+        raise TacticError(f"{op_of(node).name}: expected a tactic for {specs} on {device}, got none.")
+    return [tactic for tactic in valid if tactic.keeps_bits] or valid
+
+
+def _is_constant(value: object, constants: Collection[fx.Node]) -> bool:
+    return not isinstance(value, fx.Node) or value in constants
+
+
+def choices(measured: Sequence[DeviceTactics], device: Device, network: Network) -> Mapping[str, str]:
+    """Return the tactic to use by `describe` of each call; logs what was measured elsewhere or among other tactics.
+
+    Args:
+        measured: All that a plan has.
+        device: What it is to run on.
+        network: What is to run.
+    """
+    here = [tactics for tactics in measured if tactics.device == device]
+    for other in measured:
+        if other.device != device:
+            _log.info("tactics: %d records unused, measured on another device: %s; tune the engine here (`quire build "
+                      "--tune`) for faster ones", len(other.records), device.differences(other.device))  # fmt: skip
+    records = {record.call: record for tactics in here for record in tactics.records}
+    chosen: dict[str, str] = {}
+    stale, constants = 0, constant_nodes(network)
+    for call, node in {describe(node): node for node in network.calls() if node not in constants}.items():
+        record = records.get(call)
+        if record is None:
+            continue
+        names = [tactic.name for tactic in candidates(node, constants, device.kind)]
+        if sorted(names) == sorted(record.times_us) and record.chosen in names:
+            chosen[call] = record.chosen
+        else:
+            stale += 1
+    if stale:
+        _log.info(
+            "tactics: %d records unused, chosen among other tactics than there are now; tune the engine again", stale
+        )
+    return chosen
+
+
+def write_tactics(root: Path, tactics: DeviceTactics) -> Path:
+    """Write the file of a device into an engine directory, in place of an earlier one; returns its path."""
+    body = msgspec.json.encode(tactics)
+    path = root / DIRECTORY / tactics.device.file_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(_File(FORMAT, _hash(body), msgspec.Raw(body))), indent=1))
+    return path
+
+
+def read_tactics(root: Path) -> tuple[DeviceTactics, ...]:
+    """Read the files of all devices in an engine directory.
+
+    Raises:
+        PlanError: One is damaged, or of another format version.
+    """
+    return tuple(_read(path) for path in sorted((root / DIRECTORY).glob("*.json")))
+
+
+def _read(path: Path) -> DeviceTactics:
+    hint = "Delete it, or measure again with `quire build ENGINE --tune`."
+    try:
+        file = msgspec.json.decode(path.read_bytes(), type=_File)
+        tactics = msgspec.json.decode(file.tactics, type=DeviceTactics)
+    except OSError as error:
+        raise PlanError(f"{path}: expected measured tactics, got: {error.strerror}. {hint}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PlanError(f"{path}: expected measured tactics, got damaged text: {error}. {hint}") from None
+    if file.quire_tactics != FORMAT:
+        raise PlanError(f"{path}: expected format {FORMAT}, got {file.quire_tactics}. {hint}")
+    if (got := _hash(msgspec.json.encode(tactics))) != file.hash:
+        raise PlanError(f"{path}: expected hash {file.hash}, got {got}: it was changed or damaged. {hint}")
+    return tactics
+
+
+def _hash(body: bytes) -> str:
+    return hashlib.blake2b(body, digest_size=32).hexdigest()
