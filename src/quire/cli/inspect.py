@@ -159,14 +159,22 @@ def _passes(out: Printer, facts: Mapping[str, Any]) -> None:
 
 
 def _tactics(out: Printer, facts: Mapping[str, Any]) -> None:
-    from quire.builder.report.words import compact
+    from quire.builder.report.timings import timings
 
-    rows = []
-    for record in facts.get("tactics", ()):
-        times = sorted(record["times_us"].items(), key=lambda pair: pair[1])
-        shown = ", ".join(f"{name} {time:,.1f}" for name, time in times) or "not timed"
-        rows.append([record.get("device", ""), record["op"], compact(record["shapes"]), record["chosen"], shown])
-    out.table("Tactics", ["device", "op", "shapes", "chosen", "times in us"], rows)
+    found = timings(facts)
+    for device in dict.fromkeys(timing.device for timing in found):
+        rows = [
+            [t.op, t.arguments, "\n".join(f"{name}: {_times(times)}" for name, times in t.times_us) or t.chosen,
+             "" if t.speedup is None else f"{t.speedup:.1f} x"]
+            for t in found if t.device == device
+        ]  # fmt: skip
+        counts = ", ".join(str(count) for count in next(t.rows for t in found if t.device == device))
+        title = "Tactics" + (f" on {device}" if device else "") + (f", times for {counts} rows" if counts else "")
+        out.table(title, ["op", "arguments", "times in us, the one in use first", "gain"], rows, numeric=(3,))
+
+
+def _times(times: list[float]) -> str:
+    return ", ".join(f"{time:,.1f}" for time in times)
 
 
 def _ops(out: Printer, facts: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from quire.builder.report.layout import Layout, lay_out
 from quire.builder.report.listing import Line, Part
 from quire.builder.report.markup import Html, join, svg, tag
+from quire.builder.report.words import short_spec
 
 KINDS = {
     "matmul": "matrix products",
@@ -37,7 +38,6 @@ _MADE_OF = {
     "add_rms_norm_quant": ("add", "rms_norm", "quantize_rows"),
     "silu_mul_quant": ("silu", "mul", "quantize_rows"),
 }
-_SHORT = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float8_e4m3fn": "fp8", "num_tokens": "tokens"}
 _MOST_BOXES = 80
 _TITLE, _MONO, _LINE, _PAD, _WIDEST = 6.9, 6.2, 14, 8, 250
 _MARGIN, _ROUND = 2, 8
@@ -154,20 +154,14 @@ def _own_name(line: Line, prefix: str) -> str:
 
 def _specs(line: Line) -> list[str]:
     """Return the results' specs, two to a row."""
-    specs = _short(line.spec).replace("], ", "]; ").split("; ") if line.spec else []
+    specs = short_spec(line.spec).replace("], ", "]; ").split("; ") if line.spec else []
     return [", ".join(specs[i : i + 2]) for i in range(0, len(specs), 2)]
 
 
 def _shape(line: Line) -> str:
     """Return the shape of a result whose dtype is that of what it was made of."""
-    spec = _short(line.spec)
+    spec = short_spec(line.spec)
     return spec if line.op in ("cast", "full") else spec[spec.find("[") :]
-
-
-def _short(spec: str) -> str:
-    for word, short in _SHORT.items():
-        spec = spec.replace(word, short)
-    return spec
 
 
 def _draw_boxes(boxes: Sequence[_Box], layout: Layout) -> list[Html]:

@@ -12,6 +12,7 @@ from quire.builder.report.figures import Figure, figures, num_worst, worst_layer
 from quire.builder.report.listing import Line, first_layer, read_listing
 from quire.builder.report.markup import Html, details, join, table, tag
 from quire.builder.report.plots import NUM_COLOURS, depth_plot, error_bars, kl_plot, stacked_bars, time_bar
+from quire.builder.report.timings import Timing, timings
 from quire.builder.report.words import by_reason, compact, compress, is_number, num_bytes, percent, plural
 
 Facts = Mapping[str, Any]
@@ -145,34 +146,36 @@ def _missed(missed: Mapping[str, str]) -> Html:
 
 
 def tactics_section(facts: Facts) -> Html | None:
-    """Return which kernels were timed, and which were chosen."""
-    tactics = facts.get("tactics")
-    if not tactics:
+    """Return which tactics were timed, and which are used, a table for each device."""
+    found: dict[str, list[Timing]] = defaultdict(list)
+    for timing in timings(facts):
+        found[timing.device].append(timing)
+    if not found:
         return None
-    device = "device" in tactics[0]
-    rows = [([record.get("device", "")] if device else []) + _tactic_row(record) for record in tactics]
-    header = ["op", "shapes", "dtypes", "times in µs, the chosen one first"]
-    return join(
-        tag(
-            "p",
-            "Each op has several implementations. The valid ones were timed for these shapes; the fastest is used.",
-            class_="lead",
-        ),
-        table(["device", *header] if device else header, rows),
+    lead = "An op has several implementations. Those that fit were timed for these shapes; the fastest is used. Times "
+    lead += "are in microseconds; a bar is the sum of a row."
+    return join(tag("p", lead, class_="lead"), *(_device(device, some) for device, some in found.items()))
+
+
+def _device(device: str, found: Sequence[Timing]) -> Html:
+    rows, header = (
+        [_timing_row(timing) for timing in found],
+        ["op", "arguments", "tactics, the one in use first", "gain"],
     )
+    return join(tag("h3", device) if device else None, table(header, rows, numeric=(3,)))
 
 
-def _tactic_row(record: Facts) -> list[object]:
-    times = sorted(record["times_us"].items(), key=lambda pair: (pair[0] != record["chosen"], pair[1]))
-    longest = max((time for _, time in times), default=0) or 1
-    cells = [
-        tag("tr", tag("td", tag("b", name) if name == record["chosen"] else name),
-            tag("td", f"{time:,.1f}", class_="number"),
-            tag("td", time_bar(time / longest, name == record["chosen"])))
-        for name, time in times
+def _timing_row(timing: Timing) -> list[object]:
+    longest = max((sum(times) for _, times in timing.times_us), default=0) or 1
+    rows: list[list[object]] = [
+        [tag("b", name) if name == timing.chosen else name, *(f"{time:,.1f}" for time in times),
+         time_bar(sum(times) / longest, name == timing.chosen)]
+        for name, times in timing.times_us
     ]  # fmt: skip
-    inner = tag("table", *cells, style="margin:0;width:auto") if cells else join("not timed: ", record["chosen"])
-    return [tag("code", record["op"]), tag("code", compact(record["shapes"])), compact(record["dtypes"]), inner]
+    columns = [plural(count, "row") for count in timing.rows] or [""] * max((len(row) - 2 for row in rows), default=0)
+    inner = table(["", *columns, ""], rows, numeric=tuple(range(1, len(columns) + 1))) if rows else timing.chosen
+    gain = "" if timing.speedup is None else f"{timing.speedup:.1f} x"
+    return [tag("code", timing.op), tag("code", timing.arguments), inner, gain]
 
 
 def network_section(facts: Facts) -> Html | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quire.builder.report.sizes import byte_parts, count_ops, linear_layers, nbytes
+from quire.builder.report.timings import measured_tactics
 from quire.plan.plan import WEIGHTS, Plan, is_engine_directory
 from quire.plan.tensor_file import TensorFile
 
@@ -27,7 +28,7 @@ def summarize(plan: Plan) -> dict[str, Any]:
             kept (bytes by where they are: "own" and "referenced" of an engine directory, else "not saved").
     """
     layers = linear_layers(plan.network)
-    report = dict(plan.report)
+    report, measured = dict(plan.report), measured_tactics(plan)
     texts = {**report.get("network", {}), "after": str(plan.network)}
     return {
         "name": _name(plan),
@@ -37,6 +38,7 @@ def summarize(plan: Plan) -> dict[str, Any]:
         "ops": count_ops(plan.network),
         "layers": layers,
         "bytes": _bytes(plan, texts),
+        **({"tactics": measured} if measured else {}),
         **report,
         "network": texts,
     }

@@ -10,6 +10,14 @@ from typing import Any
 
 _NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 _STEP = 1024
+_SHORT = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float8_e4m3fn": "fp8", "num_tokens": "tokens"}
+
+
+def short_spec(spec: str) -> str:
+    """Return shapes and dtypes in fewer letters: "bf16[tokens, 256]" for "bfloat16[num_tokens, 256]"."""
+    for word, short in _SHORT.items():
+        spec = spec.replace(word, short)
+    return spec
 
 
 def is_number(value: object) -> bool:
