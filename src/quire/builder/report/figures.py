@@ -41,18 +41,22 @@ def verdict(facts: Mapping[str, Any]) -> Verdict:
         return _not_measured(facts)
     accuracy, limit = facts["quantization"]["accuracy"], facts["quantization"]["max_kl"]
     kl = accuracy["kl"]
-    has_passed = is_number(kl) and is_number(limit) and kl <= limit
+    has_passed = is_number(kl) and (not is_number(limit) or kl <= limit)
     headline = (
-        f"{'Passed' if has_passed else 'Over the limit'}: KL divergence {number(kl, 2)} nats a token, "
-        f"of at most {number(limit, 2) if is_number(limit) else 'any'}"
+        f"{'Passed' if has_passed else 'Over the limit'}: KL divergence {number(kl, 2)} nats a token, {_at_most(limit)}"
     )
+    used = kl / limit if is_number(kl) and is_number(limit) and limit > 0 else None
     plain = (
         f"On {accuracy['num_tokens']:,} tokens that calibration has not seen, the quantized model holds the same token "
         f"most likely as the exact one at {percent(accuracy['top1_agreement'])} of positions. Its perplexity is "
         f"{number(accuracy['perplexity'], 4)}, that of the exact model {number(accuracy['exact_perplexity'], 4)} "
         f"({percent(accuracy['perplexity_change'], signed=True)})."
     )
-    return Verdict("good" if has_passed else "bad", headline, plain, kl / limit if is_number(limit) and limit else None)
+    return Verdict("good" if has_passed else "bad", headline, plain, used)
+
+
+def _at_most(limit: Any) -> str:
+    return f"of at most {number(limit, 2)}" if is_number(limit) else "with no limit set"
 
 
 def _not_measured(facts: Mapping[str, Any]) -> Verdict:
@@ -82,7 +86,7 @@ def figures(quantization: Mapping[str, Any]) -> list[Figure]:
             "KL(exact ‖ quantized)",
             f"{number(accuracy['kl'])} nats",
             "The information lost, a token, when the quantized model stands in for the exact one. 0 is identical. This "
-            f"is the figure that the build is held to: at most {number(quantization['max_kl'], 2)}.",
+            f"is the figure that the build is held to: {_at_most(quantization['max_kl'])}.",
         ),
         Figure(
             "KL(quantized ‖ exact)",

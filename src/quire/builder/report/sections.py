@@ -160,7 +160,7 @@ def tactics_section(facts: Facts) -> Html | None:
 def _device(device: str, found: Sequence[Timing]) -> Html:
     rows, header = (
         [_timing_row(timing) for timing in found],
-        ["op", "arguments", "tactics, the one in use first", "gain"],
+        ["op", "arguments", "tactics, the one in use first", "over the slowest"],
     )
     return join(tag("h3", device) if device else None, table(header, rows, numeric=(3,)))
 
