@@ -170,7 +170,9 @@ def _tactics(out: Printer, facts: Mapping[str, Any]) -> None:
         ]  # fmt: skip
         counts = ", ".join(str(count) for count in next(t.rows for t in found if t.device == device))
         title = "Tactics" + (f" on {device}" if device else "") + (f", times for {counts} rows" if counts else "")
-        out.table(title, ["op", "arguments", "times in us, the one in use first", "over the slowest"], rows, numeric=(3,))
+        out.table(
+            title, ["op", "arguments", "times in us, the one in use first", "over the slowest"], rows, numeric=(3,)
+        )
 
 
 def _times(times: list[float]) -> str:
