@@ -25,7 +25,8 @@ from quire.graph.network import Network
 from quire.models.config_reader import ConfigReader
 from quire.models.quantized import read_quantization
 from quire.models.registry import checkpoint_names, define_network, read_spec
-from quire.plan.plan import Plan, is_engine_directory
+from quire.plan.engine_directory import is_engine_directory
+from quire.plan.plan import Plan
 from quire.plan.weight_source import WeightSource
 from quire.weights.dummy import DummyWeights
 from quire.weights.open import open_stored, open_weights
@@ -103,7 +104,16 @@ def as_plan(bound: Bound, serving: ServingSpec, config: BuildConfig, directory: 
         directory: Where the tokenizer and the generation defaults are, if anywhere.
     """
     files = () if directory is None else _small_files(directory)
-    return Plan(bound.network, serving, bound.weights, directory, settings_of(config), files, bound.as_report())
+    return Plan(
+        network=bound.network,
+        spec=serving,
+        weights=bound.weights,
+        directory=directory,
+        source="" if directory is None else str(directory),
+        build=settings_of(config),
+        small_files=files,
+        report=bound.as_report(),
+    )
 
 
 def _small_files(directory: Path) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
     """Build, save and summarise."""
     from quire.builder.build import open_plan
     from quire.core.progress import stages
-    from quire.plan.plan import is_engine_directory
+    from quire.plan.engine_directory import is_engine_directory
 
     output = Path(options.output)
     is_free = not output.exists() or (output.is_dir() and (not any(output.iterdir()) or is_engine_directory(output)))
