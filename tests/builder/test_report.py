@@ -72,7 +72,9 @@ def test_facts_add_up(plain, quantized):
         sizes = facts["bytes"]
         assert sizes["weights"] == sum(part["bytes"] for part in sizes["parts"])
         assert sum(facts["schemes"].values()) == len(facts["layers"]) == 25
-        assert sizes["kept"] == {"not saved": sizes["weights"]}
+        assert sizes["kept"]["own"] + sizes["kept"]["referenced"] == sizes["weights"]
+        assert not sizes["kept"]["is_saved"]
+    assert plain["bytes"]["kept"]["own"] == 0 and plain["bytes"]["kept"]["files"][0].endswith("model.safetensors")
     assert plain["bytes"]["weights"] == plain["bytes"]["defined"] == quantized["bytes"]["defined"]
     assert quantized["schemes"] == {"w8a8": 24, "bfloat16": 1} and plain["schemes"] == {"bfloat16": 25}
     kept = {(part["part"], part["dtype"]): part["tensors"] for part in quantized["bytes"]["parts"]}
@@ -247,7 +249,9 @@ def test_an_engine_tells_its_own_bytes_and_the_tactics_beside_it(quantized_plan,
     record = TacticRecord(call, "prepacked", {"reference": (10.0, 90.0), "prepacked": (5.0, 20.0)})
     write_tactics(tmp_path, DeviceTactics(device, (1, 64), (record,)))
     facts = summarize(Plan.load(tmp_path))
-    assert facts["bytes"]["kept"] == {"own": facts["bytes"]["weights"], "referenced": 0}
+    kept = {"is_saved": True, "own": facts["bytes"]["weights"], "referenced": 0, "files": []}
+    assert facts["bytes"]["kept"] == kept
+    assert facts["quantization"] == quantized_plan.report["quantization"] and "As defined" in Plan.load(tmp_path).page
     (timing,) = timings(facts)
     assert (timing.op, timing.rows, timing.chosen, timing.speedup) == ("linear", (1, 64), "prepacked", 4.0)
     assert timing.arguments == "x bf16[tokens, 256], weight bf16[4096, 256]"

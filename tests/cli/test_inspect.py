@@ -26,7 +26,7 @@ def test_a_model_is_built_in_memory_and_summarised(capsys):
     code, out, err = run(capsys, "quire-tiny")
     assert code == 0 and not err
     for words in ("LlamaForCausalLM", "25 linear layers in bfloat16", "Not quantized", "fuse_qkv", "11.0 MiB",
-                  "12: only its layout changes", "rope_append_kv", "nothing is saved yet"):  # fmt: skip
+                  "12: only its layout changes", "rope_append_kv", "11.0 MiB as they are in"):  # fmt: skip
         assert words in out, words
 
 
@@ -42,7 +42,15 @@ def test_build_settings_are_honoured(capsys):
 
 def test_an_engine(capsys, engine):
     code, out, _ = run(capsys, engine)
-    assert code == 0 and "24 linear layers in w8a8" in out and "in the engine directory" in out
+    assert code == 0
+    for words in (
+        "24 linear layers in w8a8",
+        "6.6 MiB in the engine directory",
+        "Passed: KL divergence",
+        "fuse_norm_quant",
+    ):
+        assert words in out, words
+    assert (engine / "report.html").read_text().startswith("<!doctype html>")
 
 
 def test_json_holds_what_is_printed(capsys, engine):
@@ -50,6 +58,7 @@ def test_json_holds_what_is_printed(capsys, engine):
     facts = json.loads(out)
     assert code == 0 and facts["name"] == "engine" and facts["schemes"] == {"w8a8": 24, "bfloat16": 1}
     assert facts["bytes"]["kept"]["own"] == facts["bytes"]["weights"] and "network" not in facts
+    assert facts["quantization"]["accuracy"]["kl"] < 0.05 and facts["passes"]
     _, out, _ = run(capsys, engine, "--json", "--graph")
     assert "linear_w8a8" in json.loads(out)["network"]["after"]
 

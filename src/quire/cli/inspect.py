@@ -56,7 +56,7 @@ def _summaries(options: argparse.Namespace) -> list[dict[str, Any]]:
     from quire.builder.build import open_plan
     from quire.builder.report.summary import summarize
     from quire.core.progress import stages
-    from quire.plan.plan import is_engine_directory
+    from quire.plan.engine_directory import is_engine_directory
 
     settings, names = read_fields(BuildConfig, options), [options.model, *filter(None, [options.other])]
     built = [is_engine_directory(Path(name)) for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from quire.builder.report.sections import (
     settings_section,
     tactics_section,
 )
+from quire.builder.report.summary import summarize
 from quire.builder.report.words import num_bytes, number, percent, plural
+from quire.plan.plan import Plan
 
 _STYLE = Path(quire.__file__).parent / "assets" / "report.css"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -63,6 +66,12 @@ def render_html(report: Mapping[str, Any], title: str) -> str:
         tag("style", Html(_STYLE.read_text(encoding="utf-8"))),
     )
     return f"<!doctype html>\n{tag('html', head, tag('body', body), lang='en')}\n"
+
+
+def with_page(plan: Plan) -> Plan:
+    """Return a plan that carries its report as a page; call it again when what is told has changed."""
+    facts = summarize(plan)
+    return replace(plan, page=render_html(facts, facts["name"]))
 
 
 def _subtitle(facts: Mapping[str, Any]) -> str:

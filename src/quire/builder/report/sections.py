@@ -98,18 +98,18 @@ def memory_section(facts: Facts) -> Html | None:
     return join(
         tag("figure", stacked_bars(bars), style="margin:0"),
         table(["weights", "dtype", "tensors", "bytes", "share"], rows, numeric=(2, 3, 4)),
-        tag("p", f"Kept: {kept_text(sizes['kept'])}."),
+        tag("p", f"The weights: {kept_text(sizes['kept'])}."),
         tag("p", f"A token in the KV cache takes {num_bytes(per_token)} over all layers: 1 GiB holds "
             f"{2**30 // per_token:,} tokens.") if per_token else None,
     )  # fmt: skip
 
 
-def kept_text(kept: Mapping[str, int]) -> str:
+def kept_text(kept: Mapping[str, Any]) -> str:
     """Return where the weights are, in words."""
-    if "not saved" in kept:
-        return "nothing is saved yet, weights are read from the checkpoint and computed from it at load"
-    words = {"own": "in the engine directory", "referenced": "in the checkpoint it was built from"}
-    return ", ".join(f"{num_bytes(kept[key])} {words[key]}" for key in words if kept.get(key)) or "no weights"
+    own, referenced, files = kept["own"], kept["referenced"], kept["files"]
+    where = files[0] if len(files) == 1 else f"{files[0]} and {plural(len(files) - 1, 'more file')}" if files else ""
+    made = f"{num_bytes(own)} {'in the engine directory' if kept['is_saved'] else 'made by the build'}"
+    return ", ".join([made] * bool(own) + [f"{num_bytes(referenced)} as they are in {where}"] * bool(referenced))
 
 
 def passes_section(facts: Facts) -> Html | None:

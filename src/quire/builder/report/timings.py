@@ -9,7 +9,6 @@ from typing import Any
 
 from quire.builder.report.words import compact, is_number, short_spec
 from quire.plan.plan import Plan
-from quire.plan.tactics import read_tactics
 
 _TENSOR = re.compile(r"(\w+)=(\w+\[[^\[\]]*\])")
 
@@ -43,17 +42,11 @@ class Timing:
 
 
 def measured_tactics(plan: Plan) -> list[dict[str, Any]]:
-    """Return the records that lie beside a plan, of all devices, as plain JSON values.
-
-    Raises:
-        PlanError: A file is damaged.
-    """
-    if plan.directory is None:
-        return []
+    """Return what was measured for a plan, on all devices, as plain JSON values."""
     return [
         {"device": str(tactics.device), "call": record.call, "chosen": record.chosen, "rows": list(tactics.rows),
          "times_us": {name: list(times) for name, times in record.times_us.items()}}
-        for tactics in read_tactics(plan.directory) for record in tactics.records
+        for tactics in plan.tactics for record in tactics.records
     ]  # fmt: skip
 
 
