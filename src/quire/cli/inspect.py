@@ -198,7 +198,7 @@ def _print_comparison(out: Printer, one: Mapping[str, Any], other: Mapping[str, 
     shown: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
         ("Model", "model", compact),
         ("Settings", "settings", compact),
-        ("Accuracy", "accuracy", number),
+        ("Accuracy", "accuracy", lambda value: number(value, 4)),
         ("Bytes", "bytes", num_bytes),
         ("Passes", "passes", lambda made: f"{made['matches']:,} matches, {made['missed']:,} missed"),
         ("Schemes of linear layers", "layers", str),

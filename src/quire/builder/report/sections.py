@@ -12,7 +12,7 @@ from quire.builder.report.figures import Figure, figures, num_worst, worst_layer
 from quire.builder.report.listing import Line, first_layer, read_listing
 from quire.builder.report.markup import Html, details, join, table, tag
 from quire.builder.report.plots import NUM_COLOURS, depth_plot, error_bars, kl_plot, stacked_bars, time_bar
-from quire.builder.report.timings import Timing, timings
+from quire.builder.report.timings import Timing, geometric_mean, timings
 from quire.builder.report.words import by_reason, compact, compress, is_number, num_bytes, percent, plural
 
 Facts = Mapping[str, Any]
@@ -152,8 +152,8 @@ def tactics_section(facts: Facts) -> Html | None:
         found[timing.device].append(timing)
     if not found:
         return None
-    lead = "An op has several implementations. Those that fit were timed for these shapes; the fastest is used. Times "
-    lead += "are in microseconds; a bar is the sum of a row."
+    lead = "An op has several implementations. Those that fit were timed for these shapes; that with the "
+    lead += "smallest geometric mean, which is the bar, is used. Times are in microseconds."
     return join(tag("p", lead, class_="lead"), *(_device(device, some) for device, some in found.items()))
 
 
@@ -166,10 +166,10 @@ def _device(device: str, found: Sequence[Timing]) -> Html:
 
 
 def _timing_row(timing: Timing) -> list[object]:
-    longest = max((sum(times) for _, times in timing.times_us), default=0) or 1
+    longest = max((geometric_mean(times) for _, times in timing.times_us), default=0) or 1
     rows: list[list[object]] = [
         [tag("b", name) if name == timing.chosen else name, *(f"{time:,.1f}" for time in times),
-         time_bar(sum(times) / longest, name == timing.chosen)]
+         time_bar(geometric_mean(times) / longest, name == timing.chosen)]
         for name, times in timing.times_us
     ]  # fmt: skip
     columns = [plural(count, "row") for count in timing.rows] or [""] * max((len(row) - 2 for row in rows), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from quire.builder.report.words import compact, is_number, short_spec
 from quire.plan.plan import Plan
 
+_SMALLEST_US = 0.001
 _TENSOR = re.compile(r"(\w+)=(\w+\[[^\[\]]*\])")
 
 
@@ -35,10 +37,15 @@ class Timing:
 
     @property
     def speedup(self) -> float | None:
-        """How many times faster the chosen one is than the slowest, over all rows."""
-        sums = {name: sum(times) for name, times in self.times_us}
-        mine = sums.get(self.chosen)
-        return max(sums.values()) / mine if mine and len(sums) > 1 else None
+        """How many times faster the chosen one is than the slowest, by their geometric means."""
+        means = {name: geometric_mean(times) for name, times in self.times_us}
+        mine = means.get(self.chosen)
+        return max(means.values()) / mine if mine and len(means) > 1 else None
+
+
+def geometric_mean(times: Sequence[float]) -> float:
+    """Return what tactics are compared by: it counts a factor alike for few rows and for many."""
+    return math.exp(sum(math.log(max(time, _SMALLEST_US)) for time in times) / len(times)) if times else 0.0
 
 
 def measured_tactics(plan: Plan) -> list[dict[str, Any]]:
@@ -62,7 +69,7 @@ def _timing(record: Mapping[str, Any]) -> Timing:
     else:
         op, arguments = record["op"], f"{compact(record['shapes'])}; {compact(record['dtypes'])}"
     times = {name: _numbers(value) for name, value in record["times_us"].items()}
-    ordered = sorted(times.items(), key=lambda pair: (pair[0] != record["chosen"], sum(pair[1])))
+    ordered = sorted(times.items(), key=lambda pair: (pair[0] != record["chosen"], geometric_mean(pair[1])))
     return Timing(record.get("device", ""), op, arguments, record["chosen"], tuple(record.get("rows", ())), ordered)
 
 
