@@ -20,6 +20,7 @@ from quire.core.config import BuildConfig
 from quire.plan.device import Device
 from quire.plan.plan import Plan
 from quire.plan.tactics import DeviceTactics, TacticRecord, write_tactics
+from tests.support.dummy_models import FAMILIES, write_model
 
 VOID = {"meta", "br"}
 
@@ -190,6 +191,16 @@ def test_a_kv_cache_alone_makes_a_page():
     facts = summarize(open_plan("quire-tiny", config))
     assert "KV cache scales" in {part["part"] for part in facts["bytes"]["parts"]}
     assert "No linear layer was quantized" in Page(render_html(facts, "tiny")).text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_drawn(family, tmp_path):
+    plan = open_plan(write_model(tmp_path, FAMILIES[family]), BuildConfig(load_format="dummy"))
+    page = Page(plan.page)
+    assert "As defined" in page.text and "As bound" in page.text
+    for key in ("before", "after"):
+        part = first_layer(read_listing(plan.report["network"][key]))
+        assert part.prefix.endswith(".0.") and 10 <= len(part.lines) <= 30 and part.before and part.after
 
 
 def test_first_layer_ends_where_the_next_begins(plain):
