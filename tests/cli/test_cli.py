@@ -44,7 +44,7 @@ def test_plan(capsys):
     code, out, _ = run(capsys, "plan", "quire-tiny", "--json", "--max-num-seqs", "2")
     assert json.loads(out)["num_blocks"] == 257
     code, out, _ = run(capsys, "plan", "quire-tiny", "--graph")
-    assert "model.layers.0.self_attn.o_proj.weight" in out
+    assert "model.layers.0.self_attn.{q,k,v}_proj.weight" in out
 
 
 def test_env(capsys):

@@ -7,6 +7,7 @@
   to, unless it was asked to be copied.
 - `report.json`, `report.html`: what the build did and measured.
 - `tactics/<device>.json`: which implementations are the fastest, per device; may be missing (`plan.tactics`).
+- `recording.json`: logits to be computed again, if somebody recorded some.
 - The tokenizer's files and the generation defaults.
 
 Loading checks every file, maps nothing and runs nothing of it; tensors are checked as they are read.
@@ -30,6 +31,7 @@ from quire.plan.tactics import DIRECTORY as TACTICS
 
 FORMAT = 2
 CONFIG, GRAPH, REPORT, PAGE = "config.json", "graph.json", "report.json", "report.html"
+RECORDING = "recording.json"
 
 
 class Manifest(msgspec.Struct, forbid_unknown_fields=True):
@@ -105,7 +107,7 @@ def make_room(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     (root / CONFIG).unlink(missing_ok=True)  # what is half written is no engine directory
     shutil.rmtree(root / TACTICS, ignore_errors=True)
-    for name in (REPORT, PAGE):
+    for name in (REPORT, PAGE, RECORDING):
         (root / name).unlink(missing_ok=True)
 
 
