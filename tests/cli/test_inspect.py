@@ -53,6 +53,14 @@ def test_an_engine(capsys, engine):
     assert (engine / "report.html").read_text().startswith("<!doctype html>")
 
 
+def test_a_tuned_engine_tells_its_tactics(capsys, tmp_path):
+    assert main(["build", "quire-tiny", "-o", str(tmp_path / "engine"), "--tune"]) == 0
+    capsys.readouterr()
+    _, out, _ = run(capsys, tmp_path / "engine")
+    assert "Tactics on" in out and "times for 1, 16, 256 rows" in out and "as they are in" in out
+    assert "256 rows" in (tmp_path / "engine" / "report.html").read_text()
+
+
 def test_json_holds_what_is_printed(capsys, engine):
     code, out, _ = run(capsys, engine, "--json")
     facts = json.loads(out)

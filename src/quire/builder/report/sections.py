@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from quire.builder.report.drawing import KINDS, draw
@@ -106,7 +107,7 @@ def memory_section(facts: Facts) -> Html | None:
 
 def kept_text(kept: Mapping[str, Any]) -> str:
     """Return where the weights are, in words."""
-    own, referenced, files = kept["own"], kept["referenced"], kept["files"]
+    own, referenced, files = kept["own"], kept["referenced"], [PurePath(file).name for file in kept["files"]]
     where = files[0] if len(files) == 1 else f"{files[0]} and {plural(len(files) - 1, 'more file')}" if files else ""
     made = f"{num_bytes(own)} {'in the engine directory' if kept['is_saved'] else 'made by the build'}"
     return ", ".join([made] * bool(own) + [f"{num_bytes(referenced)} as they are in {where}"] * bool(referenced))
