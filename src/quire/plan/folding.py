@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from threading import Lock
 from typing import Any
 
 import torch
@@ -105,6 +106,7 @@ class FoldedWeights:
         self._source = source
         self._constants = Constants(recipe, source)
         self._unread = set(recipe.outputs)
+        self._lock = Lock()
 
     def names(self) -> Iterable[str]:
         """Return the names of all tensors."""
@@ -125,12 +127,13 @@ class FoldedWeights:
             PlanError: There is no such tensor, or one that it is made of cannot be read.
         """
         node = self._node(name)
-        if name not in self._unread:  # a new round
-            self._constants = Constants(self._recipe, self._source)
-            self._unread = set(self._recipe.outputs)
-        self._unread.discard(name)
-        tensor: torch.Tensor = self._constants.value(node)
-        self._constants.release(node)
+        with self._lock:
+            if name not in self._unread:  # a new round
+                self._constants = Constants(self._recipe, self._source)
+                self._unread = set(self._recipe.outputs)
+            self._unread.discard(name)
+            tensor: torch.Tensor = self._constants.value(node)
+            self._constants.release(node)
         return tensor
 
     def _node(self, name: str) -> fx.Node:

@@ -2,14 +2,16 @@
 
 oneDNN chooses its kernel by shape, so a row may be summed in another order when it is computed beside other rows
 (seen: one row alone with in_features 4864; 48 rows and more with AMX). The definition here is a tile of `TILE_ROWS`
-rows. Another row count is used only after it has reproduced the tile's bits for many random rows on this machine with
-this shape; a batch is padded up to the next such count. What the kernel sums in which order depends on shapes, dtype
-and threads, never on values, so one proof holds for all data.
+rows. Another row count is used only after it has reproduced the tile's bits, on this machine with this shape, for rows
+that are made to show any difference; a batch is padded up to the next such count. What the kernel sums in which order
+depends on shapes, dtype and threads, never on values, so one proof holds for all data.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import weakref
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,9 +19,23 @@ from torch import Tensor
 TILE_ROWS = 16
 # Padding costs at most a third more rows; 512 rows are compute-bound on every machine tried.
 ROW_COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-# Another order of summation shows in 1 of 10,000 results in bf16 (seen: AMX, from 48 rows on), so this many are enough
-# to see it but for one case in 400,000; no model has layers so narrow that the rows end first.
-_PROOF_ELEMENTS, _PROOF_ROWS = 1 << 17, 1 << 11
+# A probe's rows are all but orthogonal to this many rows of the weight. Their products cancel, so another order of
+# summation shows in 1 of 30 of them, and not in 1 of 10,000 results as for any rows (measured: bf16, AMX).
+_PROBE_ROWS, _PROBE_COLUMNS = 8, 64
+_PLAIN_ELEMENTS, _PLAIN_ROWS = 1 << 17, 1 << 11
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """Rows that tell how a weight is summed.
+
+    Attributes:
+        weight: The packed weight that the rows were made for, as long as somebody holds it.
+        rows: [_PROBE_ROWS, in_features].
+    """
+
+    weight: weakref.ref[Tensor]
+    rows: Tensor
 
 
 @dataclass(slots=True)
@@ -27,6 +43,7 @@ class _Proofs:
     """Which (row count, threads, has bias) gave the tile's bits, for one weight shape and dtype."""
 
     known: dict[tuple[int, int, bool], bool] = field(default_factory=dict)
+    probe: _Probe | None = None
 
 
 _PROOFS: dict[tuple[int, int, torch.dtype], _Proofs] = {}
@@ -60,9 +77,25 @@ def pack(weight: Tensor) -> PackedLinear:
     held = weight.contiguous()
     if is_packed:
         held = torch.ops.mkldnn._reorder_linear_weight(held, None)
+    if proofs.probe is None or proofs.probe.weight() is None:
+        proofs.probe = _Probe(weakref.ref(held), _probe_rows(weight))
     return PackedLinear(held, is_packed, in_features, out_features, weight.dtype, proofs)
 
 
+def _probe_rows(weight: Tensor) -> Tensor:
+    """Return rows whose products with some rows of a weight are small differences of large sums."""
+    out_features, in_features = weight.shape
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(_PROBE_ROWS, in_features, generator=generator, dtype=torch.float64)
+    columns = min(_PROBE_COLUMNS, out_features, in_features // 2)
+    if columns > 0:
+        chosen = weight[:: out_features // columns][:columns].double()
+        basis = torch.linalg.qr(chosen.t()).Q
+        rows -= rows @ basis @ basis.t()
+    return rows.to(weight.dtype)
+
+
+@cache
 def _is_supported(dtype: torch.dtype) -> bool:
     """Return whether oneDNN is there and takes this dtype on this processor."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -107,16 +140,29 @@ def _proven_count(count: int, weight: PackedLinear, has_bias: bool) -> int:
 
 
 def _keeps_bits(count: int, weight: PackedLinear, has_bias: bool) -> bool:
-    """Compare random rows computed together with the same rows in tiles, shifted so that places differ, too."""
-    generator = torch.Generator().manual_seed(count)
-    bias = torch.randn(weight.out_features, generator=generator).to(weight.dtype) if has_bias else None
-    shift = min(3, count)
-    for _ in range(-(-min(_PROOF_ELEMENTS // weight.out_features + 1, _PROOF_ROWS) // count)):
-        rows = torch.randn(count, weight.in_features, generator=generator).to(weight.dtype)
-        together = _gemm(rows, weight, bias)
-        if not torch.equal(together, _by_tiles(torch.cat((rows[:shift], rows)), weight, bias)[shift:]):
+    """Compare rows computed together with the same rows in tiles, at other places."""
+    held, rows = _probe(weight)
+    bias = None
+    if has_bias:
+        generator = torch.Generator().manual_seed(count)
+        bias = (torch.randn(weight.out_features, generator=generator) * 1e-3).to(weight.dtype)
+    expected = _by_tiles(rows, held, bias)
+    for start in range(0, len(rows), count):
+        chosen = torch.arange(start + 3, start + 3 + count) % len(rows)
+        if not torch.equal(_gemm(rows[chosen], held, bias), expected[chosen]):
             return False
     return True
+
+
+def _probe(weight: PackedLinear) -> tuple[PackedLinear, Tensor]:
+    """Return a weight of this shape and rows for it: its probe's, or many plain ones where that weight is gone."""
+    probe = weight.proofs.probe
+    held = None if probe is None else probe.weight()
+    if probe is not None and held is not None:
+        return replace(weight, weight=held), probe.rows
+    count = min(_PLAIN_ELEMENTS // weight.out_features + 1, _PLAIN_ROWS)
+    generator = torch.Generator().manual_seed(0)
+    return weight, torch.randn(count, weight.in_features, generator=generator).to(weight.dtype)
 
 
 def _by_tiles(rows: Tensor, weight: PackedLinear, bias: Tensor | None) -> Tensor:
