@@ -14,6 +14,7 @@ import msgspec
 from quire.builder.passes.adopt_quantized import adopt_quantized
 from quire.builder.passes.matches import Matches
 from quire.builder.pipeline import Bound, bind, settings_of
+from quire.builder.report.page import with_page
 from quire.builder.samples import calibration_samples
 from quire.builder.serving import serving_spec
 from quire.core.config import BuildConfig
@@ -95,7 +96,7 @@ def build(directory: Path, config: BuildConfig, on_progress: OnProgress | None =
 
 
 def as_plan(bound: Bound, serving: ServingSpec, config: BuildConfig, directory: Path | None) -> Plan:
-    """Return the Plan of what the pipeline made.
+    """Return the Plan of what the pipeline made, its report as a page with it.
 
     Args:
         bound: Network and weights.
@@ -104,7 +105,7 @@ def as_plan(bound: Bound, serving: ServingSpec, config: BuildConfig, directory: 
         directory: Where the tokenizer and the generation defaults are, if anywhere.
     """
     files = () if directory is None else _small_files(directory)
-    return Plan(
+    plan = Plan(
         network=bound.network,
         spec=serving,
         weights=bound.weights,
@@ -114,6 +115,7 @@ def as_plan(bound: Bound, serving: ServingSpec, config: BuildConfig, directory: 
         small_files=files,
         report=bound.as_report(),
     )
+    return with_page(plan)
 
 
 def _small_files(directory: Path) -> tuple[str, ...]:
