@@ -81,6 +81,7 @@ _CPU = (
            prepare_reads=("slot_mapping",)),
     Tactic("attention", "tiled", cpu.attention.attention, prepare=cpu.attention.tiles,
            prepare_reads=("block_table", "seq_lens", "query_start_loc", "window")),
+    Tactic("attention", "dense", cpu.dense_attention.attention, keeps_bits=False),
     Tactic("rms_norm", "in_place", cpu.fused.rms_norm),
     _reference("rms_norm"),
     Tactic("silu_mul", "in_place", cpu.fused.silu_mul),

@@ -1,7 +1,7 @@
 """`walk`: a decoder network over samples of text, node by node for all samples, so that weights stream.
 
-Matrix products run by their references, all else by the processor's default tactics: weights are used once, so
-packing them would not pay.
+Matrix products run by their references, attention by whole sequences, all else by the processor's default tactics:
+weights are used once, so packing them would not pay, and nobody asks for the bits of a row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import fx
 
 from quire.graph.network import Network
 from quire.graph.nodes import op_of
-from quire.ops.tactic import Tactic, tactics_for
+from quire.ops.tactic import REFERENCE, Tactic, tactics_for
 from quire.plan.folding import Constants, constant_nodes
 from quire.plan.weight_source import WeightSource
 from quire.quantization.step import kv_cache, step_inputs
@@ -64,7 +64,7 @@ def walk(network: Network, weights: WeightSource, samples: Samples) -> Iterator[
         _make_caches(node, states)
         arguments = [{k: _argument(v, state, fixed) for k, v in node.kwargs.items()} for state in states]
         yield Visit(node, arguments, index, len(calls))
-        tactic = next(tactic for tactic in tactics_for(op_of(node).name, "cpu") if tactic.pack is None)
+        tactic = _tactic(op_of(node).name)
         for state, given, ready in zip(states, arguments, prepared, strict=True):
             state[node] = _run(tactic, node, given, ready)
         del fixed, arguments
@@ -75,6 +75,13 @@ def walk(network: Network, weights: WeightSource, samples: Samples) -> Iterator[
             elif pending[used] == 0:
                 for state in states:
                     state.pop(used)
+
+
+def _tactic(op: str) -> Tactic:
+    """Return what computes an op here: one that is free to round as it likes where there is one, and packs nothing."""
+    listed = [tactic for tactic in tactics_for(op, "cpu") if tactic.pack is None]
+    free = (tactic for tactic in listed if not tactic.keeps_bits and tactic.name != REFERENCE)
+    return next(free, listed[0])
 
 
 def _run(tactic: Tactic, node: fx.Node, arguments: Mapping[str, Any], prepared: dict[Any, Any]) -> Any:

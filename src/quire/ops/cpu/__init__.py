@@ -6,6 +6,16 @@ float32 do not (the vectorised body and the scalar tail round differently). GEMM
 of rows for some shapes. The tactics here are built from the first kind, and prove the second.
 """
 
-from quire.ops.cpu import attention, elementwise, fused, linear, moe, quantize, quantized_linear, rope
+from quire.ops.cpu import attention, dense_attention, elementwise, fused, linear, moe, quantize, quantized_linear, rope
 
-__all__ = ["attention", "elementwise", "fused", "linear", "moe", "quantize", "quantized_linear", "rope"]
+__all__ = [
+    "attention",
+    "dense_attention",
+    "elementwise",
+    "fused",
+    "linear",
+    "moe",
+    "quantize",
+    "quantized_linear",
+    "rope",
+]
