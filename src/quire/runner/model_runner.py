@@ -119,7 +119,8 @@ class ModelRunner:
         for source, destination in step.block_copies:  # first: a source may be fresh for somebody else in this step
             kv_cache[:, :, destination].copy_(kv_cache[:, :, source])
         if step.fresh_block_ids:
-            kv_cache.index_fill_(2, torch.tensor(step.fresh_block_ids), 0)
+            plain = kv_cache.view(torch.int8) if kv_cache.dtype.itemsize == 1 else kv_cache  # no fill for float8
+            plain.index_fill_(2, torch.tensor(step.fresh_block_ids), 0)
 
     def _sample(self, step: SchedulerOutput, rows: list[Row], inputs: StepInputs, logits: torch.Tensor) -> ModelOutput:
         sampled = [i for i, place in enumerate(inputs.sampled_logits) if place >= 0]
