@@ -13,7 +13,7 @@ from quire.ops.spec import TensorSpec
 from quire.plan.weight_source import WeightSource
 
 _NUM_THREADS = 2  # reading and hashing a tensor takes about as long as packing it does with one thread
-_AHEAD_BYTES = 8 << 20  # what waits counts as memory beside the weights
+_AHEAD_SHARE = 32  # of all weights at most one part in so many waits, as memory beside those that are packed
 
 
 class ReadAhead:
@@ -29,6 +29,7 @@ class ReadAhead:
         self._order = list(reversed(order))
         self._pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="read-ahead")
         self._waiting: dict[str, Future[torch.Tensor]] = {}
+        self._ahead_bytes = sum(map(self._num_bytes, order)) // _AHEAD_SHARE
 
     def __enter__(self) -> ReadAhead:
         return self
@@ -60,7 +61,7 @@ class ReadAhead:
         if name in self._order:
             self._order.remove(name)
         ahead = sum(self._num_bytes(waiting) for waiting in self._waiting)
-        while self._order and (not self._waiting or ahead + self._num_bytes(self._order[-1]) <= _AHEAD_BYTES):
+        while self._order and ahead + self._num_bytes(self._order[-1]) <= self._ahead_bytes:
             following = self._order.pop()
             self._waiting[following] = self._pool.submit(self._source.read, following)
             ahead += self._num_bytes(following)

@@ -29,13 +29,11 @@ class Activations:
     """What calibration saw of a layer's input.
 
     Attributes:
-        largest: [in_features], float32: the largest magnitude of each channel.
-        mean: [in_features], float32: the mean magnitude of each channel.
+        size: [in_features], float32: the magnitude of each channel, its mean for w4a16, the largest for other schemes.
         rows: [num_rows, in_features]: some of its rows, evenly spread.
     """
 
-    largest: Tensor
-    mean: Tensor
+    size: Tensor
     rows: Tensor
 
 
@@ -138,7 +136,7 @@ def search(
 def _factors(scheme: str, seen: Activations, weight: Tensor) -> Callable[[float], Tensor]:
     """Return the scheme's rule from an exponent to factors, scaled around 1."""
     largest_weight = weight.abs().amax(0).float().clamp_(min=_SMALLEST)
-    base = (seen.mean if scheme == "w4a16" else seen.largest).clamp(min=_SMALLEST)
+    base = seen.size.clamp(min=_SMALLEST)
 
     def at(alpha: float) -> Tensor:
         raw = base**alpha if scheme == "w4a16" else base**alpha / largest_weight ** (1 - alpha)
