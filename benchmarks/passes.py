@@ -106,7 +106,8 @@ def measure(label: str, rows: int, runs: dict[str, Callable[[int], float]], opti
     for name in runs:
         if name != "all":
             ratios = [each[name] / each["all"] for each in rounds]
-            record(f"passes.{label}.{rows}_rows.without_{name}", "x", ratios, save=not options.no_save)
+            left = "with_none" if name == "none" else f"without_{name}"
+            record(f"passes.{label}.{rows}_rows.{left}", "x", ratios, save=not options.no_save)
 
 
 if __name__ == "__main__":
