@@ -11,17 +11,11 @@ from quire.core.errors import ConfigError
 from quire.engine.capacity import needs_of
 from tests.support.dummy_models import LLAMA, OPT, write_model
 
-SIZES = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-}
+SIZES = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
 PLAIN = BuildConfig(load_format="dummy", num_calibration_samples=1, calibration_length=4, max_kl=1e9, group_size=64)
 
 
-@pytest.mark.parametrize("family, sizes", [(LLAMA, SIZES), (OPT, {"hidden_size": 64, "word_embed_proj_dim": 64})])
+@pytest.mark.parametrize("family, sizes", [(LLAMA, SIZES), (OPT, {"hidden_size": 192, "word_embed_proj_dim": 192})])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -40,7 +34,7 @@ def test_estimate_is_what_the_build_needs(changes, family, sizes, tmp_path):
     expected, found = (needs_of(EngineConfig(max_num_batched_tokens=64), one, 256) for one in (built, estimate))
     assert estimate.kv_bytes_per_token == built.kv_bytes_per_token
     assert found.step == expected.step
-    assert 0 <= expected.weights - found.weights <= 0.02 * expected.weights, "but for what smoothing adds"
+    assert abs(expected.weights - found.weights) <= 0.02 * expected.weights, "but for what is folded or smooths"
     assert str(plan.network) == str(open_plan(model, PLAIN).network), "the plan itself is left alone"
 
 

@@ -49,17 +49,18 @@ def test_plan(capsys):
     assert record["num_blocks"] == 257 and record["num_sequences"]["2048"] == 2 and record["fits"]
     assert {what["change"] for what in record["what_if"]} >= {"kv_cache_dtype=fp8", "max_num_batched_tokens=1024"}
     code, out, _ = run(capsys, "plan", "quire-tiny", "--graph")
-    assert "model.layers.0.self_attn.q_proj.weight" in out
+    assert "model.layers.0.self_attn.{q,k,v}_proj.weight" in out
 
 
 def test_plan_for_another_machine(capsys):
-    code, out, _ = run(capsys, "plan", "quire-tiny", "--json", "--memory", "1.5GiB")
+    code, out, _ = run(capsys, "plan", "quire-tiny", "--json", "--memory", "900MiB")
     record = json.loads(out)
     parts = (record[f"{term}_bytes"] for term in ("weight", "overhead", "kv"))
     assert code == 0 and record["total_bytes"] <= record["budget_bytes"] < 1.5 * 2**30 * 0.9
     assert record["total_bytes"] == sum(parts) + max(record["workspace_bytes"], record["sampling_bytes"])
     what_if = {what["change"]: what for what in record["what_if"]}
-    assert what_if["kv_cache_dtype=int8"]["num_sequences"] == 2 * record["num_sequences"]["2048"] + 1
+    most, doubled = record["num_sequences"]["2048"], what_if["kv_cache_dtype=int8"]["num_sequences"]
+    assert 2 * most <= doubled <= 2 * most + 1
     assert what_if["quantization=w8a8"]["freed_bytes"] > 0
     code, out, err = run(capsys, "plan", "quire-tiny", "--memory", "400MiB")
     assert code == 2 and "It does not fit" in out and "What if" in out and "The largest term is" in err

@@ -54,7 +54,7 @@ def test_what_is_advised_fits(plan, config):
 
 
 def test_where_nothing_fits_the_message_says_so(plan):
-    with pytest.raises(CapacityError, match="No number of tokens in a step fits: .* Quantize"):
+    with pytest.raises(CapacityError, match=r"No number of tokens in a step fits: .* Quantize"):
         resolve(EngineConfig(), plan, needs_of(EngineConfig(), plan, 128).weights)
 
 

@@ -297,7 +297,7 @@ def test_engine_directory_is_the_same_and_complete(llm, tmp_path):
 @pytest.mark.parametrize("name", ["graph.json", "weights.safetensors", "tokenizer.json", "config.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damaged_engine_is_a_plan_error(llm, tmp_path, name, damage):
-    llm.plan.save(tmp_path / "engine")
+    llm.plan.save(tmp_path / "engine", copy_weights=True)
     path = tmp_path / "engine" / name
     data = bytearray(path.read_bytes())
     if damage == "remove":

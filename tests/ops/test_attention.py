@@ -8,6 +8,7 @@ import torch
 from quire.core.errors import ShapeError
 from quire.ops.attention import append_kv, attention
 from quire.ops.cpu import attention as cpu
+from quire.ops.tactic import tactics_for
 from tests.support.tolerance import assert_close
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -136,3 +137,21 @@ def test_errors():
         attention(args[0][:, :3], *args[1:])
     with pytest.raises(ShapeError, match="Invalid window"):
         attention(*args[:-1], 0)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dense_attention_is_the_reference(dtype, window):
+    """Whole prompts, a chunk of one, a single query, and a sequence without queries."""
+    generator = torch.Generator().manual_seed(0)
+    cache = torch.randn(2, 9, 2, 4, 16, generator=generator).to(dtype)
+    table = torch.tensor([[1, 2, 3], [4, 5, 0], [6, 7, 8], [0, 0, 0]], dtype=torch.int32)
+    lens, starts = torch.tensor([9, 5, 12, 0], dtype=torch.int32), torch.tensor([0, 9, 12, 13, 13], dtype=torch.int32)
+    query = torch.randn(13, 4, 16, generator=generator).to(dtype)
+    dense = next(t for t in tactics_for("attention", "cpu") if t.name == "dense")
+    got = dense.run(query, cache, table, lens, starts, 0.25, window)
+    assert_close(got, attention(query, cache, table, lens, starts, 0.25, window))
+    eight = torch.randint(-127, 127, cache.shape, generator=generator).to(torch.int8)
+    scales = torch.rand(2, 2, generator=generator) / 50
+    arguments = (query, eight, table, lens, starts, 0.25, window, scales)
+    assert_close(dense.run(*arguments), attention(*arguments))

@@ -74,3 +74,10 @@ def test_outliers_fail_the_limit_and_smoothquant_passes_it(planted):
     assert smoothed["accuracy"]["top1_agreement"] >= 0.98
     given = report(planted, quantization="w8a8", smooth_alpha=0.5)
     assert given["accuracy"]["kl"] <= 0.001 and {layer["alpha"] for layer in given["layers"].values()} >= {0.5}
+
+
+def test_awq_protects_channels_that_rounding_to_nearest_loses(planted):
+    awq = report(planted, quantization="w4a16")["accuracy"]
+    nearest = report(planted, quantization="w4a16", smooth=False)["accuracy"]
+    assert awq["perplexity_change"] <= 0.05
+    assert awq["kl"] <= 0.6 * nearest["kl"] and awq["top1_agreement"] > nearest["top1_agreement"]

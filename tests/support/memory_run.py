@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -16,7 +17,7 @@ from quire.graph.nodes import is_call, spec
 from quire.ops.cpu import linear
 from quire.ops.cpu.attention_bytes import worst_candidates
 from quire.plan.plan import Plan
-from quire.runner import model_runner
+from quire.runner import executor, model_runner
 from tests.support.memory_trace import MemoryTrace, Span
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -35,12 +36,13 @@ class Measured:
 def measure(plan: Plan, config: SchedulerConfig) -> Measured:
     """Load a plan and run the steps of which one is the worst.
 
-    The proofs of row counts, which a process makes once, are forgotten before; one trial each is enough for their size.
+    The proofs of row counts, which a process makes once, are forgotten before, and what they keep is overhead. Weights
+    are read by this thread, the only one on record.
     """
     linear._PROOFS.clear()
     trace = MemoryTrace()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "_PROOF_ROWS", 1)
+        patch.setattr(executor, "ReadAhead", lambda source, order: nullcontext(source))
         trace.start()
         try:
             with trace.span("load"):
@@ -52,7 +54,8 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
             trace.stop()
     load, *steps = trace.spans()
     most, largest = max(_beside(steps, load.left_tensors))
-    return Measured(load.left_tensors, runner._kv_cache.nbytes, most, largest)
+    probes = sum(proofs.probe.rows.nbytes for proofs in linear._PROOFS.values())
+    return Measured(load.left_tensors - probes, runner._kv_cache.nbytes, most, largest)
 
 
 def _record(runner: model_runner.ModelRunner, trace: MemoryTrace, patch: pytest.MonkeyPatch) -> None:

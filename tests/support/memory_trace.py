@@ -22,12 +22,12 @@ class _Pages(mmap.mmap):
     held = 0
     most = 0
 
-    def __new__(cls, fileno, length):
+    def __new__(cls, fileno, length, **options):
         _Pages.held += length
         _Pages.most = max(_Pages.most, _Pages.held)
-        return super().__new__(cls, fileno, length)
+        return super().__new__(cls, fileno, length, **options)
 
-    def __init__(self, fileno, length):
+    def __init__(self, fileno, length, **options):
         self._length = length
 
     def __del__(self):

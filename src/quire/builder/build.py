@@ -14,6 +14,7 @@ import msgspec
 from quire.builder.passes.adopt_quantized import adopt_quantized
 from quire.builder.passes.matches import Matches
 from quire.builder.pipeline import Bound, bind, settings_of
+from quire.builder.report.page import with_page
 from quire.builder.samples import calibration_samples
 from quire.builder.serving import serving_spec
 from quire.core.config import BuildConfig
@@ -25,7 +26,8 @@ from quire.graph.network import Network
 from quire.models.config_reader import ConfigReader
 from quire.models.quantized import read_quantization
 from quire.models.registry import checkpoint_names, define_network, read_spec
-from quire.plan.plan import Plan, is_engine_directory
+from quire.plan.engine_directory import is_engine_directory
+from quire.plan.plan import Plan
 from quire.plan.weight_source import WeightSource
 from quire.weights.dummy import DummyWeights
 from quire.weights.open import open_stored, open_weights
@@ -94,7 +96,7 @@ def build(directory: Path, config: BuildConfig, on_progress: OnProgress | None =
 
 
 def as_plan(bound: Bound, serving: ServingSpec, config: BuildConfig, directory: Path | None) -> Plan:
-    """Return the Plan of what the pipeline made.
+    """Return the Plan of what the pipeline made, its report as a page with it.
 
     Args:
         bound: Network and weights.
@@ -103,7 +105,17 @@ def as_plan(bound: Bound, serving: ServingSpec, config: BuildConfig, directory: 
         directory: Where the tokenizer and the generation defaults are, if anywhere.
     """
     files = () if directory is None else _small_files(directory)
-    return Plan(bound.network, serving, bound.weights, directory, settings_of(config), files, bound.as_report())
+    plan = Plan(
+        network=bound.network,
+        spec=serving,
+        weights=bound.weights,
+        directory=directory,
+        source="" if directory is None else str(directory),
+        build=settings_of(config),
+        small_files=files,
+        report=bound.as_report(),
+    )
+    return with_page(plan)
 
 
 def _small_files(directory: Path) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from quire.builder.passes.matches import Matches, Pass
 from quire.builder.passes.quantize_kv_cache import quantize_kv_cache
 from quire.builder.passes.quantize_linear import quantize_linear
 from quire.builder.passes.smooth import smooth
+from quire.builder.report.sizes import weight_bytes
 from quire.core.config import BuildConfig
 from quire.core.errors import ConfigError, did_you_mean
 from quire.core.log import get_logger
@@ -59,6 +60,7 @@ class Bound:
         network: Optimized; mutated in place from the one given.
         weights: Its weights.
         passes: The build report's entry of each pass, in order.
+        defined: The build report's entry of the network before all passes.
         recipe: How it was quantized, None if it was not.
         accuracy: What that cost, None if it was not quantized.
         max_kl: The limit that it was held to.
@@ -68,13 +70,14 @@ class Bound:
     network: Network
     weights: WeightSource
     passes: Sequence[Mapping[str, object]]
+    defined: Mapping[str, object]
     recipe: Recipe | None = None
     accuracy: Accuracy | None = None
     max_kl: float | None = None
     origin: str | None = None
 
     def as_report(self) -> dict[str, Any]:
-        """Return the build report as plain JSON values: passes, and what quantization decided and cost."""
+        """Return the build report as plain JSON values: passes, what quantization decided and cost, the network."""
         report: dict[str, Any] = {"passes": list(self.passes)}
         if self.recipe is not None and self.accuracy is not None:
             report["quantization"] = {
@@ -84,6 +87,7 @@ class Bound:
                 "layers": {name: msgspec.to_builtins(linear) for name, linear in self.recipe.linears.items()},
                 "skipped": dict(self.recipe.skipped),
             }
+        report["network"] = {**self.defined, "after": str(self.network)}
         return report
 
 
@@ -110,15 +114,15 @@ def bind(
         ConfigError: `config` names a pass or a layer that does not exist.
     """
     _check_names(config.without_passes)
-    run = _Run(network, config)
     check_network(network, DEFINED)
+    run = _Run(network, config)
     if adopt is not None:
         run.one("adopt_quantized", adopt)
     run.all(FUSE)
     weights = open_weights(network)
     if config.quantization is None and config.kv_cache_dtype == "auto":
         run.all((*FUSE_QUANTIZED, *FINISH))
-        return Bound(network, run.fold(weights), run.records)
+        return Bound(network, run.fold(weights), run.records, run.defined)
     exact, samples = network_from_text(network_to_text(network), network.name), read_samples()
     progress = on_progress or (lambda *news: None)
     recipe = calibrate(network, weights, samples.calibration, config, partial(progress, "Calibrating"))
@@ -129,7 +133,7 @@ def bind(
     accuracy = evaluate((exact, weights), (network, folded), samples.held_out, partial(progress, "Evaluating"))
     limit = largest_kl(config)
     check(accuracy, recipe, limit)
-    return Bound(network, folded, run.records, recipe, accuracy, limit, samples.origin)
+    return Bound(network, folded, run.records, run.defined, recipe, accuracy, limit, samples.origin)
 
 
 class _Run:
@@ -138,6 +142,7 @@ class _Run:
     def __init__(self, network: Network, config: BuildConfig) -> None:
         self._network = network
         self._without = config.without_passes
+        self.defined = {"before": str(network), "defined_bytes": weight_bytes(network)}
         self.records: list[Mapping[str, object]] = []
 
     def all(self, passes: Sequence[Pass]) -> None:

@@ -15,6 +15,8 @@ COMMANDS = {
     "generate": "complete prompts",
     "chat": "talk with a model",
     "build": "bind a model into an engine directory: fused, quantized, measured",
+    "inspect": "show what a build did, cost and holds, or how two differ",
+    "verify": "check every byte of an engine, and compute recorded logits again",
     "bench": "measure latency, throughput or start-up",
     "plan": "show what fits into memory, before loading anything",
     "env": "show versions, processor and memory",

@@ -48,7 +48,8 @@ def stages() -> Iterator[OnProgress]:
     try:
         yield report
     finally:
-        bar.stop()
+        if tasks:  # stopping what never started prints an empty line
+            bar.stop()
 
 
 def _bar(*, is_kept: bool) -> Progress:

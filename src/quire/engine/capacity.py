@@ -7,10 +7,12 @@ from dataclasses import replace
 from quire.core.config import EngineConfig
 from quire.core.errors import CapacityError
 from quire.graph.nodes import spec
-from quire.plan.device import num_threads
+from quire.plan.device import num_threads, this_device
 from quire.plan.memory import MemoryNeeds, MemoryPlan, StepLimits, memory_needs, mib, plan_memory
 from quire.plan.plan import Plan
+from quire.plan.tactics import choices
 from quire.runner.device import PROCESS
+from quire.runner.model_runner import DEVICE
 from quire.sampling.workspace import SampledLogits, sampling_bytes
 
 # Enough for long chats of many users with a small model; more would surprise on a laptop.
@@ -44,6 +46,7 @@ def needs_of(config: EngineConfig, plan: Plan, max_model_len: int) -> MemoryNeed
         sampling_bytes=sampling_bytes(sampled, num_threads()),
         chosen_bytes=0 if is_gathered else num_logits * vocab_size * logits.dtype.itemsize,
         process=PROCESS,
+        chosen=choices(plan.tactics, this_device(DEVICE), plan.network),
     )
 
 

@@ -12,7 +12,18 @@ from typing import Any
 
 import torch
 
-from quire.ops.cpu import attention, attention_bytes, elementwise, fused, linear, moe, quantize, references, rope
+from quire.ops.cpu import (
+    attention,
+    attention_bytes,
+    dense_attention,
+    elementwise,
+    fused,
+    linear,
+    moe,
+    quantize,
+    references,
+    rope,
+)
 from quire.ops.cpu import quantized_linear as quantized
 from quire.ops.registry import OPS
 from quire.ops.spec import dtype_name
@@ -103,6 +114,7 @@ _CPU = (
            prepare=attention.slots, prepare_reads=("slot_mapping",), prepared_bytes=attention.slots_bytes),
     Tactic("attention", "tiled", attention.attention, workspace_bytes=attention_bytes.attention_bytes,
            prepare=attention.tiles, prepare_reads=_ATTENDS, prepared_bytes=attention_bytes.tiles_bytes),
+    Tactic("attention", "dense", dense_attention.attention, keeps_bits=False),
     Tactic("rms_norm", "in_place", fused.rms_norm, workspace_bytes=fused.rms_norm_bytes),
     _reference("rms_norm"),
     Tactic("silu_mul", "in_place", fused.silu_mul, workspace_bytes=fused.silu_mul_bytes),

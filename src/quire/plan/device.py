@@ -50,7 +50,7 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def this_device(kind: str = "cpu") -> Device:
     """Return the device of a kind that this process computes on."""
-    return Device(kind, processor_name(), tuple(isa_flags()), num_threads(), torch.__version__, __version__)
+    return Device(kind, processor_name(), tuple(isa_flags()), num_threads(), str(torch.__version__), __version__)
 
 
 def processor_name() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from threading import Lock
 from typing import Any
 
 import torch
@@ -57,13 +58,30 @@ class Constants:
         if node not in self._values:
             if node.op == "get_attr":
                 self._values[node] = self._read(node)
+            elif is_call(node, "concat"):
+                self._values[node] = self._joined(node)
             else:
                 arguments = {name: self._argument(value) for name, value in node.kwargs.items()}
-                self._values[node] = _compute(node, arguments)
+                self._values[node] = op_of(node).reference(**arguments)
                 del arguments
                 for used in node.all_input_nodes:
                     self.release(used)
         return self._values[node]
+
+    def _joined(self, node: fx.Node) -> torch.Tensor:
+        """Join weights in memory of its own, as weights that are read have, holding one of the parts at a time."""
+        joined, dim, start = empty_weight(spec(node)), int(str(node.kwargs["dim"])), 0
+        parts = node.kwargs["tensors"]
+        assert isinstance(parts, (list, tuple))
+        last = {part: place for place, part in enumerate(parts)}
+        for place, part in enumerate(parts):
+            assert isinstance(part, fx.Node)
+            size = int(spec(part).shape[dim])
+            joined.narrow(dim, start, size).copy_(self.value(part))
+            start += size
+            if last[part] == place:
+                self.release(part)
+        return joined
 
     def release(self, node: fx.Node) -> None:
         """Count one use of a node as done; its value is dropped after the last."""
@@ -85,13 +103,6 @@ class Constants:
         return tensor
 
 
-def _compute(node: fx.Node, arguments: dict[str, Any]) -> Any:
-    """Compute a call by its reference; joined weights get memory of their own, as weights that are read do."""
-    if not is_call(node, "concat"):
-        return op_of(node).reference(**arguments)
-    return torch.cat(arguments["tensors"], arguments["dim"], out=empty_weight(spec(node)))
-
-
 class FoldedWeights:
     """A `WeightSource` of what a network of constants computes from another source.
 
@@ -105,6 +116,7 @@ class FoldedWeights:
         self._source = source
         self._constants = Constants(recipe, source)
         self._unread = set(recipe.outputs)
+        self._lock = Lock()
 
     def names(self) -> Iterable[str]:
         """Return the names of all tensors."""
@@ -125,12 +137,13 @@ class FoldedWeights:
             PlanError: There is no such tensor, or one that it is made of cannot be read.
         """
         node = self._node(name)
-        if name not in self._unread:  # a new round
-            self._constants = Constants(self._recipe, self._source)
-            self._unread = set(self._recipe.outputs)
-        self._unread.discard(name)
-        tensor: torch.Tensor = self._constants.value(node)
-        self._constants.release(node)
+        with self._lock:
+            if name not in self._unread:  # a new round
+                self._constants = Constants(self._recipe, self._source)
+                self._unread = set(self._recipe.outputs)
+            self._unread.discard(name)
+            tensor: torch.Tensor = self._constants.value(node)
+            self._constants.release(node)
         return tensor
 
     def _node(self, name: str) -> fx.Node:

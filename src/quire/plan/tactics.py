@@ -184,4 +184,4 @@ def _read(path: Path) -> DeviceTactics:
 
 
 def _hash(body: bytes) -> str:
-    return hashlib.blake2b(body, digest_size=32).hexdigest()
+    return hashlib.sha256(body).hexdigest()

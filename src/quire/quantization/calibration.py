@@ -94,8 +94,8 @@ class _Calibration:
         """Decide for one layer."""
         config, x = self.config, visit.node.kwargs["x"]
         assert isinstance(x, fx.Node) and config.quantization is not None
-        seen = _activations([given["x"] for given in visit.arguments])
-        if not torch.isfinite(seen.largest).all():
+        seen = _activations([given["x"] for given in visit.arguments], config.quantization)
+        if not torch.isfinite(seen.size).all():
             raise BuildError(
                 f"calibration: expected finite inputs of layer {base_name(visit.node)}, got inf or NaN; the checkpoint "
                 "may be damaged, or need another dtype."
@@ -162,11 +162,13 @@ def _largest_kv(given: Any) -> Tensor:
     return torch.stack([t.float().abs().amax((0, 2)) for t in (key, given["value"])])
 
 
-def _activations(batches: Sequence[Tensor]) -> Activations:
-    """Return what there is to know of a layer's input, [*rows, in_features] per batch."""
+def _activations(batches: Sequence[Tensor], scheme: str) -> Activations:
+    """Return what a scheme wants to know of a layer's input, [*rows, in_features] per batch."""
     flat = [batch.reshape(-1, batch.shape[-1]) for batch in batches]
     total = sum(len(rows) for rows in flat)
-    largest = torch.stack([rows.abs().amax(0) for rows in flat]).amax(0).float()
-    mean = torch.stack([rows.abs().sum(0, dtype=torch.float32) for rows in flat]).sum(0) / total
+    if scheme == "w4a16":
+        size = torch.stack([rows.abs().sum(0, dtype=torch.float32) for rows in flat]).sum(0) / total
+    else:
+        size = torch.stack([rows.abs().amax(0) for rows in flat]).amax(0).float()
     step = max(1, total // _NUM_ROWS)
-    return Activations(largest, mean, torch.cat([rows[step // 2 :: step] for rows in flat]))
+    return Activations(size, torch.cat([rows[step // 2 :: step] for rows in flat]))

@@ -1,7 +1,7 @@
 """`walk`: a decoder network over samples of text, node by node for all samples, so that weights stream.
 
-Matrix products run by their references, all else by the processor's default tactics: weights are used once, so
-packing them would not pay.
+Matrix products run by their references, attention by whole sequences, all else by the processor's default tactics:
+weights are used once, so packing them would not pay, and nobody asks for the bits of a row.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from torch import fx
 
 from quire.graph.network import Network
-from quire.graph.nodes import op_of, spec
-from quire.ops.tactic import Tactic, tactics_for
+from quire.graph.nodes import op_of
+from quire.ops.tactic import REFERENCE, Tactic, tactics_for
 from quire.plan.folding import Constants, constant_nodes
 from quire.plan.weight_source import WeightSource
+from quire.quantization.step import kv_cache, step_inputs
 
 Samples = Sequence[Sequence[int]]
 _BATCH_TOKENS = 4096  # enough rows for a GEMM at full rate; activations of one batch stay small
-_BLOCK_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +56,15 @@ def walk(network: Network, weights: WeightSource, samples: Samples) -> Iterator[
     """
     constants, folded = constant_nodes(network), Constants(network, weights)
     calls = [node for node in network.calls() if node not in constants]
-    states: list[dict[fx.Node, Any]] = [_inputs(network, batch) for batch in batches(samples)]
+    states: list[dict[fx.Node, Any]] = [dict(step_inputs(network, batch)) for batch in batches(samples)]
     prepared: list[dict[Any, Any]] = [{} for _ in states]
     pending = Counter(used for node in calls for used in node.all_input_nodes)
     for index, node in enumerate(calls):
         fixed = {used: folded.value(used) for used in node.all_input_nodes if used in constants}
-        _make_caches(network, node, states)
+        _make_caches(node, states)
         arguments = [{k: _argument(v, state, fixed) for k, v in node.kwargs.items()} for state in states]
         yield Visit(node, arguments, index, len(calls))
-        tactic = next(tactic for tactic in tactics_for(op_of(node).name, "cpu") if tactic.pack is None)
+        tactic = _tactic(op_of(node).name)
         for state, given, ready in zip(states, arguments, prepared, strict=True):
             state[node] = _run(tactic, node, given, ready)
         del fixed, arguments
@@ -75,6 +75,13 @@ def walk(network: Network, weights: WeightSource, samples: Samples) -> Iterator[
             elif pending[used] == 0:
                 for state in states:
                     state.pop(used)
+
+
+def _tactic(op: str) -> Tactic:
+    """Return what computes an op here: one that is free to round as it likes where there is one, and packs nothing."""
+    listed = [tactic for tactic in tactics_for(op, "cpu") if tactic.pack is None]
+    free = (tactic for tactic in listed if not tactic.keeps_bits and tactic.name != REFERENCE)
+    return next(free, listed[0])
 
 
 def _run(tactic: Tactic, node: fx.Node, arguments: Mapping[str, Any], prepared: dict[Any, Any]) -> Any:
@@ -100,41 +107,12 @@ def batches(samples: Samples) -> list[list[Sequence[int]]]:
     return grouped
 
 
-def _inputs(network: Network, batch: Sequence[Sequence[int]]) -> dict[fx.Node, Any]:
-    """Return the values of a batch's inputs by node, KV caches excepted."""
-    lens = [len(sample) for sample in batch]
-    blocks = [-(-length // _BLOCK_SIZE) for length in lens]
-    table = torch.zeros(len(batch), max(blocks), dtype=torch.int32)
-    slots, next_block = [], 1
-    for row, (length, count) in enumerate(zip(lens, blocks, strict=True)):
-        table[row, :count] = torch.arange(next_block, next_block + count)
-        slots.append(torch.arange(length) + next_block * _BLOCK_SIZE)
-        next_block += count
-    num_tokens = sum(lens)
-    values = {
-        "input_ids": torch.tensor([token for sample in batch for token in sample]),
-        "positions": torch.cat([torch.arange(length) for length in lens]),
-        "slot_mapping": torch.cat(slots),
-        "block_table": table,
-        "seq_lens": torch.tensor(lens),
-        "query_start_loc": torch.tensor([0, *lens]).cumsum(0),
-        "logits_indices": torch.arange(num_tokens),
-    }
-    nodes = {str(node.target): node for node in network.graph.nodes if node.op == "placeholder"}
-    return {nodes[name]: value.int() for name, value in values.items() if name in nodes}
-
-
-def _make_caches(network: Network, node: fx.Node, states: list[dict[fx.Node, Any]]) -> None:
+def _make_caches(node: fx.Node, states: list[dict[fx.Node, Any]]) -> None:
     """Make the KV caches that a call uses first; each lives from there to the last call of its layer."""
     for used in node.all_input_nodes:
-        if used.op != "placeholder" or used in states[0]:
-            continue
-        declared = spec(used)
-        for state in states:
-            table = next(value for key, value in state.items() if key.target == "block_table")
-            sizes = {"num_blocks": int(table.max()) + 1, "block_size": _BLOCK_SIZE}
-            shape = [size if isinstance(size, int) else sizes[size] for size in declared.shape]
-            state[used] = torch.zeros(shape, dtype=declared.dtype)
+        if used.op == "placeholder" and used not in states[0]:
+            for state in states:
+                state[used] = kv_cache(used, state)
 
 
 def _argument(value: Any, state: Mapping[fx.Node, Any], fixed: Mapping[fx.Node, Any]) -> Any:

@@ -13,6 +13,7 @@ from quire.graph.network import Network
 from quire.graph.nodes import op_of
 from quire.ops.tactic import Tactic
 from quire.plan.folding import Constants, constant_nodes
+from quire.plan.read_ahead import ReadAhead
 from quire.plan.tactics import candidates, describe
 from quire.plan.weight_source import WeightSource
 
@@ -51,7 +52,8 @@ class Executor:
         on_progress: Callable[[int], None] | None = None,
         chosen: Mapping[str, str] | None = None,
     ) -> None:
-        binder = _Binder(network, weights, device, on_progress, chosen or {})
+        with ReadAhead(weights, _reading_order(network)) as ahead:
+            binder = _Binder(network, ahead, device, on_progress, chosen or {})
         self._calls = binder.calls
         self._constants = binder.registers
         self._inputs = binder.inputs
@@ -79,6 +81,24 @@ class Executor:
         """Return the bytes of all constants as they are held, packed layouts included."""
         held = {id(tensor): tensor for constant in self._constants for tensor in _tensors(constant)}
         return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
+
+
+def _reading_order(network: Network) -> list[str]:
+    """Return the weights in the order in which binding the calls reads them."""
+    constants, found = constant_nodes(network), dict[str, None]()
+
+    def visit(node: fx.Node) -> None:
+        if node.op == "get_attr":
+            found[str(node.target)] = None
+        elif node in constants:
+            for used in node.all_input_nodes:
+                visit(used)
+
+    for node in network.calls():
+        if node not in constants:
+            for used in node.all_input_nodes:
+                visit(used)
+    return list(found)
 
 
 def _load(index: Any, registers: list[Any]) -> Any:

@@ -9,13 +9,18 @@ import torch
 
 from quire.core.errors import CapacityError, RequestError
 from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput, TokenLogprobs
+from quire.plan.device import this_device
 from quire.plan.plan import Plan
+from quire.plan.tactics import choices
 from quire.runner.executor import Executor
 from quire.runner.inputs import StepInputs, build_inputs
 from quire.runner.rows import Row, Rows
 from quire.sampling.logprobs import prompt_logprobs
 from quire.sampling.row import SampledToken
 from quire.sampling.sampler import sample
+
+DEVICE = "cpu"
+"""Kind of device that the runner computes on."""
 
 
 class ModelRunner:
@@ -26,6 +31,7 @@ class ModelRunner:
         num_blocks: KV cache blocks, the null block 0 included.
         block_size: Tokens in a block.
         on_progress: Called with the number of weights loaded so far.
+        on_logits: Called with the logits [num_logits, vocab_size] of each step, before anything is sampled.
 
     Raises:
         PlanError: A weight is missing or damaged.
@@ -33,12 +39,19 @@ class ModelRunner:
     """
 
     def __init__(
-        self, plan: Plan, num_blocks: int, block_size: int, on_progress: Callable[[int], None] | None = None
+        self,
+        plan: Plan,
+        num_blocks: int,
+        block_size: int,
+        on_progress: Callable[[int], None] | None = None,
+        on_logits: Callable[[torch.Tensor], None] | None = None,
     ) -> None:
+        self._on_logits = on_logits
         self._plan = plan
         self._block_size = block_size
         self._num_blocks = num_blocks
-        self._executor: Executor | None = Executor(plan.network, plan.weights, on_progress=on_progress)
+        self._chosen = choices(plan.tactics, this_device(DEVICE), plan.network)
+        self._executor: Executor | None = self._load(on_progress)
         self._kv_cache: torch.Tensor | None = _allocate_kv_cache(plan, num_blocks, block_size)
         self._rows = Rows()
 
@@ -64,6 +77,8 @@ class ModelRunner:
         logits = executor.run({**inputs.tensors, **caches})["logits"]
         if "logits_indices" not in self._plan.network.inputs:  # the network computed those of all tokens
             logits = logits[inputs.tensors["logits_indices"]]
+        if self._on_logits is not None:
+            self._on_logits(logits)
         return self._sample(step, rows, inputs, logits)
 
     def num_bytes(self) -> int:
@@ -81,9 +96,12 @@ class ModelRunner:
     def wake_up(self) -> None:
         """Take back what `sleep` freed."""
         if self._executor is None:
-            self._executor = Executor(self._plan.network, self._plan.weights)
+            self._executor = self._load()
         if self._kv_cache is None:
             self._kv_cache = _allocate_kv_cache(self._plan, self._num_blocks, self._block_size)
+
+    def _load(self, on_progress: Callable[[int], None] | None = None) -> Executor:
+        return Executor(self._plan.network, self._plan.weights, DEVICE, on_progress, self._chosen)
 
     def _awake(self) -> tuple[Executor, torch.Tensor]:
         """Return executor and KV cache.
@@ -101,7 +119,8 @@ class ModelRunner:
         for source, destination in step.block_copies:  # first: a source may be fresh for somebody else in this step
             kv_cache[:, :, destination].copy_(kv_cache[:, :, source])
         if step.fresh_block_ids:
-            kv_cache.index_fill_(2, torch.tensor(step.fresh_block_ids), 0)
+            plain = kv_cache.view(torch.int8) if kv_cache.dtype.itemsize == 1 else kv_cache  # no fill for float8
+            plain.index_fill_(2, torch.tensor(step.fresh_block_ids), 0)
 
     def _sample(self, step: SchedulerOutput, rows: list[Row], inputs: StepInputs, logits: torch.Tensor) -> ModelOutput:
         sampled = [i for i, place in enumerate(inputs.sampled_logits) if place >= 0]

@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 
 from quire.core.errors import PlanError
-from quire.ops.spec import FLOATS, TensorSpec, dtype_name
-from quire.plan.weight_source import WeightSource, empty_weight
+from quire.ops.spec import TensorSpec
+from quire.plan.weight_source import Place, WeightSource, can_cast, cast_weight
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.declared import DeclaredWeights
 
-_CASTABLE = (*FLOATS, torch.float64)
 _SHOWN = 3
 
 
@@ -85,17 +84,14 @@ class CheckpointWeights(DeclaredWeights):
         Raises:
             PlanError: There is no such tensor, its file was cut, or a value does not fit into float16.
         """
-        wanted = self.spec(name).dtype
-        tensor = self._checkpoint.read(self._stored[name])
-        if tensor.dtype == wanted:
-            return tensor
-        cast = empty_weight(self.spec(name)).copy_(tensor)
-        if wanted == torch.float16 and bool((cast.isinf() & tensor.isfinite()).any()):
-            raise PlanError(
-                f"{self._checkpoint.path(self._stored[name])}, tensor {name!r}: expected values within float16, got "
-                f"{float(tensor.abs().max()):g} in {dtype_name(tensor.dtype)}. Choose dtype bfloat16 or float32."
-            )
-        return cast
+        wanted, stored = self.spec(name), self._stored[name]
+        return cast_weight(self._checkpoint.read(stored), wanted, f"{self._checkpoint.path(stored)}, tensor {stored!r}")
+
+    def place(self, name: str) -> Place | None:
+        """Return where a tensor lies, None if it was converted from the legacy format."""
+        path = self._checkpoint.path(self._stored[name])
+        own = self._checkpoint.directory
+        return Place(path, self._stored[name]) if own in (path, path.parent) else None
 
     def close(self) -> None:
         """Close the files."""
@@ -145,4 +141,4 @@ def _count(what: str, items: Sequence[str]) -> str:
 
 def _fits(declared: TensorSpec, got: TensorSpec) -> bool:
     """Return whether a stored tensor can be cast to the declared one: same shape, both floating point."""
-    return declared.shape == got.shape and (declared.dtype == got.dtype or got.dtype in _CASTABLE)
+    return declared.shape == got.shape and can_cast(got.dtype, declared.dtype)

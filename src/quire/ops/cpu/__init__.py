@@ -9,6 +9,7 @@ of rows for some shapes. The tactics here are built from the first kind, and pro
 from quire.ops.cpu import (
     attention,
     attention_bytes,
+    dense_attention,
     elementwise,
     fused,
     linear,
@@ -22,6 +23,7 @@ from quire.ops.cpu import (
 __all__ = [
     "attention",
     "attention_bytes",
+    "dense_attention",
     "elementwise",
     "fused",
     "linear",

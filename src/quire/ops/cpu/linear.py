@@ -2,14 +2,16 @@
 
 oneDNN chooses its kernel by shape, so a row may be summed in another order when it is computed beside other rows
 (seen: one row alone with in_features 4864; 48 rows and more with AMX). The definition here is a tile of `TILE_ROWS`
-rows. Another row count is used only after it has reproduced the tile's bits for many random rows on this machine with
-this shape; a batch is padded up to the next such count. What the kernel sums in which order depends on shapes, dtype
-and threads, never on values, so one proof holds for all data.
+rows. Another row count is used only after it has reproduced the tile's bits, on this machine with this shape, for rows
+that are made to show any difference; a batch is padded up to the next such count. What the kernel sums in which order
+depends on shapes, dtype and threads, never on values, so one proof holds for all data.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import weakref
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,9 +21,23 @@ from quire.ops.spec import TensorLike, num_bytes, sizes_of
 TILE_ROWS = 16
 # Padding costs at most a third more rows; 512 rows are compute-bound on every machine tried.
 ROW_COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-# Another order of summation shows in 1 of 10,000 results in bf16 (seen: AMX, from 48 rows on), so this many are enough
-# to see it but for one case in 400,000; no model has layers so narrow that the rows end first.
-_PROOF_ELEMENTS, _PROOF_ROWS = 1 << 17, 1 << 11
+# A probe's rows are all but orthogonal to this many rows of the weight. Their products cancel, so another order of
+# summation shows in 1 of 30 of them, and not in 1 of 10,000 results as for any rows (measured: bf16, AMX).
+_PROBE_ROWS, _PROBE_COLUMNS = 8, 64
+_PLAIN_ELEMENTS, _PLAIN_ROWS = 1 << 17, 1 << 11
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """Rows that tell how a weight is summed.
+
+    Attributes:
+        weight: The packed weight that the rows were made for, as long as somebody holds it.
+        rows: [_PROBE_ROWS, in_features].
+    """
+
+    weight: weakref.ref[Tensor]
+    rows: Tensor
 
 
 @dataclass(slots=True)
@@ -29,6 +45,7 @@ class _Proofs:
     """Which (row count, threads, has bias) gave the tile's bits, for one weight shape and dtype."""
 
     known: dict[tuple[int, int, bool], bool] = field(default_factory=dict)
+    probe: _Probe | None = None
 
 
 _PROOFS: dict[tuple[int, int, torch.dtype], _Proofs] = {}
@@ -62,9 +79,25 @@ def pack(weight: Tensor) -> PackedLinear:
     held = weight.contiguous()
     if is_packed:
         held = torch.ops.mkldnn._reorder_linear_weight(held, None)
+    if proofs.probe is None or proofs.probe.weight() is None:
+        proofs.probe = _Probe(weakref.ref(held), _probe_rows(weight))
     return PackedLinear(held, is_packed, in_features, out_features, weight.dtype, proofs)
 
 
+def _probe_rows(weight: Tensor) -> Tensor:
+    """Return rows whose products with some rows of a weight are small differences of large sums."""
+    out_features, in_features = weight.shape
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(_PROBE_ROWS, in_features, generator=generator, dtype=torch.float64)
+    columns = min(_PROBE_COLUMNS, out_features, in_features // 2)
+    if columns > 0:
+        chosen = weight[:: out_features // columns][:columns].double()
+        basis = torch.linalg.qr(chosen.t()).Q
+        rows -= rows @ basis @ basis.t()
+    return rows.to(weight.dtype)
+
+
+@cache
 def _is_supported(dtype: torch.dtype) -> bool:
     """Return whether oneDNN is there and takes this dtype on this processor."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -114,29 +147,37 @@ def _proven_count(count: int, weight: PackedLinear, has_bias: bool) -> int:
 
 
 def _keeps_bits(count: int, weight: PackedLinear, has_bias: bool) -> bool:
-    """Compare random rows computed together with the same rows in tiles, shifted so that places differ, too."""
-    generator = torch.Generator().manual_seed(count)
-    bias = torch.randn(weight.out_features, generator=generator).to(weight.dtype) if has_bias else None
-    num_trials = -(-min(_PROOF_ELEMENTS // weight.out_features + 1, _PROOF_ROWS) // count)
-    return all(
-        _is_same_in_tiles(torch.randn(count, weight.in_features, generator=generator), weight, bias)
-        for _ in range(num_trials)
-    )
-
-
-def _is_same_in_tiles(wide: Tensor, weight: PackedLinear, bias: Tensor | None) -> bool:
-    """Return whether rows, given in float32, have the same bits together and in padded tiles, the definition."""
-    rows = wide.to(weight.dtype)
-    del wide
-    together = _gemm(rows, weight, bias)
-    shift = min(3, len(rows))
-    starts = range(0, shift + len(rows), TILE_ROWS)
-    for start, stop in ((start, min(start + TILE_ROWS, shift + len(rows))) for start in starts):
-        places = (torch.arange(start, stop) - shift) % len(rows)  # the tiles before the first row hold the last ones
-        tile = _gemm(pad(rows[places], TILE_ROWS), weight, bias)[: stop - start]
-        if not torch.equal(tile, together[places]):
+    """Compare rows computed together with the same rows in tiles, at other places."""
+    held, rows = _probe(weight)
+    bias = None
+    if has_bias:
+        generator = torch.Generator().manual_seed(count)
+        bias = (torch.randn(weight.out_features, generator=generator) * 1e-3).to(weight.dtype)
+    expected = _by_tiles(rows, held, bias)
+    for start in range(0, len(rows), count):
+        chosen = torch.arange(start + 3, start + 3 + count) % len(rows)
+        together = _gemm(rows[chosen], held, bias)
+        pieces = zip(together.split(TILE_ROWS), chosen.split(TILE_ROWS), strict=True)  # type: ignore[no-untyped-call]
+        if not all(torch.equal(piece, expected[places]) for piece, places in pieces):
             return False
     return True
+
+
+def _probe(weight: PackedLinear) -> tuple[PackedLinear, Tensor]:
+    """Return a weight of this shape and rows for it: its probe's, or many plain ones where that weight is gone."""
+    probe = weight.proofs.probe
+    held = None if probe is None else probe.weight()
+    if probe is not None and held is not None:
+        return replace(weight, weight=held), probe.rows
+    count = min(_PLAIN_ELEMENTS // weight.out_features + 1, _PLAIN_ROWS)
+    generator = torch.Generator().manual_seed(0)
+    return weight, torch.randn(count, weight.in_features, generator=generator).to(weight.dtype)
+
+
+def _by_tiles(rows: Tensor, weight: PackedLinear, bias: Tensor | None) -> Tensor:
+    """Compute rows in padded tiles of `TILE_ROWS`: the definition."""
+    tiles = rows.split(TILE_ROWS)  # type: ignore[no-untyped-call]
+    return torch.cat([_gemm(pad(t, TILE_ROWS), weight, bias)[: t.shape[0]] for t in tiles])
 
 
 def pad(rows: Tensor, count: int) -> Tensor:
@@ -176,17 +217,15 @@ def packed_bytes(weight: TensorLike) -> int | None:
 def linear_bytes(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> int:
     """Return the most bytes that `run` holds: the rows of a product and what comes of them; with several, the result.
 
-    The first time, these rows are random ones for the proof that their number keeps bits. Before they are rounded they
-    are float32.
+    The first time, these rows are those of the proof that their number keeps bits.
     """
     num_rows, (out_features, in_features), size = _num_rows(x), sizes_of(weight), x.dtype.itemsize
     count = next_count(min(num_rows, ROW_COUNTS[-1]))
-    drawing = count * in_features * (4 if x.dtype == torch.float32 else 4 + size)
-    tile = TILE_ROWS * (in_features + 2 * out_features) * size  # rows, what comes of them, and what should
+    probe = _PROBE_ROWS * out_features * size + 8 * count  # what should come of it, and which rows were taken
     # Unpacked weights take torch's own way, which copies the rows: 1.0 to 1.6 times for float16 with AMX.
     copied = 0 if _is_supported(weight.dtype) else count * in_features * size * 3 // 2
     kept = num_rows * out_features * size if is_in_pieces(x) else 0
-    return kept + max(drawing, count * (in_features + out_features) * size + max(tile, copied))
+    return kept + count * (in_features + out_features) * size + max(probe, copied)
 
 
 def result_bytes(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> int:
@@ -213,7 +252,8 @@ def kernels_bytes(x: TensorLike, weight: TensorLike, bias: TensorLike | None = N
         What calls that share kernels have in common, and the bytes of all of them.
     """
     count = sum(1 for count in ROW_COUNTS if count <= next_count(min(_num_rows(x), ROW_COUNTS[-1])))
-    return (sizes_of(weight), weight.dtype, bias is None), count * _KERNEL_BYTES.get(weight.dtype, 0)
+    probe = _PROBE_ROWS * sizes_of(weight)[1] * weight.dtype.itemsize
+    return (sizes_of(weight), weight.dtype, bias is None), probe + count * _KERNEL_BYTES.get(weight.dtype, 0)
 
 
 def is_in_pieces(x: TensorLike) -> bool:

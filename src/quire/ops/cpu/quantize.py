@@ -11,11 +11,8 @@ from quire.ops.spec import TensorLike, dtype_of, num_bytes
 
 def quantize_rows(x: Tensor, dtype: str = "int8") -> tuple[Tensor, Tensor]:
     """Return rows and scales; see `ops.quantize.quantize_rows`."""
-    low, high = torch.aminmax(x, dim=-1, keepdim=True)
-    scales = torch.maximum(high, low.neg_()).float().div_(LARGEST[dtype]).clamp_(min=SMALLEST_SCALE)
-    wide = (
-        x / scales if x.dtype == torch.float32 else x.float().div_(scales)
-    )  # no copy that torch would make to promote
+    scales = x.abs().amax(-1, keepdim=True).float().div_(LARGEST[dtype]).clamp_(min=SMALLEST_SCALE)
+    wide = x.div(scales) if x.dtype == torch.float32 else x.float().div_(scales)
     if dtype == "int8":  # |x / scale| is at most 127 and half a unit in the last place
         return wide.round_().to(torch.int8), scales
     return wide.clamp_(-LARGEST[dtype], LARGEST[dtype]).to(dtype_of(dtype)), scales

@@ -1,0 +1,144 @@
+"""Where a saved plan's weights lie: in its own file, or where they were, each with the hash of its bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+import torch
+
+from quire.core.errors import PlanError
+from quire.ops.spec import TensorSpec
+from quire.plan.tensor_file import TensorFile, file_order, tensor_hash, write_tensor_file
+from quire.plan.weight_source import Place, WeightSource, can_cast, cast_weight, place_of
+
+WEIGHTS = "weights.safetensors"
+
+
+class StoredTensor(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One tensor of a saved plan.
+
+    Attributes:
+        hash: SHA-256 of its bytes as they are stored.
+        file: The safetensors file that holds it, relative to the engine directory; empty for the engine's own.
+        name: What it is called there; empty if as in the network.
+    """
+
+    hash: str
+    file: str = ""
+    name: str = ""
+
+
+def save_weights(
+    root: Path, declared: Mapping[str, TensorSpec], weights: WeightSource, *, copy: bool
+) -> dict[str, StoredTensor]:
+    """Write into an engine directory what lies nowhere else, and hash the rest where it is.
+
+    Args:
+        root: The engine directory.
+        declared: The network's weights.
+        weights: Their source; read once, a tensor at a time.
+        copy: Whether to write all of them.
+
+    Returns:
+        Where each tensor is.
+    """
+    places = {name: None if copy else place_of(weights, name) for name in declared}
+    found: dict[str, StoredTensor] = {}
+    files = {place.path: TensorFile(place.path) for place in places.values() if place is not None}
+    for name, place in places.items():
+        if place is not None:
+            stored = files[place.path].read(place.name)
+            cast_weight(stored, declared[name], str(place))
+            file = Path(os.path.relpath(os.path.abspath(place.path), root.resolve())).as_posix()
+            found[name] = StoredTensor(tensor_hash(stored), file, place.name)
+    own = {name: spec for name, spec in declared.items() if places[name] is None}
+    if own:
+        written = root / f"{WEIGHTS}.new"  # the source may be the file that is to be replaced
+        hashes = write_tensor_file(written, own, ((name, weights.read(name)) for name in file_order(own)))
+        os.replace(written, root / WEIGHTS)
+        found.update({name: StoredTensor(digest) for name, digest in hashes.items()})
+    else:
+        (root / WEIGHTS).unlink(missing_ok=True)
+    return {name: found[name] for name in declared}
+
+
+class StoredWeights:
+    """A `WeightSource` over a saved plan's tensors that checks each one's hash as it is read.
+
+    Args:
+        root: The engine directory.
+        tensors: Where each tensor is.
+        declared: The network's weights.
+        hint: What to do when something is damaged.
+
+    Raises:
+        PlanError: A file or a tensor is missing, or is not what the network declares.
+    """
+
+    def __init__(
+        self, root: Path, tensors: Mapping[str, StoredTensor], declared: Mapping[str, TensorSpec], hint: str
+    ) -> None:
+        self._declared = dict(declared)
+        self._hint = hint
+        self._files: dict[Path, TensorFile] = {}
+        self._places: dict[str, Place] = {}
+        self._tensors = {name: tensors[name] for name in declared if name in tensors}
+        for name, wanted in declared.items():
+            if name not in tensors:
+                raise PlanError(f"{root}: expected weight {name!r} to be listed, got nothing of it. {hint}")
+            path = _path(root, tensors[name].file)
+            if path not in self._files:
+                self._files[path] = TensorFile(path)
+            place = Place(path, tensors[name].name or name)
+            got = self._files[path].spec(place.name)
+            if got.shape != wanted.shape or not can_cast(got.dtype, wanted.dtype):
+                raise PlanError(f"{place}: expected {wanted}, got {got}. {hint}")
+            self._places[name] = place
+
+    def names(self) -> Iterable[str]:
+        """Return the names of all tensors."""
+        return self._declared.keys()
+
+    def spec(self, name: str) -> TensorSpec:
+        """Return shape and dtype of a tensor.
+
+        Raises:
+            PlanError: There is no such tensor.
+        """
+        if name not in self._declared:
+            raise PlanError(f"weights: expected a declared weight, got {name!r}.")
+        return self._declared[name]
+
+    def place(self, name: str) -> Place | None:
+        """Return where a tensor lies that is not the engine's own."""
+        return self._places[name] if self._tensors[name].file else None
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read one tensor, check it, and cast it to its declared dtype.
+
+        Raises:
+            PlanError: Its bytes are not those that were there when the plan was saved.
+        """
+        wanted, place = self.spec(name), self._places[name]
+        tensor = self._files[place.path].read(place.name)
+        got, expected = tensor_hash(tensor), self._tensors[name].hash
+        if got != expected:
+            raise PlanError(f"{place}: expected hash {expected}, got {got}: it was changed or damaged, or belongs to "
+                            f"another model. {self._hint}")  # fmt: skip
+        return cast_weight(tensor, wanted, str(place))
+
+
+def _path(root: Path, file: str) -> Path:
+    """Return where a file of weights is, the engine's own if `file` is empty."""
+    if not file:
+        return root / WEIGHTS
+    path = Path(os.path.normpath(root.resolve() / file))
+    if not path.is_file():
+        raise PlanError(
+            f"{path}: expected the weights that the engine {root} refers to, got no file. Put it back, or build an "
+            "engine that holds its own weights, with --copy-weights."
+        )
+    return path
