@@ -196,7 +196,7 @@ def test_a_kv_cache_alone_makes_a_page():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_drawn(family, tmp_path):
     plan = open_plan(write_model(tmp_path, FAMILIES[family]), BuildConfig(load_format="dummy"))
-    page = Page(plan.page)
+    page = Page(plan.draw_page(plan))
     assert str(tmp_path) not in page.text  # a page may be published
     assert "As defined" in page.text and "As bound" in page.text
     for key in ("before", "after"):

@@ -19,7 +19,7 @@ from quire.core.errors import PlanError
 from quire.ops.tactic import TACTICS
 from quire.plan.device import this_device
 from quire.plan.plan import Plan
-from quire.plan.tactics import DeviceTactics, TacticRecord, choices, describe, write_tactics
+from quire.plan.tactics import DeviceTactics, TacticRecord, choices, describe, unusable, write_tactics
 from tests.support.dummy_models import LLAMA, write_model
 
 QUIRE_TINY = Path(quire.__file__).parent / "assets" / "quire_tiny"
@@ -208,23 +208,23 @@ def test_records_of_this_device_are_used(tuned):
     assert choices([measured], this_device(), plan.network) == {r.call: r.chosen for r in measured.records}
 
 
-def test_records_that_do_not_fit_are_left_out_and_said(tuned, caplog):
+def test_records_that_do_not_fit_are_left_out_and_said(tuned):
     plan, measured = tuned
     other = msgspec.structs.replace(
         measured, device=msgspec.structs.replace(measured.device, name="Another", threads=99)
     )
-    with caplog.at_level("INFO", logger="quire"):
-        assert choices([other], this_device(), plan.network) == {}
-    assert f"{len(measured.records)} records unused, measured on another device: name Another" in caplog.text
-    assert "threads 99" in caplog.text
+    assert choices([other], this_device(), plan.network) == {}
+    (said,) = unusable([other], this_device(), plan.network)
+    assert f"{len(measured.records)} records unused, measured on another device: name Another" in said
+    assert "threads 99" in said
     first, *rest = measured.records
     stale = msgspec.structs.replace(first, times_us={**first.times_us, "gone": (1.0, 1.0, 1.0)})
     unknown = TacticRecord("no_such_call()", "x", {"x": (1.0,)})
     mixed = msgspec.structs.replace(measured, records=(stale, unknown, *rest))
-    caplog.clear()
-    with caplog.at_level("INFO", logger="quire"):
-        assert choices([mixed], this_device(), plan.network) == {r.call: r.chosen for r in rest}
-    assert "1 records unused, chosen among other tactics" in caplog.text
+    assert choices([mixed], this_device(), plan.network) == {r.call: r.chosen for r in rest}
+    (said,) = unusable([mixed], this_device(), plan.network)
+    assert "1 records unused, chosen among other tactics" in said
+    assert not unusable([measured], this_device(), plan.network)
 
 
 def test_the_executor_binds_what_was_chosen(model, tmp_path, monkeypatch):

@@ -57,10 +57,12 @@ def _times(
     node: fx.Node, constants: set[fx.Node], tactics: Sequence[Tactic], steps: Sequence[Mapping[fx.Node, Any]]
 ) -> dict[str, tuple[float, ...]]:
     """Return the microseconds of each tactic, one for each number of rows."""
-    fixed = {name: _made_up(value, {}, 0) for name, value in node.kwargs.items() if value in constants}
+    fixed = {name: _made_up(v, {}, 0) for name, v in node.kwargs.items() if isinstance(v, fx.Node) and v in constants}
     columns = []
     for inputs, rows in zip(steps, ROWS, strict=True):
-        given = {name: fixed.get(name, _made_up(value, inputs, rows)) for name, value in node.kwargs.items()}
+        given = {
+            name: fixed[name] if name in fixed else _made_up(value, inputs, rows) for name, value in node.kwargs.items()
+        }
         columns.append(_race({tactic.name: _bound(node, tactic, given) for tactic in tactics}))
     return {tactic.name: tuple(round(column[tactic.name], 2) for column in columns) for tactic in tactics}
 

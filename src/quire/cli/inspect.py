@@ -17,7 +17,7 @@ from quire.core.config import BuildConfig
 from quire.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from quire.builder.report.terminal import Printer
+    from quire.cli.terminal import Printer
 
 _NUM_WORST = 5
 _TOTALS = {"weights": "all weights", "kv_cache_per_token": "KV cache of a token"}
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Summarise or compare, and print."""
-    from quire.builder.report.terminal import Printer
+    from quire.cli.terminal import Printer
 
     require(not (options.html and options.other), "--html", "one MODEL", f"{options.model} {options.other}")
     summaries = _summaries(options)

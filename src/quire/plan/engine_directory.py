@@ -26,7 +26,7 @@ import msgspec
 from quire import __version__
 from quire.core.errors import PlanError
 from quire.core.model_spec import ServingSpec
-from quire.plan.stored_weights import WEIGHTS, StoredTensor
+from quire.plan.stored_weights import StoredTensor
 from quire.plan.tactics import DIRECTORY as TACTICS
 
 FORMAT = 2
@@ -156,7 +156,7 @@ def _check_file(root: Path, name: str, expected: str, manifest: Manifest) -> Non
 
 
 def _hint(root: Path, name: str, manifest: Manifest) -> str:
-    if name in (GRAPH, REPORT, PAGE, WEIGHTS):
+    if name in (GRAPH, REPORT, PAGE):
         return f"Build the engine again: {manifest.command(root)}"
     return f"Copy it again from {manifest.source or 'where the tokenizer is'}."
 

@@ -19,7 +19,7 @@ from quire.graph.nodes import is_call, op_of, results, spec_argument
 from quire.ops.spec import TensorSpec, num_bytes
 from quire.ops.tactic import Tactic
 from quire.plan.folding import constant_nodes
-from quire.plan.tactics import choose
+from quire.plan.tactics import choose, prepared_key
 
 ALIASES = {"view": "x", "slice": "x", "split": "x", "item": "results"}
 """Ops whose results are parts of an argument, and which: they take no memory."""
@@ -85,7 +85,7 @@ def step_memory(
     for i, node in enumerate(calls):
         tactic, arguments = choose(node, constants, device, chosen), arguments_of(node, sizes)
         now = held + sum(alive.values())
-        if tactic.prepare is not None and (key := _prepared_key(node, tactic)) not in prepared:
+        if tactic.prepare is not None and (key := prepared_key(node, tactic)) not in prepared:
             prepared.add(key)
             kept, making = tactic.prepared_bytes(**arguments) if tactic.prepared_bytes else (0, 0)
             peak, largest = max((peak, largest), (now + making, node.name))
@@ -124,13 +124,6 @@ def _made(node: fx.Node, tactic: Tactic, arguments: Mapping[str, Any], sizes: Ma
 def _is_mutated(node: fx.Node) -> bool:
     """Return whether a call writes into an input: a KV cache, which is there between steps, too."""
     return any(user.kwargs.get(name) is node for user in node.users for name in op_of(user).mutates)
-
-
-def _prepared_key(node: fx.Node, tactic: Tactic) -> Any:
-    """Return what calls have in common that share what is prepared: what it reads, and the specs of the rest."""
-    reads = tuple(node.kwargs[name] for name in tactic.prepare_reads)
-    rest = [str(spec_argument(value)) for name, value in node.kwargs.items() if name not in tactic.prepare_reads]
-    return tactic.op, tactic.name, reads, tuple(rest)
 
 
 def arguments_of(node: fx.Node, sizes: Mapping[str, int]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -36,7 +36,8 @@ class Plan:
         build: The settings it was built with, as plain JSON values.
         small_files: Tokenizer and generation defaults, as paths in `directory`; a saved engine takes them along.
         report: What the build did and measured, as plain JSON values.
-        page: The same for people, as HTML; empty if nobody made it.
+        page: The same for people, as HTML, of an engine that was loaded; empty if it has none.
+        draw_page: Makes the page of a plan that is about to be saved; None keeps `page`.
         tactics: Which implementations are the fastest, by device, as far as that was measured.
     """
 
@@ -49,6 +50,7 @@ class Plan:
     small_files: tuple[str, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
     page: str = ""
+    draw_page: Callable[[Plan], str] | None = None
     tactics: tuple[DeviceTactics, ...] = ()
 
     @property
@@ -76,6 +78,7 @@ class Plan:
         root = Path(directory)
         small = {} if self.directory is None else {name: self.directory / name for name in self.small_files}
         is_own = self.directory is not None and self.directory.resolve() == root.resolve()
+        page = self.page if self.draw_page is None else self.draw_page(self)
         engine.make_room(root)
         (root / GRAPH).write_text(network_to_text(self.network), encoding="utf-8")
         tensors = save_weights(root, self.network.weights, self.weights, copy=copy_weights)
@@ -83,11 +86,11 @@ class Plan:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, root / name)
         (root / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(self.report), indent=1))
-        if self.page:
-            (root / PAGE).write_text(self.page, encoding="utf-8")
+        if page:
+            (root / PAGE).write_text(page, encoding="utf-8")
         for tactics in self.tactics:
             write_tactics(root, tactics)
-        names = [GRAPH, REPORT, *([PAGE] if self.page else []), *small]
+        names = [GRAPH, REPORT, *([PAGE] if page else []), *small]
         files = {name: engine.file_hash(root / name) for name in names}
         engine.write_manifest(root, Manifest.of(self.spec, self.source, self.build, files, tensors))
 
@@ -107,14 +110,14 @@ class Plan:
         network = network_from_text((root / GRAPH).read_text(encoding="utf-8"), str(root / GRAPH))
         weights = StoredWeights(root, manifest.tensors, network.weights, hint)
         return cls(
-            network,
-            manifest.spec,
-            weights,
-            root,
-            manifest.source,
-            manifest.build,
-            tuple(name for name in manifest.files if name not in (GRAPH, REPORT, PAGE)),
-            msgspec.json.decode((root / REPORT).read_bytes(), type=dict[str, Any]),
-            (root / PAGE).read_text(encoding="utf-8") if PAGE in manifest.files else "",
-            read_tactics(root),
+            network=network,
+            spec=manifest.spec,
+            weights=weights,
+            directory=root,
+            source=manifest.source,
+            build=manifest.build,
+            small_files=tuple(name for name in manifest.files if name not in (GRAPH, REPORT, PAGE)),
+            report=msgspec.json.decode((root / REPORT).read_bytes(), type=dict[str, Any]),
+            page=(root / PAGE).read_text(encoding="utf-8") if PAGE in manifest.files else "",
+            tactics=read_tactics(root),
         )

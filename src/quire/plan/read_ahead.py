@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from math import prod
 from types import TracebackType
 
 import torch
 
-from quire.ops.spec import TensorSpec
+from quire.ops.spec import TensorSpec, num_bytes
 from quire.plan.weight_source import WeightSource
 
 _NUM_THREADS = 2  # reading and hashing a tensor takes about as long as packing it does with one thread
@@ -68,5 +67,4 @@ class ReadAhead:
         return mine.result()
 
     def _num_bytes(self, name: str) -> int:
-        spec = self._source.spec(name)
-        return prod(int(size) for size in spec.shape) * spec.dtype.itemsize
+        return num_bytes(self._source.spec(name))

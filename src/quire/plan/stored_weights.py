@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -12,7 +12,7 @@ import torch
 from quire.core.errors import PlanError
 from quire.ops.spec import TensorSpec
 from quire.plan.tensor_file import TensorFile, file_order, tensor_hash, write_tensor_file
-from quire.plan.weight_source import Place, WeightSource, can_cast, cast_weight, place_of
+from quire.plan.weight_source import DeclaredWeights, Place, WeightSource, can_cast, cast_weight, place_of
 
 WEIGHTS = "weights.safetensors"
 
@@ -65,7 +65,7 @@ def save_weights(
     return {name: found[name] for name in declared}
 
 
-class StoredWeights:
+class StoredWeights(DeclaredWeights):
     """A `WeightSource` over a saved plan's tensors that checks each one's hash as it is read.
 
     Args:
@@ -81,7 +81,7 @@ class StoredWeights:
     def __init__(
         self, root: Path, tensors: Mapping[str, StoredTensor], declared: Mapping[str, TensorSpec], hint: str
     ) -> None:
-        self._declared = dict(declared)
+        super().__init__(declared, str(root))
         self._hint = hint
         self._files: dict[Path, TensorFile] = {}
         self._places: dict[str, Place] = {}
@@ -97,20 +97,6 @@ class StoredWeights:
             if got.shape != wanted.shape or not can_cast(got.dtype, wanted.dtype):
                 raise PlanError(f"{place}: expected {wanted}, got {got}. {hint}")
             self._places[name] = place
-
-    def names(self) -> Iterable[str]:
-        """Return the names of all tensors."""
-        return self._declared.keys()
-
-    def spec(self, name: str) -> TensorSpec:
-        """Return shape and dtype of a tensor.
-
-        Raises:
-            PlanError: There is no such tensor.
-        """
-        if name not in self._declared:
-            raise PlanError(f"weights: expected a declared weight, got {name!r}.")
-        return self._declared[name]
 
     def place(self, name: str) -> Place | None:
         """Return where a tensor lies that is not the engine's own."""

@@ -6,22 +6,19 @@ the tactics it was chosen among, and the device. What is missing or does not fit
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 from torch import fx
 
-from quire.core.errors import PlanError, TacticError
-from quire.core.log import get_logger
+from quire.core.errors import TacticError
 from quire.graph.network import Network
 from quire.graph.nodes import op_of, spec_argument
 from quire.ops.tactic import Tactic, tactics_for
 from quire.plan.device import Device
 from quire.plan.folding import constant_nodes
-
-_log = get_logger(__name__)
+from quire.plan.hashed_file import read_hashed, write_hashed
 
 FORMAT = 1
 DIRECTORY = "tactics"
@@ -54,12 +51,6 @@ class DeviceTactics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: Device
     rows: tuple[int, ...]
     records: tuple[TacticRecord, ...]
-
-
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    quire_tactics: int
-    hash: str
-    tactics: msgspec.Raw
 
 
 def describe(node: fx.Node) -> str:
@@ -117,22 +108,51 @@ def _is_constant(value: object, constants: Collection[fx.Node]) -> bool:
     return not isinstance(value, fx.Node) or value in constants
 
 
+def prepared_key(node: fx.Node, tactic: Tactic) -> object:
+    """Return what calls share that share what is prepared: what their tactic reads, and the specs of the rest."""
+    reads = tuple(node.kwargs[name] for name in tactic.prepare_reads)
+    rest = tuple(_show(spec_argument(v)) for name, v in node.kwargs.items() if name not in tactic.prepare_reads)
+    return tactic.op, tactic.name, reads, rest
+
+
 def choices(measured: Sequence[DeviceTactics], device: Device, network: Network) -> Mapping[str, str]:
-    """Return the tactic to use by `describe` of each call; logs what was measured elsewhere or among other tactics.
+    """Return the tactic to use by `describe` of each call, as far as it was measured on this device.
 
     Args:
         measured: All that a plan has.
         device: What it is to run on.
         network: What is to run.
     """
-    here = [tactics for tactics in measured if tactics.device == device]
-    for other in measured:
-        if other.device != device:
-            _log.info("tactics: %d records unused, measured on another device: %s; tune the engine here (`quire build "
-                      "--tune`) for faster ones", len(other.records), device.differences(other.device))  # fmt: skip
-    records = {record.call: record for tactics in here for record in tactics.records}
+    return _match(measured, device, network)[0]
+
+
+def unusable(measured: Sequence[DeviceTactics], device: Device, network: Network) -> list[str]:
+    """Return in words how many records are left out, and why: from another device, or chosen among other tactics.
+
+    Args:
+        measured: All that a plan has.
+        device: What it is to run on.
+        network: What is to run.
+    """
+    said = [
+        f"{len(other.records)} records unused, measured on another device: {device.differences(other.device)}; tune "
+        "the engine here (`quire build ENGINE --tune`) for faster ones"
+        for other in measured
+        if other.device != device
+    ]
+    _, stale = _match(measured, device, network)
+    if stale:
+        said.append(f"{stale} records unused, chosen among other tactics than there are now; tune the engine again")
+    return said
+
+
+def _match(measured: Sequence[DeviceTactics], device: Device, network: Network) -> tuple[Mapping[str, str], int]:
+    """Return the tactics to use, and how many records of this device were chosen among others than there are."""
+    records = {record.call: record for tactics in measured if tactics.device == device for record in tactics.records}
     chosen: dict[str, str] = {}
     stale, constants = 0, constant_nodes(network)
+    if not records:
+        return chosen, stale
     for call, node in {describe(node): node for node in network.calls() if node not in constants}.items():
         record = records.get(call)
         if record is None:
@@ -142,19 +162,13 @@ def choices(measured: Sequence[DeviceTactics], device: Device, network: Network)
             chosen[call] = record.chosen
         else:
             stale += 1
-    if stale:
-        _log.info(
-            "tactics: %d records unused, chosen among other tactics than there are now; tune the engine again", stale
-        )
-    return chosen
+    return chosen, stale
 
 
 def write_tactics(root: Path, tactics: DeviceTactics) -> Path:
     """Write the file of a device into an engine directory, in place of an earlier one; returns its path."""
-    body = msgspec.json.encode(tactics)
     path = root / DIRECTORY / tactics.device.file_name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(_File(FORMAT, _hash(body), msgspec.Raw(body))), indent=1))
+    write_hashed(path, tactics, FORMAT)
     return path
 
 
@@ -164,24 +178,6 @@ def read_tactics(root: Path) -> tuple[DeviceTactics, ...]:
     Raises:
         PlanError: One is damaged, or of another format version.
     """
-    return tuple(_read(path) for path in sorted((root / DIRECTORY).glob("*.json")))
-
-
-def _read(path: Path) -> DeviceTactics:
     hint = "Delete it, or measure again with `quire build ENGINE --tune`."
-    try:
-        file = msgspec.json.decode(path.read_bytes(), type=_File)
-        tactics = msgspec.json.decode(file.tactics, type=DeviceTactics)
-    except OSError as error:
-        raise PlanError(f"{path}: expected measured tactics, got: {error.strerror}. {hint}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PlanError(f"{path}: expected measured tactics, got damaged text: {error}. {hint}") from None
-    if file.quire_tactics != FORMAT:
-        raise PlanError(f"{path}: expected format {FORMAT}, got {file.quire_tactics}. {hint}")
-    if (got := _hash(msgspec.json.encode(tactics))) != file.hash:
-        raise PlanError(f"{path}: expected hash {file.hash}, got {got}: it was changed or damaged. {hint}")
-    return tactics
-
-
-def _hash(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
+    paths = sorted((root / DIRECTORY).glob("*.json"))
+    return tuple(read_hashed(path, DeviceTactics, FORMAT, "measured tactics", hint) for path in paths)

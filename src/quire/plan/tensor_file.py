@@ -19,7 +19,7 @@ import msgspec
 import torch
 
 from quire.core.errors import PlanError
-from quire.ops.spec import TensorSpec
+from quire.ops.spec import TensorSpec, num_bytes
 from quire.plan.weight_source import empty_weight
 
 ALIGNMENT = 64
@@ -180,7 +180,7 @@ def write_tensor_file(
     """
     header, position = {}, 0
     for name in file_order(specs):
-        end = position + _num_bytes(specs[name])
+        end = position + num_bytes(specs[name])
         header[name] = {
             "dtype": _NAMES[specs[name].dtype],
             "shape": list(specs[name].shape),
@@ -200,8 +200,4 @@ def write_tensor_file(
 
 def file_order(specs: Mapping[str, TensorSpec]) -> list[str]:
     """Return the names with those first whose size is a multiple of the alignment."""
-    return sorted(specs, key=lambda name: _num_bytes(specs[name]) % ALIGNMENT != 0)
-
-
-def _num_bytes(spec: TensorSpec) -> int:
-    return prod(int(size) for size in spec.shape) * spec.dtype.itemsize
+    return sorted(specs, key=lambda name: num_bytes(specs[name]) % ALIGNMENT != 0)

@@ -101,14 +101,17 @@ class _Calibration:
                 "may be damaged, or need another dtype."
             )
         weight, base = visit.arguments[0]["weight"], base_name(visit.node)
+        may_smooth = self._may_smooth(visit.node)
         found = search(
             config.quantization,
             config.group_size,
             seen,
             weight,
-            may_smooth=self._may_smooth(visit.node),
+            may_smooth=may_smooth,
             alpha=config.smooth_alpha,
         )
+        if may_smooth and found.factors is None:
+            self.unsmoothed[visit.node.name] = "no factors lower its error"
         smooth = self._keep(f"{base}.smooth", found.factors)
         shares = self._keep(f"{base}.shares", self._shares(visit, found.factors))
         self.linears[visit.node.name] = LinearRecipe(

@@ -14,7 +14,7 @@ from quire.graph.nodes import op_of
 from quire.ops.tactic import Tactic
 from quire.plan.folding import Constants, constant_nodes
 from quire.plan.read_ahead import ReadAhead
-from quire.plan.tactics import candidates, describe
+from quire.plan.tactics import choose, prepared_key
 from quire.plan.weight_source import WeightSource
 
 
@@ -161,7 +161,7 @@ class _Binder:
         return {used: node for used, node in uses.items() if used not in kept and used.op == "call_function"}
 
     def _bind(self, node: fx.Node, last_use: Mapping[fx.Node, fx.Node]) -> None:
-        op, tactic = op_of(node), self._tactic(node)
+        op, tactic = op_of(node), choose(node, self._constant_nodes, self._device, self._chosen)
         packed = self._pack(node, tactic)
         arguments = tuple(
             packed[name] if name in packed else self._argument(node.kwargs[name]) for name in op.signature.parameters
@@ -177,12 +177,6 @@ class _Binder:
             _Call(tactic.run, arguments, is_flat, prepared, self.register(node), tuple(map(self.register, dead)))
         )
 
-    def _tactic(self, node: fx.Node) -> Tactic:
-        """Return the tactic that was measured to be the fastest for a call, or else the default."""
-        found = candidates(node, self._constant_nodes, self._device)
-        name = self._chosen.get(describe(node)) if self._chosen else None
-        return next((tactic for tactic in found if tactic.name == name), found[0])
-
     def _pack(self, node: fx.Node, tactic: Tactic) -> dict[str, int]:
         """Return the registers of a tactic's packed arguments; nodes with the same constants share them."""
         if tactic.pack is None:
@@ -197,10 +191,7 @@ class _Binder:
     def _prepare(self, node: fx.Node, tactic: Tactic, arguments: tuple[Any, ...]) -> int:
         """Return the register of what the tactic prepares, adding the call that fills it unless a node before did."""
         assert tactic.prepare is not None
-        shapes = [node.kwargs[name] for name in op_of(node).signature.parameters if name not in tactic.prepare_reads]
-        specs = tuple(str(v.meta["spec"]) if isinstance(v, fx.Node) else v for v in shapes)
-        reads = tuple(node.kwargs[name] for name in tactic.prepare_reads)
-        key = (tactic.op, tactic.name, reads, specs)
+        key = prepared_key(node, tactic)
         if key not in self._prepared:
             self._prepared[key] = self._new(None)
             self.calls.append(_Call(tactic.prepare, arguments, True, None, self._prepared[key], ()))

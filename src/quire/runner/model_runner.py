@@ -8,16 +8,19 @@ import numpy as np
 import torch
 
 from quire.core.errors import CapacityError, RequestError
+from quire.core.log import get_logger
 from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput, TokenLogprobs
 from quire.plan.device import this_device
 from quire.plan.plan import Plan
-from quire.plan.tactics import choices
+from quire.plan.tactics import choices, unusable
 from quire.runner.executor import Executor
 from quire.runner.inputs import StepInputs, build_inputs
 from quire.runner.rows import Row, Rows
 from quire.sampling.logprobs import prompt_logprobs
 from quire.sampling.row import SampledToken
 from quire.sampling.sampler import sample
+
+_log = get_logger(__name__)
 
 DEVICE = "cpu"
 """Kind of device that the runner computes on."""
@@ -50,7 +53,10 @@ class ModelRunner:
         self._plan = plan
         self._block_size = block_size
         self._num_blocks = num_blocks
-        self._chosen = choices(plan.tactics, this_device(DEVICE), plan.network)
+        device = this_device(DEVICE)
+        self._chosen = choices(plan.tactics, device, plan.network)
+        for said in unusable(plan.tactics, device, plan.network):
+            _log.info("tactics: %s", said)
         self._executor: Executor | None = self._load(on_progress)
         self._kv_cache: torch.Tensor | None = _allocate_kv_cache(plan, num_blocks, block_size)
         self._rows = Rows()

@@ -15,11 +15,11 @@ from pathlib import Path
 import msgspec
 import torch
 
-from quire.core.errors import PlanError
 from quire.core.request import NewRow, ScheduledRow, SchedulerOutput
 from quire.core.sampling_params import SamplingParams
 from quire.plan.device import Device, this_device
 from quire.plan.engine_directory import RECORDING
+from quire.plan.hashed_file import read_hashed, write_hashed
 from quire.plan.plan import Plan
 from quire.runner.model_runner import DEVICE, ModelRunner
 
@@ -64,12 +64,6 @@ class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     device: Device
     sequences: tuple[RecordedSequence, ...]
-
-
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    quire_recording: int
-    hash: str
-    recording: msgspec.Raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +182,7 @@ def _recorded(logits: torch.Tensor) -> RecordedRow:
 
 def write_recording(root: Path, recording: Recording) -> Path:
     """Write a recording into an engine directory; returns its path."""
-    body = msgspec.json.encode(recording)
-    file = _File(FORMAT, hashlib.sha256(body).hexdigest(), msgspec.Raw(body))
-    (root / RECORDING).write_bytes(msgspec.json.format(msgspec.json.encode(file), indent=1))
+    write_hashed(root / RECORDING, recording, FORMAT)
     return root / RECORDING
 
 
@@ -200,18 +192,5 @@ def read_recording(root: Path) -> Recording:
     Raises:
         PlanError: There is none, or it is damaged.
     """
-    path, hint = root / RECORDING, "Make it with `quire verify ENGINE --record`."
-    try:
-        file = msgspec.json.decode(path.read_bytes(), type=_File)
-        recording = msgspec.json.decode(file.recording, type=Recording)
-    except OSError as error:
-        raise PlanError(f"{path}: expected recorded logits, got: {error.strerror}. {hint}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PlanError(f"{path}: expected recorded logits, got damaged text: {error}. {hint}") from None
-    got = hashlib.sha256(msgspec.json.encode(recording)).hexdigest()
-    if file.quire_recording != FORMAT or got != file.hash:
-        raise PlanError(
-            f"{path}: expected hash {file.hash} in format {FORMAT}, got {got} in {file.quire_recording}: it was "
-            f"changed or damaged. {hint}"
-        )
-    return recording
+    hint = "Make it with `quire verify ENGINE --record`."
+    return read_hashed(root / RECORDING, Recording, FORMAT, "recorded logits", hint)

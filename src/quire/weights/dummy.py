@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from quire.ops.spec import TensorSpec
-from quire.plan.weight_source import empty_weight
-from quire.weights.declared import DeclaredWeights
+from quire.plan.weight_source import DeclaredWeights, empty_weight
 
 _STD = 0.02
 _BIAS_STD = 0.002

@@ -9,9 +9,8 @@ import torch
 
 from quire.core.errors import PlanError
 from quire.ops.spec import TensorSpec
-from quire.plan.weight_source import Place, WeightSource, can_cast, cast_weight
+from quire.plan.weight_source import DeclaredWeights, Place, WeightSource, can_cast, cast_weight
 from quire.weights.checkpoint import Checkpoint
-from quire.weights.declared import DeclaredWeights
 
 _SHOWN = 3
 

@@ -49,14 +49,11 @@ def _fuse(network: Network, rounding: fx.Node, x: fx.Node, source: fx.Node) -> s
         arguments = {**source.kwargs, "dtype": rounding.kwargs["dtype"]}
         fused = network.insert(OPS[f"{op_of(source).name}_quant"], arguments, f"{source.name}_quant")
     _move_items(network, rounding, fused, 0)
+    network.erase(rounding)
     if source is not x:
-        network.erase(rounding)
         network.erase(x)
         _move_items(network, source, fused, 1)
-        network.erase(source)
-    else:
-        network.erase(rounding)
-        network.erase(source)
+    network.erase(source)
     return fused.name
 
 

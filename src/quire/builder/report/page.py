@@ -69,9 +69,14 @@ def render_html(report: Mapping[str, Any], title: str) -> str:
 
 
 def with_page(plan: Plan) -> Plan:
-    """Return a plan that carries its report as a page; call it again when what is told has changed."""
+    """Return a plan whose report is drawn as a page when it is saved: a plan that is only run needs none."""
+    return replace(plan, draw_page=draw_page)
+
+
+def draw_page(plan: Plan) -> str:
+    """Return the page of a plan, with all that it holds now."""
     facts = summarize(plan)
-    return replace(plan, page=render_html(facts, facts["name"]))
+    return render_html(facts, facts["name"])
 
 
 def _subtitle(facts: Mapping[str, Any]) -> str:

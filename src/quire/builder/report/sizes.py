@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from math import prod
 from typing import Any
 
 from torch import fx
 
 from quire.graph.network import Network
 from quire.graph.nodes import op_of, results, spec
-from quire.ops.spec import TensorSpec, dtype_name
+from quire.ops.spec import dtype_name, num_bytes
 from quire.plan.folding import constant_nodes
 
 _FLOAT8 = "float8_e4m3fn"
 _STORED = ("weight", "scales", "zero_points", "bias")
 
 
-def nbytes(declared: TensorSpec) -> int:
-    """Return the bytes of a tensor whose sizes are all known."""
-    return prod(size for size in declared.shape if isinstance(size, int)) * declared.dtype.itemsize
-
-
 def weight_bytes(network: Network) -> int:
     """Return the bytes of all weights as they are stored."""
-    return sum(nbytes(declared) for declared in network.weights.values())
+    return sum(num_bytes(declared) for declared in network.weights.values())
 
 
 def count_ops(network: Network) -> dict[str, int]:
@@ -51,7 +45,7 @@ def linear_layers(network: Network) -> dict[str, dict[str, Any]]:
             "scheme": scheme(node),
             "in_features": spec(x).shape[-1],
             "out_features": results(node)[0].shape[-1],
-            "bytes": sum(nbytes(spec(part)) for part in kept if isinstance(part, fx.Node)),
+            "bytes": sum(num_bytes(spec(part)) for part in kept if isinstance(part, fx.Node)),
         }
     return found
 
@@ -79,7 +73,7 @@ def byte_parts(network: Network) -> list[dict[str, Any]]:
         if node.op == "get_attr":
             key = _part(_uses(node, constants)), dtype_name(spec(node).dtype)
             tensors[key] += 1
-            sizes[key] += nbytes(spec(node))
+            sizes[key] += num_bytes(spec(node))
     return [
         {"part": part, "dtype": dtype, "tensors": tensors[part, dtype], "bytes": size}
         for (part, dtype), size in sizes.most_common()

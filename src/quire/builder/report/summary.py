@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from quire.builder.report.sizes import byte_parts, count_ops, linear_layers, nbytes
+from quire.builder.report.sizes import byte_parts, count_ops, linear_layers
 from quire.builder.report.timings import measured_tactics
+from quire.ops.spec import num_bytes
 from quire.plan.engine_directory import is_engine_directory
 from quire.plan.plan import Plan
 from quire.plan.weight_source import place_of
@@ -65,7 +66,7 @@ def _bytes(plan: Plan, texts: dict[str, Any]) -> dict[str, Any]:
 def _kept(plan: Plan) -> dict[str, Any]:
     """Return how many bytes of weights the build made, and how many lie unchanged where they were."""
     places = {name: place_of(plan.weights, name) for name in plan.network.weights}
-    sizes = {name: nbytes(declared) for name, declared in plan.network.weights.items()}
+    sizes = {name: num_bytes(declared) for name, declared in plan.network.weights.items()}
     own = sum(size for name, size in sizes.items() if places[name] is None)
     files = dict.fromkeys(str(place.path) for place in places.values() if place is not None)
     is_saved = plan.directory is not None and is_engine_directory(plan.directory)
