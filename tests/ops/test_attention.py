@@ -8,7 +8,7 @@ import torch
 from quire.core.errors import ShapeError
 from quire.ops.attention import append_kv, attention
 from quire.ops.cpu import attention as cpu
-from quire.ops.tactic import tactics_for
+from quire.ops.tactics import tactics_for
 from tests.support.tolerance import assert_close
 
 DTYPES = (torch.float32, torch.bfloat16)

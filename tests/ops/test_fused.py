@@ -9,7 +9,7 @@ from quire.ops.cpu import fused as cpu
 from quire.ops.cpu import quantize as cpu_quantize
 from quire.ops.cpu.elementwise import silu
 from quire.ops.spec import TensorSpec
-from quire.ops.tactic import tactics_for
+from quire.ops.tactics import tactics_for
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 EIGHT_BITS = ("int8", "float8_e4m3fn")

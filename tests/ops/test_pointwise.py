@@ -9,7 +9,7 @@ from quire.ops.cpu import elementwise as cpu
 from quire.ops.cpu import rope as cpu_rope
 from quire.ops.registry import OPS
 from quire.ops.spec import TensorSpec
-from quire.ops.tactic import tactics_for
+from quire.ops.tactics import tactics_for
 from tests.support.tolerance import assert_close
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)

@@ -5,7 +5,7 @@ import torch
 
 from quire.ops.linear import linear_w4a16, linear_w8a8, linear_w8a16
 from quire.ops.quantize import dequantize_int4, quantize_rows, quantize_weight, quantize_weight_int4
-from quire.ops.tactic import tactics_for
+from quire.ops.tactics import tactics_for
 from tests.support.tolerance import assert_close
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from quire.ops.cpu import linear as cpu_linear
+from quire.ops.cpu.table import TACTICS
 from quire.ops.quantize import quantize_rows, quantize_weight, quantize_weight_int4
 from quire.ops.registry import OPS
 from quire.ops.spec import num_bytes, spec_of
-from quire.ops.tactic import TACTICS
 from tests.support.memory_trace import MemoryTrace
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -72,7 +72,7 @@ def specs(given):
     return {name: spec_of(value) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
 
 
-COUNTED = [one for one in TACTICS["cpu"] if one.op != "attention"]  # which has tests of its own
+COUNTED = [one for one in TACTICS if one.op != "attention"]  # which has tests of its own
 
 
 @pytest.mark.parametrize("count", ROWS)

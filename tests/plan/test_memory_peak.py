@@ -10,7 +10,7 @@ from quire.builder.build import open_plan
 from quire.core.config import BuildConfig, EngineConfig
 from quire.engine import capacity
 from quire.engine.resolve import resolve
-from quire.ops import tactic
+from quire.ops.cpu import table
 from quire.plan import liveness
 from tests.support.dummy_models import FAMILIES, write_model
 from tests.support.memory_run import measure
@@ -157,8 +157,8 @@ WRONG = {
 
 def _without(patch, hook):
     """Take a hook away from all tactics."""
-    tactics = tuple(replace(one, **{hook: None}) for one in tactic.TACTICS["cpu"])
-    patch.setattr(tactic, "TACTICS", {"cpu": tactics})
+    tactics = tuple(replace(one, **{hook: None}) for one in table.TACTICS)
+    patch.setattr(table, "TACTICS", tactics)
 
 
 def _never(network, calls):

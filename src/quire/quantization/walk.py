@@ -16,7 +16,8 @@ from torch import fx
 
 from quire.graph.network import Network
 from quire.graph.nodes import op_of
-from quire.ops.tactic import REFERENCE, Tactic, tactics_for
+from quire.ops.tactic import REFERENCE, Tactic
+from quire.ops.tactics import tactics_for
 from quire.plan.folding import Constants, constant_nodes
 from quire.plan.weight_source import WeightSource
 from quire.quantization.step import kv_cache, step_inputs
