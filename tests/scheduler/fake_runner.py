@@ -55,8 +55,9 @@ class HeldRow:
 class FakeRunner:
     """Executes `SchedulerOutput`s, with `rng` deciding who fails and who gets several tokens at once."""
 
-    def __init__(self, config: SchedulerConfig, rng: random.Random, oddity: float = 0.0) -> None:
+    def __init__(self, config: SchedulerConfig, rng: random.Random, oddity: float = 0.0, is_ahead: bool = False) -> None:
         self.config = config
+        self.is_ahead = is_ahead  # steps come before results are taken in: one token each, as was assumed
         self.rng = rng
         self.oddity = oddity
         self.rows: dict[int, HeldRow] = {}
@@ -136,13 +137,15 @@ class FakeRunner:
         self._read(share, share.num_computed_tokens + share.num_scheduled_tokens)
         row = self.rows[share.row_id]
         if self.rng.random() < self.oddity / 4:
+            if self.is_ahead and share.is_sampled:  # what is scheduled by now computes some token in its place
+                row.token_ids.append(0)
             return RowOutput(share.row_id, error="numbers were not finite")
         sampled = self._sample(row) if share.is_sampled else ()
         logprobs = tuple(TokenLogprobs((token_id,), (0.0,), (1,)) for token_id in sampled)
         return RowOutput(share.row_id, sampled, logprobs, self._prompt_logprobs(row, share))
 
     def _sample(self, row: HeldRow) -> tuple[int, ...]:
-        count = self.rng.randint(0, 3) if self.rng.random() < self.oddity else 1
+        count = self.rng.randint(0, 3) if not self.is_ahead and self.rng.random() < self.oddity else 1
         sampled = []
         for _ in range(count):
             num_output = len(row.token_ids) - row.new.num_prompt_tokens

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from quire.core.config import SchedulerConfig
 from quire.core.errors import CapacityError
-from quire.core.request import Request, SampleUpdate, SchedulerOutput
+from quire.core.request import ModelOutput, Request, SampleUpdate, SchedulerOutput
 from quire.core.sampling_params import SamplingParams
 from quire.scheduler.scheduler import Scheduler
 from tests.scheduler.fake_runner import VOCAB, FakeRunner, alone, prompt_logprobs_of
@@ -49,11 +49,13 @@ class Sample:
 class SchedulerWorld:
     """Operations on a `Scheduler`, each followed by every check there is."""
 
-    def __init__(self, config: SchedulerConfig, seed: int = 0, oddity: float = 0.0) -> None:
+    def __init__(self, config: SchedulerConfig, seed: int = 0, oddity: float = 0.0, max_ahead: int = 0) -> None:
         self.config = config
+        self.max_ahead = max_ahead
+        self.in_flight: deque[tuple[SchedulerOutput, ModelOutput]] = deque()
         self.rng = random.Random(seed)
         self.scheduler = Scheduler(config)
-        self.runner = FakeRunner(config, self.rng, oddity)
+        self.runner = FakeRunner(config, self.rng, oddity, is_ahead=max_ahead > 0)
         self.samples: dict[tuple[str, int], Sample] = {}
         self.prompt_logprobs: dict[str, object] = {}
         self.counts: Counter[str] = Counter()
@@ -91,19 +93,32 @@ class SchedulerWorld:
         """One step; `aborted` ends between `schedule` and `update`."""
         scheduled = self.scheduler.schedule()
         self.scheduler.check_integrity()
-        assert bool(scheduled.rows) == bool(self.unfinished), "no progress, or work for nobody"
-        if not scheduled.rows:
+        assert bool(scheduled.rows or self.in_flight) >= bool(self.unfinished), "no progress"
+        assert bool(scheduled.rows) <= bool(self.unfinished), "work for nobody"
+        if scheduled.rows:
+            self._execute(scheduled)
+        else:
             assert scheduled.num_scheduled_tokens == 0 and not scheduled.removed_row_ids
-            return []
-        self.counts["back at once"] += bool({new.row_id for new in scheduled.new_rows} & set(scheduled.removed_row_ids))
-        if self.scheduler.num_running <= self.config.max_num_batched_tokens:
-            assert len(scheduled.rows) == self.scheduler.num_running, "a running row starves"
-        assert self.num_logits(scheduled) <= self.config.max_num_logits, "more logits than planned for"
-        output = self.runner.execute(scheduled)
         if aborted is not None:
             self.abort(aborted)
+        is_ahead = scheduled.rows and len(self.in_flight) <= self.max_ahead
+        return self._update() if self.in_flight and not is_ahead else []
+
+    def _execute(self, scheduled: SchedulerOutput) -> None:
+        self.counts["back at once"] += bool({new.row_id for new in scheduled.new_rows} & set(scheduled.removed_row_ids))
+        self.counts["ahead"] += bool(self.in_flight)
+        if self.scheduler.num_running <= self.config.max_num_batched_tokens:
+            num_passed_over = sum(row.must_wait for row in self.scheduler._running if not self._has(scheduled, row.row_id))
+            assert len(scheduled.rows) + num_passed_over == self.scheduler.num_running, "a running row starves"
+        assert self.num_logits(scheduled) <= self.config.max_num_logits, "more logits than planned for"
+        self.in_flight.append((scheduled, self.runner.execute(scheduled)))
+
+    def _has(self, scheduled: SchedulerOutput, row_id: int) -> bool:
+        return any(share.row_id == row_id for share in scheduled.rows)
+
+    def _update(self) -> list[SampleUpdate]:
         free_before = self.scheduler.kv_cache.num_free_blocks
-        updates = self.scheduler.update(scheduled, output)
+        updates = self.scheduler.update(*self.in_flight.popleft())
         if not self.scheduler.has_unfinished():
             assert self.scheduler.kv_cache.num_free_blocks == self.config.num_blocks - 1 >= free_before
         self.hear(updates)

@@ -173,10 +173,8 @@ def test_prompt_logprobs_survive_preemption(num_steps: int) -> None:
     for _ in range(num_steps):
         world.step()
     world.scheduler._preempt(world.scheduler._running.rows[0])
-    (new,) = world.scheduler.schedule().new_rows
-    assert (new.params.prompt_logprobs is None) == (num_steps == 3)
-    world.scheduler._preempt(world.scheduler._running.rows[0])
-    world.runner.rows.clear()
-    world.scheduler._removed_row_ids.clear()
+    world.step()
+    (held,) = world.runner.rows.values()
+    assert (held.new.params.prompt_logprobs is None) == (num_steps == 3)
     world.drain()
     assert world.counts["prompt_logprobs"] == 1

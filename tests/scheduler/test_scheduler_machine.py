@@ -32,9 +32,9 @@ CONFIGS = st.builds(
 class SchedulerMachine(RuleBasedStateMachine):
     """The operations of `SchedulerWorld` in any order."""
 
-    @initialize(config=CONFIGS, oddity=st.sampled_from([0.0, 0.0, 0.2]))
-    def start(self, config: SchedulerConfig, oddity: float) -> None:
-        self.world = SchedulerWorld(config, oddity=oddity)
+    @initialize(config=CONFIGS, oddity=st.sampled_from([0.0, 0.0, 0.2]), max_ahead=st.integers(0, 2))
+    def start(self, config: SchedulerConfig, oddity: float, max_ahead: int) -> None:
+        self.world = SchedulerWorld(config, oddity=oddity, max_ahead=max_ahead)
         self.num_added = 0
 
     def has_unfinished(self) -> bool:
@@ -102,30 +102,32 @@ SchedulerMachine.TestCase.settings = settings(
 TestSchedulerMachine = SchedulerMachine.TestCase
 
 
-def drive(seed: int, operations: int) -> Counter[str]:
+def drive(seed: int, operations: int, max_ahead: int = 0) -> Counter[str]:
     """Do `operations` random things in a random world, then let it end; return what happened."""
     rng = random.Random(seed)
-    world = SchedulerWorld(random_config(rng), seed, oddity=rng.choice((0.0, 0.0, 0.1)))
+    world = SchedulerWorld(random_config(rng), seed, oddity=rng.choice((0.0, 0.0, 0.1)), max_ahead=max_ahead)
     for number in range(operations):
         random_operation(world, rng, number)
     world.drain()
     return world.counts
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_random_operations(seed: int) -> None:
-    drive(seed, 250)
+@pytest.mark.parametrize("max_ahead", (0, 1, 2))
+@pytest.mark.parametrize("seed", range(30))
+def test_random_operations(seed: int, max_ahead: int) -> None:
+    drive(seed, 250, max_ahead)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1000, 1250))
 def test_many_random_operations(seed: int) -> None:
-    drive(seed, 2000)
+    drive(seed, 2000, max_ahead=seed % 3)
 
 
-def test_random_operations_reach_every_path() -> None:
+@pytest.mark.parametrize("max_ahead", (0, 1))
+def test_random_operations_reach_every_path(max_ahead: int) -> None:
     """The volume above means something."""
-    counts = sum((drive(seed, 200) for seed in range(20)), Counter())
+    counts = sum((drive(seed, 200, max_ahead) for seed in range(20)), Counter())
     for path in ("stop", "length", "abort", "error", "hit", "out_of_blocks", "lost_fork", "prompt_logprobs"):
         assert counts[path] > 10, f"{path}: {counts}"
     assert counts["back at once"] > 0, "preempted and admitted again in one step"

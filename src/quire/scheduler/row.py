@@ -30,7 +30,9 @@ class Row:
         max_num_tokens: Length at which it ends with "length".
         end_token_ids: Ids that end it with "stop".
         table: Its blocks. While waiting it is empty, unless the row is a fork.
-        num_computed_tokens: Tokens whose keys and values are in its blocks; below `len(token_ids)`.
+        num_computed_tokens: Tokens whose keys and values are in its blocks once the steps in flight are done.
+        num_in_flight: Steps with a share of this row that are scheduled, and whose results are not here.
+        num_unknown: How many of them sample a token: it counts as known, though nobody has seen its id.
         num_cached_tokens: Prompt tokens that came from the prefix cache at first admission; None before.
         prompt_logprobs: The pieces so far.
         queue: Where it is now.
@@ -47,9 +49,21 @@ class Row:
     end_token_ids: frozenset[int]
     table: BlockTable
     num_computed_tokens: int = 0
+    num_in_flight: int = 0
+    num_unknown: int = 0
     num_cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     queue: RowQueue | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that exist, those in flight included."""
+        return len(self.token_ids) + self.num_unknown
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether nothing can be computed before a result is here: the row ends with it, or it bans what may follow."""
+        return self.num_unknown > 0 and (self.num_tokens >= self.max_num_tokens or bool(self.request.bad_words_ids))
 
     def move_to(self, queue: RowQueue | None) -> None:
         """Leave the present queue, if any, and enter `queue`, if any."""

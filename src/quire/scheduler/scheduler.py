@@ -15,6 +15,9 @@ within the token budget, and a row whose last known token is computed gets a sam
 - A row that owes the logprobs of its prompt computes logits for all its tokens, any other at most for its last. There
   is a budget of those, too, and running rows leave one for each behind them. It is no less than the token budget
   without chunked prefill.
+- Steps may be scheduled ahead of results. A row counts as computed what is in flight, and as known the token that a step
+  in flight samples; only its id is missing, which the runner has. A row that certainly ends with that token is passed
+  over. One that is preempted waits for its results before it is admitted again.
 - Without chunked prefill a row is admitted when all it has left fits in what is left of the budget. What exceeds
   the whole budget could never be, and the runner's buffers hold no more; so only that is still split.
 """
@@ -50,6 +53,8 @@ _log = get_logger(__name__)
 class Scheduler:
     """Decides what each step computes. Call `schedule`, run the model, call `update`; repeat.
 
+    Any number of steps may be scheduled before the first of them is updated; updates come in the same order.
+
     Attributes:
         kv_cache: The books of the blocks; read its counters, leave its tables alone.
         num_preemptions: Count by reason. "out_of_blocks": a running row gave its blocks to one before it; "lost_fork":
@@ -78,7 +83,7 @@ class Scheduler:
         return len(self._rows) - len(self._running)
 
     def has_unfinished(self) -> bool:
-        """Return whether another step is needed; if so, `schedule` returns at least one row."""
+        """Return whether another step is needed; if so, `schedule` returns a row, or an update is due."""
         return bool(self._rows)
 
     def add(self, request: Request) -> None:
@@ -135,14 +140,20 @@ class Scheduler:
 
         A row preempted here is in `removed_row_ids`, and comes again in `new_rows` under the same `row_id`: later, or
         in this very step if shared blocks let it; so removals are applied first. With nothing to run the output is
-        empty, and removals wait for a step.
+        empty, and removals wait for a step; so it is while all that is left depends on results.
         """
         step = Step(self._config.max_num_batched_tokens, self._config.max_num_logits)
         self._serve_running(step)
         self._serve_waiting(step)
         if not step.rows:
-            assert not self._rows, f"{len(self._rows)} unfinished samples, but none can be scheduled"
+            is_due = any(row.num_in_flight for row in self._rows.values())
+            assert is_due or not self._rows, f"{len(self._rows)} unfinished samples, but none can be scheduled"
             return SchedulerOutput()
+        for share in step.rows:
+            row = self._rows[share.row_id]
+            row.num_computed_tokens = share.num_computed_tokens + share.num_scheduled_tokens
+            row.num_in_flight += 1
+            row.num_unknown += share.is_sampled
         removed, self._removed_row_ids = self._removed_row_ids, []
         return step.output(removed)
 
@@ -152,8 +163,10 @@ class Scheduler:
         while num_served < len(rows) and budget > 0:
             row = rows[num_served]
             num_served += 1
+            if row.must_wait:
+                continue
             start = row.num_computed_tokens
-            num_left = len(row.token_ids) - start
+            num_left = row.num_tokens - start
             num_behind = len(rows) - num_served
             share = _share(row, budget - num_behind, step.logits - num_behind)
             num_tokens = min(num_left, max(1, share))
@@ -183,6 +196,8 @@ class Scheduler:
         """Admit waiting rows in order until one does not fit. Nobody overtakes, so nobody waits forever."""
         while self._waiting and min(step.budget, step.logits) > 0 and len(self._running) < self._config.max_num_seqs:
             row = self._waiting.rows[0]
+            if row.num_in_flight:  # preempted since; its blocks are others' by now, and its last token is not known
+                break
             prefix = self._find_prefix(row)
             start = len(prefix) * self._config.block_size if prefix else row.num_computed_tokens
             num_left = len(row.token_ids) - start
@@ -264,6 +279,8 @@ class Scheduler:
             row = self._rows.get(share.row_id)
             if row is None:
                 continue
+            row.num_in_flight -= 1
+            row.num_unknown -= share.is_sampled
             if result.error is not None:
                 updates.append(self._end(row, "error", result.error))
             elif (update := self._absorb(row, share, result)) is not None:
@@ -271,15 +288,23 @@ class Scheduler:
         return updates
 
     def _absorb(self, row: Row, share: ScheduledRow, result: RowOutput) -> SampleUpdate | None:
-        """Take in a row's result; return its news, if any."""
+        """Take in a row's result; return its news, if any.
+
+        Of a row that was preempted since only the token counts; not even that if its prompt's logprobs must come first.
+        """
+        is_running = row.queue is self._running
+        if not is_running and row.params.prompt_logprobs is not None:
+            return None
         new_token_ids, ending = row.accept(result.token_ids)
-        # The last known token always remains to be computed, even if nothing was sampled: next step needs its logits.
-        computed = min(share.num_computed_tokens + share.num_scheduled_tokens, len(row.token_ids) - 1)
-        row.num_computed_tokens = computed
-        self.kv_cache.publish(row.table, row.token_ids, computed)
         prompt_logprobs = None
-        if share.num_computed_tokens < row.num_prompt_tokens:
-            prompt_logprobs = self._absorb_prompt(row, result)
+        if is_running:
+            # The last known token always remains to be computed, even if nothing was sampled: next step needs its logits.
+            computed = min(share.num_computed_tokens + share.num_scheduled_tokens, len(row.token_ids) - 1)
+            if not row.num_in_flight:
+                row.num_computed_tokens = computed
+            self.kv_cache.publish(row.table, row.token_ids, computed)
+            if share.num_computed_tokens < row.num_prompt_tokens:
+                prompt_logprobs = self._absorb_prompt(row, computed, result)
         if ending is not None:
             self._forget(row)
         elif not new_token_ids and prompt_logprobs is None:
@@ -297,12 +322,12 @@ class Scheduler:
             stop_reason,
         )
 
-    def _absorb_prompt(self, row: Row, result: RowOutput) -> tuple[TokenLogprobs, ...] | None:
+    def _absorb_prompt(self, row: Row, num_computed_tokens: int, result: RowOutput) -> tuple[TokenLogprobs, ...] | None:
         """After a share of a prompt: fork the held samples once it is complete; return its logprobs if owed then."""
         is_owing = row.params.prompt_logprobs is not None
         if is_owing:
             row.prompt_logprobs.extend(result.prompt_logprobs or ())
-        if row.num_computed_tokens < row.num_prompt_tokens:
+        if num_computed_tokens < row.num_prompt_tokens:
             return None
         self._fork_held(row)
         if not is_owing:
@@ -375,10 +400,11 @@ class Scheduler:
             self._check_row(row)
 
     def _check_row(self, row: Row) -> None:
-        num_tokens, num_computed = len(row.token_ids), row.num_computed_tokens
-        assert num_computed < num_tokens < row.max_num_tokens, (
+        num_tokens, num_computed = row.num_tokens, row.num_computed_tokens
+        assert num_computed < num_tokens and len(row.token_ids) < row.max_num_tokens, (
             f"row {row.row_id}: {num_computed} of {num_tokens} tokens"
         )
+        assert 0 <= row.num_unknown <= row.num_in_flight, f"row {row.row_id}: {row.num_unknown} unknown tokens"
         num_slots = len(row.table.block_ids) * self._config.block_size
         assert num_computed <= num_slots, f"row {row.row_id}: {num_computed} computed tokens in {num_slots} slots"
         if row.queue is self._running:
