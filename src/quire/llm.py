@@ -44,7 +44,6 @@ class LLM:
         tokenizer: Directory of another tokenizer.
         skip_tokenizer_init: Take and give token ids only.
         chat_template: Jinja text that replaces the model's own.
-        enforce_eager: Accepted for compatibility; a CPU has no captured graphs to turn off.
         options: Fields of `BuildConfig` (dtype, load_format, revision, hf_overrides, ...) and of `EngineConfig`
             (max_model_len, max_num_seqs, block_size, enable_prefix_caching, ...).
 
@@ -65,7 +64,6 @@ class LLM:
         *,
         skip_tokenizer_init: bool = False,
         chat_template: str | None = None,
-        enforce_eager: bool = False,
         **options: Any,
     ) -> None:
         log.configure()
@@ -333,7 +331,7 @@ def _configs(options: dict[str, Any]) -> tuple[BuildConfig, EngineConfig]:
             raise ConfigError(f"{name}: expected {only!r} (more is not supported yet), got {value!r}.")
     build = {f.name for f in fields(BuildConfig)}
     engine = {f.name for f in fields(EngineConfig)}
-    known = build | engine | {"tokenizer", "skip_tokenizer_init", "chat_template", "enforce_eager"}
+    known = build | engine | {"tokenizer", "skip_tokenizer_init", "chat_template"}
     for name in options:
         if name not in build | engine:
             raise ConfigError(f"LLM: unknown argument {name!r}.{did_you_mean(name, known)}")

@@ -55,7 +55,9 @@ class HeldRow:
 class FakeRunner:
     """Executes `SchedulerOutput`s, with `rng` deciding who fails and who gets several tokens at once."""
 
-    def __init__(self, config: SchedulerConfig, rng: random.Random, oddity: float = 0.0, is_ahead: bool = False) -> None:
+    def __init__(
+        self, config: SchedulerConfig, rng: random.Random, oddity: float = 0.0, is_ahead: bool = False
+    ) -> None:
         self.config = config
         self.is_ahead = is_ahead  # steps come before results are taken in: one token each, as was assumed
         self.rng = rng

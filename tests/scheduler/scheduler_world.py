@@ -108,7 +108,8 @@ class SchedulerWorld:
         self.counts["back at once"] += bool({new.row_id for new in scheduled.new_rows} & set(scheduled.removed_row_ids))
         self.counts["ahead"] += bool(self.in_flight)
         if self.scheduler.num_running <= self.config.max_num_batched_tokens:
-            num_passed_over = sum(row.must_wait for row in self.scheduler._running if not self._has(scheduled, row.row_id))
+            others = [row for row in self.scheduler._running if not self._has(scheduled, row.row_id)]
+            num_passed_over = sum(row.must_wait for row in others)
             assert len(scheduled.rows) + num_passed_over == self.scheduler.num_running, "a running row starves"
         assert self.num_logits(scheduled) <= self.config.max_num_logits, "more logits than planned for"
         self.in_flight.append((scheduled, self.runner.execute(scheduled)))

@@ -17,7 +17,8 @@ from quire.graph.nodes import is_call, spec
 from quire.ops.cpu import linear
 from quire.ops.cpu.attention_bytes import worst_candidates
 from quire.plan.plan import Plan
-from quire.runner import executor, model_runner
+from quire.runner import cpu_runner, executor
+from quire.runner.loaded import LoadedPlan
 from tests.support.memory_trace import MemoryTrace, Span
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -42,11 +43,11 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
     linear._PROOFS.clear()
     trace = MemoryTrace()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executor, "ReadAhead", lambda source, order: nullcontext(source))
+        patch.setattr(executor, "ReadAhead", lambda source, order, joined: nullcontext(source))
         trace.start()
         try:
             with trace.span("load"):
-                runner = model_runner.ModelRunner(plan, config.num_blocks, config.block_size)
+                runner = cpu_runner.CPURunner(LoadedPlan(plan, config.num_blocks, config.block_size, "cpu"))
             _record(runner, trace, patch)
             for step in worst_steps(plan, config):
                 runner.execute(step)
@@ -58,9 +59,9 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
     return Measured(load.left_tensors - probes, runner._kv_cache.nbytes, most, largest)
 
 
-def _record(runner: model_runner.ModelRunner, trace: MemoryTrace, patch: pytest.MonkeyPatch) -> None:
+def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.MonkeyPatch) -> None:
     """Make a span of each call of the network and of sampling, and an empty one before the inputs of a step."""
-    build, sample = model_runner.build_inputs, runner._sample
+    build, sample = cpu_runner.build_inputs, runner._sample
 
     def build_inputs(*args):
         with trace.span("start"):
@@ -78,7 +79,7 @@ def _record(runner: model_runner.ModelRunner, trace: MemoryTrace, patch: pytest.
 
         return replace(call, run=run)
 
-    patch.setattr(model_runner, "build_inputs", build_inputs)
+    patch.setattr(cpu_runner, "build_inputs", build_inputs)
     runner._sample = sampled
     runner._executor._calls = [recorded(call) for call in runner._executor._calls]
 

@@ -71,11 +71,13 @@ def run(options: argparse.Namespace) -> None:
     from quire.builder.build import open_plan
     from quire.builder.estimate import estimate_quantized
     from quire.engine.resolve import resolve
+    from quire.plan.device import device_kind
     from quire.runner.device import PROCESS_BYTES, available_memory_bytes
 
     build, config = read_fields(BuildConfig, options), read_fields(EngineConfig, options)
-    available = available_memory_bytes() if options.memory is None else read_bytes("--memory", options.memory)
-    if options.memory is not None:
+    device = device_kind(config.device)
+    available = available_memory_bytes(device) if options.memory is None else read_bytes("--memory", options.memory)
+    if options.memory is not None and device == "cpu":
         available = max(0, available - PROCESS_BYTES)
     plain = open_plan(options.model, replace(build, quantization=None, kv_cache_dtype="auto"))
     plan = estimate_quantized(plain, build) or plain

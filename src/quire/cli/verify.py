@@ -21,6 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Verify, or record; returns 1 if something differs."""
+    from quire.plan.device import device_kind
     from quire.plan.engine_directory import is_engine_directory
     from quire.plan.plan import Plan
     from quire.runner.replay import record, write_recording
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     require(is_engine_directory(root), "ENGINE", "an engine directory, made by `quire build`", options.engine)
     plan = Plan.load(root)
     if options.record:
-        print(f"Wrote {write_recording(root, record(plan))}.")
+        print(f"Wrote {write_recording(root, record(plan, device_kind('auto')))}.")
         return 0
     num_bytes = 0
     for name in plan.network.weights:
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _replay(plan: Plan, root: Path) -> int:
+    from quire.plan.device import device_kind
     from quire.plan.engine_directory import RECORDING
     from quire.runner.replay import read_recording, replay
 
@@ -46,7 +48,7 @@ def _replay(plan: Plan, root: Path) -> int:
         print("logits     none recorded; `quire verify ENGINE --record` records some")
         return 0
     recording = read_recording(root)
-    found = replay(plan, recording)
+    found = replay(plan, recording, device_kind("auto"))
     rows = [("logits", f"{found.num_equal} of {found.num_rows} rows have the recorded bits")]
     if not found.is_same_device:
         rows.append(("recorded on", f"{recording.device}: bits may differ here"))

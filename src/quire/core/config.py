@@ -14,6 +14,7 @@ from quire.core.errors import ConfigError, did_you_mean
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCHEMES = ("w8a16", "w8a8", "w4a16", "fp8")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def _help(text: str, **more: Any) -> dict[str, Any]:
@@ -110,6 +111,14 @@ class BuildConfig:
 class EngineConfig:
     """What may change at every load of a Plan. None means: chosen at load, and logged with the reason."""
 
+    device: str = field(
+        default="auto", metadata=_help("where to compute; auto: a GPU if there is one", choices=DEVICES)
+    )
+    deterministic: bool = field(
+        default=True,
+        metadata=_help("keep every request's bits whatever else runs; without it kernels may be used that do not"),
+    )
+    enforce_eager: bool = field(default=False, metadata=_help("on a GPU, launch every kernel: no captured graphs"))
     max_model_len: int | None = field(default=None, metadata=_help("longest prompt plus output, in tokens"))
     max_num_seqs: int = field(default=256, metadata=_help("most sequences running at once"))
     max_num_batched_tokens: int = field(default=2048, metadata=_help("token budget of one step"))
@@ -127,6 +136,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes"):
             at_least(name, getattr(self, name), 1)
+        choice("device", self.device, DEVICES)
         choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority"))
         share = self.gpu_memory_utilization
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:

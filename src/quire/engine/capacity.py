@@ -7,12 +7,11 @@ from dataclasses import replace
 from quire.core.config import EngineConfig
 from quire.core.errors import CapacityError
 from quire.graph.nodes import spec
-from quire.plan.device import num_threads, this_device
+from quire.plan.device import device_kind, num_threads, this_device
 from quire.plan.memory import MemoryNeeds, MemoryPlan, StepLimits, memory_needs, mib, plan_memory
 from quire.plan.plan import Plan
 from quire.plan.tactics import choices
-from quire.runner.device import PROCESS
-from quire.runner.model_runner import DEVICE
+from quire.runner.device import GPU_PROCESS, PROCESS
 from quire.sampling.workspace import SampledLogits, sampling_bytes
 
 # Enough for long chats of many users with a small model; more would surprise on a laptop.
@@ -35,6 +34,7 @@ def needs_of(config: EngineConfig, plan: Plan, max_model_len: int) -> MemoryNeed
         plan: The model.
         max_model_len: Longest sequence, in tokens.
     """
+    device = device_kind(config.device)
     logits = spec(plan.network.outputs["logits"])
     num_logits, vocab_size = max_num_logits(config), plan.spec.vocab_size
     num_sampled = min(config.max_num_seqs, config.max_num_batched_tokens)
@@ -45,9 +45,22 @@ def needs_of(config: EngineConfig, plan: Plan, max_model_len: int) -> MemoryNeed
         StepLimits(config.max_num_batched_tokens, config.max_num_seqs, num_logits, max_model_len, config.block_size),
         sampling_bytes=sampling_bytes(sampled, num_threads()),
         chosen_bytes=0 if is_gathered else num_logits * vocab_size * logits.dtype.itemsize,
-        process=PROCESS,
-        chosen=choices(plan.tactics, this_device(DEVICE), plan.network),
+        held_bytes=_captured_bytes(config, plan, max_model_len) if device == "cuda" else 0,
+        process=GPU_PROCESS if device == "cuda" else PROCESS,
+        device=device,
+        chosen=choices(plan.tactics, this_device(device), plan.network, deterministic=config.deterministic),
     )
+
+
+def _captured_bytes(config: EngineConfig, plan: Plan, max_model_len: int) -> int:
+    """Return what a GPU keeps between steps: block tables, twice, and the workspace and logits of captured graphs."""
+    num_seqs = config.max_num_seqs
+    tables = 2 * num_seqs * -(-max_model_len // config.block_size) * 4
+    if config.enforce_eager:
+        return tables
+    largest = StepLimits(num_seqs, num_seqs, num_seqs, max_model_len, config.block_size)
+    captured = memory_needs(plan.network, largest, device="cuda").workspace
+    return tables + captured + num_seqs * plan.spec.vocab_size * spec(plan.network.outputs["logits"]).dtype.itemsize
 
 
 def divide(config: EngineConfig, plan: Plan, max_model_len: int, available_bytes: int) -> MemoryPlan:
@@ -80,9 +93,19 @@ def _divide(
         budget_bytes=budget_bytes(config, available_bytes),
         kv_bytes_per_block=per_block,
         block_size=config.block_size,
-        most_blocks=useful if kv_bytes is not None else min(useful, max(2, DEFAULT_KV_BYTES // per_block)),
+        most_blocks=useful if kv_bytes is not None else min(useful, max(2, _most_kv_bytes(config) // per_block)),
         kv_bytes=kv_bytes,
     )
+
+
+def _most_kv_bytes(config: EngineConfig) -> int:
+    """Return how large a KV cache may get that nobody asked for: a GPU's memory is there for it."""
+    return DEFAULT_KV_BYTES if device_kind(config.device) == "cpu" else 1 << 62
+
+
+def longest_kv_bytes(config: EngineConfig, available_bytes: int) -> int:
+    """Return the bytes of KV cache of which no more can be had."""
+    return config.kv_cache_memory_bytes or min(_most_kv_bytes(config), budget_bytes(config, available_bytes))
 
 
 def budget_bytes(config: EngineConfig, available_bytes: int) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
-from quire.core.config import EngineConfig
+from quire.core.config import EngineConfig, SchedulerConfig
 from quire.core.errors import ConfigError, RequestError
 from quire.core.request import RequestOutput, SampleUpdate, SchedulerOutput
 from quire.core.sampling_params import SamplingParams
@@ -13,8 +14,9 @@ from quire.engine.admission import Admission, Prompt
 from quire.engine.output import OutputProcessor
 from quire.engine.resolve import resolve
 from quire.engine.stats_log import StatsLog
+from quire.plan.device import device_kind
 from quire.plan.plan import Plan
-from quire.runner.model_runner import ModelRunner
+from quire.runner.model_runner import Pending, RunnerLimits, make_runner
 from quire.scheduler.scheduler import Scheduler
 from quire.tokenizer.tokenizer import Tokenizer
 
@@ -47,7 +49,15 @@ class LLMEngine:
         self.plan = plan
         self.eos_token_ids = eos_token_ids
         self.scheduler_config, self.memory = resolve(settings, plan)
-        self.runner = ModelRunner(plan, self.scheduler_config.num_blocks, settings.block_size, on_progress)
+        self.runner = make_runner(
+            plan,
+            _limits(self.scheduler_config),
+            device_kind(settings.device),
+            deterministic=settings.deterministic,
+            enforce_eager=settings.enforce_eager,
+            on_progress=on_progress,
+        )
+        self._in_flight: deque[tuple[SchedulerOutput, Pending]] = deque()
         self.scheduler = Scheduler(self.scheduler_config)
         self.outputs = OutputProcessor(tokenizer)
         self._stats_log = None if settings.disable_log_stats else StatsLog()
@@ -74,19 +84,39 @@ class LLMEngine:
         self.outputs.add(request)
 
     def step(self) -> list[RequestOutput]:
-        """Run one step and return the outputs that it produced."""
+        """Start a step, take the result of the oldest one in flight, and return the outputs that it produced.
+
+        There are none while as many steps may be in flight as there are. A runner that computes at once has none.
+        """
         scheduled = self.scheduler.schedule()  # requests -> integers
-        output = self.runner.execute(scheduled)  # integers -> tensors -> integers
-        updates = self.scheduler.update(scheduled, output)
+        if scheduled.rows:
+            self._in_flight.append((scheduled, self.runner.execute(scheduled)))  # integers -> tensors -> integers
+        is_full = len(self._in_flight) > self.runner.max_ahead
+        if not self._in_flight or (scheduled.rows and not is_full):
+            return []
+        return self._take_result()
+
+    def _take_result(self) -> list[RequestOutput]:
+        """Wait for the oldest step in flight; once nobody is left, for those that were started in vain as well."""
+        scheduled, pending = self._in_flight.popleft()
+        updates = self.scheduler.update(scheduled, pending.result())
         outputs, ended = self.outputs.process(updates)  # integers -> text
         for sample in ended:
             self.scheduler.finish(*sample)
         self._count(scheduled, updates)
+        self._drain()
         return outputs
+
+    def _drain(self) -> None:
+        """Wait for steps whose results nobody needs any more."""
+        while self._in_flight and not self.scheduler.has_unfinished():
+            scheduled, pending = self._in_flight.popleft()
+            self.scheduler.update(scheduled, pending.result())
 
     def abort_request(self, request_id: str) -> list[RequestOutput]:
         """End a request at once; returns its last output, with finish reason "abort", if it was unfinished."""
         outputs, _ = self.outputs.process(self.scheduler.abort(request_id))
+        self._drain()
         return outputs
 
     def prompt_token_ids(self, prompt: Prompt) -> list[int]:
@@ -144,6 +174,8 @@ class LLMEngine:
         """End all requests and return all memory."""
         self.outputs = OutputProcessor(None)
         self.scheduler = Scheduler(self.scheduler_config)
+        while self._in_flight:
+            self._in_flight.popleft()[1].result()
         self.runner.sleep(2)
 
     def _count(self, scheduled: SchedulerOutput, updates: Sequence[SampleUpdate]) -> None:
@@ -158,3 +190,14 @@ class LLMEngine:
     def _check_idle(self, what: str) -> None:
         if self.has_unfinished_requests():
             raise RequestError(f"{what}: expected no unfinished requests, got some; wait for them or abort them.")
+
+
+def _limits(config: SchedulerConfig) -> RunnerLimits:
+    return RunnerLimits(
+        config.num_blocks,
+        config.block_size,
+        config.max_num_seqs,
+        config.max_num_batched_tokens,
+        config.max_num_logits,
+        config.max_model_len,
+    )

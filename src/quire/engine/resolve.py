@@ -5,7 +5,8 @@ from __future__ import annotations
 from quire.core.config import EngineConfig, SchedulerConfig
 from quire.core.errors import ConfigError
 from quire.core.log import get_logger
-from quire.engine.capacity import DEFAULT_KV_BYTES, budget_bytes, divide, max_num_logits
+from quire.engine.capacity import divide, longest_kv_bytes, max_num_logits
+from quire.plan.device import device_kind
 from quire.plan.memory import MemoryPlan, mib
 from quire.plan.plan import Plan
 from quire.runner.device import available_memory_bytes
@@ -28,7 +29,7 @@ def resolve(config: EngineConfig, plan: Plan, available_bytes: int | None = None
         ConfigError: A setting contradicts the model or another setting.
         CapacityError: The model does not fit.
     """
-    available = available_memory_bytes() if available_bytes is None else available_bytes
+    available = available_memory_bytes(device_kind(config.device)) if available_bytes is None else available_bytes
     longest = longest_sequence(config, plan, available)
     memory = divide(config, plan, longest, available)
     length = _fitting_length(config, plan, longest, memory)
@@ -76,7 +77,7 @@ def longest_sequence(config: EngineConfig, plan: Plan, available_bytes: int) -> 
         raise ConfigError(f"max_model_len: expected at most {most}, which the model was made for, got {length}.")
     if config.max_model_len is not None:
         return length
-    kv_bytes = config.kv_cache_memory_bytes or min(DEFAULT_KV_BYTES, budget_bytes(config, available_bytes))
+    kv_bytes = longest_kv_bytes(config, available_bytes)
     return max(1, min(length, kv_bytes // plan.kv_bytes_per_token))  # what no KV cache can hold needs no workspace
 
 

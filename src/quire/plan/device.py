@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 import re
+from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 import torch
 
 from quire import __version__
+from quire.core.errors import ConfigError
 
 # As /proc/cpuinfo spells them; the ones that decide how fast a GEMM can be.
 _ISA = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
@@ -18,10 +20,10 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that changes how fast a tactic is, apart from the tactic.
 
     Attributes:
-        kind: "cpu".
+        kind: "cpu" or "cuda".
         name: The processor's model name.
-        features: Instruction sets that matter.
-        threads: How many an op may use.
+        features: Instruction sets that matter; of a GPU its architecture, and what kernels are compiled by.
+        threads: How many an op may use; of a GPU its multiprocessors.
         torch: Version of torch.
         quire: Version of Quire.
     """
@@ -37,10 +39,11 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def file_name(self) -> str:
         """Name of the device's file beside a plan, for example "cpu-amd-epyc-7b13-2-threads.json"."""
         words = re.sub(r"[^a-z0-9]+", "-", f"{self.kind} {self.name}".lower()).strip("-")
-        return f"{words}-{self.threads}-threads.json"
+        return f"{words}-{self.threads}-threads.json" if self.kind == "cpu" else f"{words}.json"
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.threads} threads, torch {self.torch}, quire {self.quire}"
+        threads = f", {self.threads} threads" if self.kind == "cpu" else ""
+        return f"{self.name}{threads}, torch {self.torch}, quire {self.quire}"
 
     def differences(self, other: Device) -> str:
         """Return in words in what another device differs from this one; empty if in nothing."""
@@ -48,9 +51,47 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ", ".join(f"{name} {theirs[name]} (here {mine[name]})" for name in mine if mine[name] != theirs[name])
 
 
+def device_kind(wanted: str) -> str:
+    """Return the kind of device that a setting means: "cpu" or "cuda".
+
+    Args:
+        wanted: One of them, or "auto" for a GPU if there is one.
+
+    Raises:
+        ConfigError: A GPU is asked for, and there is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if wanted == "cuda" and not has_gpu:
+        raise ConfigError(
+            f"device: expected a GPU that torch {torch.__version__} can use for 'cuda', got none. Install a CUDA build "
+            "of torch and a driver, or use device='cpu'."
+        )
+    return ("cuda" if has_gpu else "cpu") if wanted == "auto" else wanted
+
+
+def torch_device(kind: str) -> torch.device:
+    """Return where the tensors of a device kind lie; without a GPU, kernels for one are interpreted on the CPU."""
+    return torch.device("cuda" if kind == "cuda" and torch.cuda.is_available() else "cpu")
+
+
 def this_device(kind: str = "cpu") -> Device:
     """Return the device of a kind that this process computes on."""
+    if kind == "cuda":
+        return _gpu()
     return Device(kind, processor_name(), tuple(isa_flags()), num_threads(), str(torch.__version__), __version__)
+
+
+def _gpu() -> Device:
+    if not torch.cuda.is_available():
+        return Device("cuda", "interpreter", (), num_threads(), str(torch.__version__), __version__)
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    try:
+        compiler = f"triton {version('triton')}"
+    except PackageNotFoundError:
+        compiler = "no triton"
+    features = (f"sm_{properties.major}{properties.minor}", f"cuda {torch.version.cuda}", compiler)
+    units = properties.multi_processor_count
+    return Device("cuda", properties.name, features, units, str(torch.__version__), __version__)
 
 
 def processor_name() -> str:

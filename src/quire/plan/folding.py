@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from threading import Lock
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch import fx
 from quire.core.errors import PlanError
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, op_of, spec
-from quire.ops.spec import TensorSpec, spec_of
+from quire.ops.spec import TensorSpec, num_bytes, sizes_of, spec_of
 from quire.plan.weight_source import WeightSource, empty_weight
+
+_CPU = torch.device("cpu")
 
 
 def constant_nodes(network: Network) -> set[fx.Node]:
@@ -40,10 +43,18 @@ class Constants:
         network: The graph.
         weights: Its weights.
         on_read: Called after each weight that has been read.
+        device: Where values are computed: each weight goes there when it has been read.
     """
 
-    def __init__(self, network: Network, weights: WeightSource, on_read: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        weights: WeightSource,
+        on_read: Callable[[], None] | None = None,
+        device: torch.device = _CPU,
+    ) -> None:
         self._weights = weights
+        self._device = device
         self._on_read = on_read or (lambda: None)
         self._values: dict[fx.Node, Any] = {}
         self._pending = Counter(used for node in network.calls() for used in node.all_input_nodes)
@@ -58,26 +69,35 @@ class Constants:
         if node not in self._values:
             if node.op == "get_attr":
                 self._values[node] = self._read(node)
-            elif is_call(node, "concat"):
+            elif is_call(node, "concat") and self._device.type == "cpu":
                 self._values[node] = self._joined(node)
             else:
                 arguments = {name: self._argument(value) for name, value in node.kwargs.items()}
-                self._values[node] = op_of(node).reference(**arguments)
+                with self._device if self._device.type != "cpu" else nullcontext():
+                    self._values[node] = op_of(node).reference(**arguments)
                 del arguments
                 for used in node.all_input_nodes:
                     self.release(used)
         return self._values[node]
 
     def _joined(self, node: fx.Node) -> torch.Tensor:
-        """Join weights in memory of its own, as weights that are read have, holding one of the parts at a time."""
-        joined, dim, start = empty_weight(spec(node)), int(str(node.kwargs["dim"])), 0
+        """Join weights, holding one of the parts at a time.
+
+        In memory of its own, as weights that are read have; where the first part has the others behind it, there.
+        """
+        declared, dim, start = spec(node), int(str(node.kwargs["dim"])), 0
         parts = node.kwargs["tensors"]
-        assert isinstance(parts, (list, tuple))
+        assert isinstance(parts, (list, tuple)) and isinstance(parts[0], fx.Node)
+        first = self.value(parts[0])
+        is_there = dim == 0 and first.storage_offset() == 0 and first.untyped_storage().nbytes() == num_bytes(declared)
+        joined = first.as_strided(sizes_of(declared), first.stride()) if is_there else empty_weight(declared)
         last = {part: place for place, part in enumerate(parts)}
         for place, part in enumerate(parts):
             assert isinstance(part, fx.Node)
-            size = int(spec(part).shape[dim])
-            joined.narrow(dim, start, size).copy_(self.value(part))
+            size, value = int(spec(part).shape[dim]), self.value(part)
+            slot = joined.narrow(dim, start, size)
+            if slot.data_ptr() != value.data_ptr():
+                slot.copy_(value)
             start += size
             if last[part] == place:
                 self.release(part)
@@ -100,7 +120,7 @@ class Constants:
         if spec_of(tensor) != declared:
             raise PlanError(f"weight {name!r}: expected {declared}, got {spec_of(tensor)}.")
         self._on_read()
-        return tensor
+        return tensor.to(self._device)
 
 
 class FoldedWeights:

@@ -135,6 +135,7 @@ def memory_needs(
     *,
     sampling_bytes: int = 0,
     chosen_bytes: int = 0,
+    held_bytes: int = 0,
     process: ProcessMemory | None = None,
     device: str = "cpu",
     chosen: Mapping[str, str] | None = None,
@@ -146,6 +147,7 @@ def memory_needs(
         limits: The largest step.
         sampling_bytes: Most bytes that sampling takes beside the logits.
         chosen_bytes: Of the rows of logits that are chosen when the network has computed those of all tokens.
+        held_bytes: Of what is there between steps, too, beside weights and KV cache; part of the overhead.
         process: What the process takes beside tensors; None leaves the overhead out.
         device: Kind of device.
         chosen: Names of measured tactics, by what `plan.tactics.describe` says of a call.
@@ -157,10 +159,10 @@ def memory_needs(
     weights, sampling = weight_bytes(network, device, chosen), step.left + sampling_bytes
     if chosen_bytes:
         sampling = max(step.left + chosen_bytes, step.inputs + chosen_bytes + sampling_bytes)
-    overhead = 0
+    overhead = held_bytes
     if process is not None:
         kept = library_bytes(network, limits.sizes(), device, chosen)
-        overhead = process.code_bytes + kept + int(process.slack * max(step.peak, sampling))
+        overhead += process.code_bytes + kept + int(process.slack * max(step.peak, sampling))
     return MemoryNeeds(weights, step.peak, sampling, overhead, step.largest)
 
 

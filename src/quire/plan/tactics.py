@@ -64,13 +64,16 @@ def _show(value: object) -> str:
     return f"[{', '.join(map(_show, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
 
-def candidates(node: fx.Node, constants: Collection[fx.Node], device: str) -> list[Tactic]:
+def candidates(
+    node: fx.Node, constants: Collection[fx.Node], device: str, *, deterministic: bool = True
+) -> list[Tactic]:
     """Return the tactics that may run a call on a device kind, the default first.
 
     Args:
         node: A call.
         constants: The constant nodes of its network, which is what a tactic may pack.
         device: Kind of device.
+        deterministic: Leave out those that do not keep a row's bits, unless there are no others.
 
     Raises:
         TacticError: There is none.
@@ -83,13 +86,13 @@ def candidates(node: fx.Node, constants: Collection[fx.Node], device: str) -> li
     ]
     if not valid:
         raise TacticError(f"{op_of(node).name}: expected a tactic for {specs} on {device}, got none.")
-    return [tactic for tactic in valid if tactic.keeps_bits] or valid
+    return ([tactic for tactic in valid if tactic.keeps_bits] if deterministic else []) or valid
 
 
 def choose(
     node: fx.Node, constants: Collection[fx.Node], device: str, chosen: Mapping[str, str] | None = None
 ) -> Tactic:
-    """Return the tactic that runs a call: the one that was measured to be the fastest, or else the default.
+    """Return the tactic that runs a call: the one that was chosen, or else the default.
 
     Args:
         node: A call.
@@ -100,9 +103,12 @@ def choose(
     Raises:
         TacticError: There is none.
     """
-    found = candidates(node, constants, device)
     name = chosen.get(describe(node)) if chosen else None
-    return next((tactic for tactic in found if tactic.name == name), found[0])
+    if name is not None:
+        for tactic in candidates(node, constants, device, deterministic=False):
+            if tactic.name == name:
+                return tactic
+    return candidates(node, constants, device)[0]
 
 
 def _is_constant(value: object, constants: Collection[fx.Node]) -> bool:
@@ -116,24 +122,37 @@ def prepared_key(node: fx.Node, tactic: Tactic) -> object:
     return tactic.op, tactic.name, reads, rest
 
 
-def choices(measured: Sequence[DeviceTactics], device: Device, network: Network) -> Mapping[str, str]:
-    """Return the tactic to use by `describe` of each call, as far as it was measured on this device.
+def choices(
+    measured: Sequence[DeviceTactics], device: Device, network: Network, *, deterministic: bool = True
+) -> Mapping[str, str]:
+    """Return the tactic to use by `describe` of each call, as far as it is not the default.
 
     Args:
-        measured: All that a plan has.
+        measured: All that a plan has; the fastest on this device is used.
         device: What it is to run on.
         network: What is to run.
+        deterministic: Use only what keeps a row's bits. Without it a tactic that does not is the default where the
+            table of the device names it first.
     """
-    return _match(measured, device, network)[0]
+    chosen = dict(_match(measured, device, network, deterministic)[0])
+    if not deterministic:
+        constants = constant_nodes(network)
+        for node in network.calls():
+            if node not in constants:
+                chosen.setdefault(describe(node), candidates(node, constants, device.kind, deterministic=False)[0].name)
+    return chosen
 
 
-def unusable(measured: Sequence[DeviceTactics], device: Device, network: Network) -> list[str]:
+def unusable(
+    measured: Sequence[DeviceTactics], device: Device, network: Network, *, deterministic: bool = True
+) -> list[str]:
     """Return in words how many records are left out, and why: from another device, or chosen among other tactics.
 
     Args:
         measured: All that a plan has.
         device: What it is to run on.
         network: What is to run.
+        deterministic: As for `choices`.
     """
     said = [
         f"{len(other.records)} records unused, measured on another device: {device.differences(other.device)}; tune "
@@ -141,13 +160,15 @@ def unusable(measured: Sequence[DeviceTactics], device: Device, network: Network
         for other in measured
         if other.device != device
     ]
-    _, stale = _match(measured, device, network)
+    _, stale = _match(measured, device, network, deterministic)
     if stale:
         said.append(f"{stale} records unused, chosen among other tactics than there are now; tune the engine again")
     return said
 
 
-def _match(measured: Sequence[DeviceTactics], device: Device, network: Network) -> tuple[Mapping[str, str], int]:
+def _match(
+    measured: Sequence[DeviceTactics], device: Device, network: Network, deterministic: bool
+) -> tuple[Mapping[str, str], int]:
     """Return the tactics to use, and how many records of this device were chosen among others than there are."""
     records = {record.call: record for tactics in measured if tactics.device == device for record in tactics.records}
     chosen: dict[str, str] = {}
@@ -158,7 +179,7 @@ def _match(measured: Sequence[DeviceTactics], device: Device, network: Network) 
         record = records.get(call)
         if record is None:
             continue
-        names = [tactic.name for tactic in candidates(node, constants, device.kind)]
+        names = [tactic.name for tactic in candidates(node, constants, device.kind, deterministic=deterministic)]
         if sorted(names) == sorted(record.times_us) and record.chosen in names:
             chosen[call] = record.chosen
         else:

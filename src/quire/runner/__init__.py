@@ -2,5 +2,5 @@
 
 Decides: how a step is laid out in tensors. Speaks: `SchedulerOutput` in, `ModelOutput` out. Owns: all device memory,
 namely packed weights, the KV cache and the rows of running samples. Never: who runs next, text.
-Door: `quire.runner.model_runner.ModelRunner`.
+Door: `quire.runner.model_runner.make_runner`.
 """

@@ -27,8 +27,10 @@ def total_memory_bytes() -> int:
     return total
 
 
-def available_memory_bytes() -> int:
-    """Return the bytes that can be taken now without swapping."""
+def available_memory_bytes(device: str = "cpu") -> int:
+    """Return the bytes that can be taken now: of a GPU's memory, or of the machine's without swapping."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:
@@ -49,6 +51,10 @@ The code of MKL and oneDNN that the first steps touch was 20 to 30 MiB. glibc gi
 size that does not quite hold the next one of that size, so holes stay: 15 to 60 percent of a step (models of 260 and
 400 MiB of weights, steps of 512 and 2,048 tokens).
 """
+
+
+GPU_PROCESS = ProcessMemory(code_bytes=256 << 20, slack=0.1)
+"""What a process takes of a GPU's memory beside tensors: code of kernels, the vendor library's workspace, rounding."""
 
 
 @dataclass(frozen=True, slots=True)

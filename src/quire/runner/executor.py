@@ -10,8 +10,9 @@ import torch
 from torch import fx
 
 from quire.graph.network import Network
-from quire.graph.nodes import op_of
+from quire.graph.nodes import is_call, op_of
 from quire.ops.tactic import Tactic
+from quire.plan.device import torch_device
 from quire.plan.folding import Constants, constant_nodes
 from quire.plan.read_ahead import ReadAhead
 from quire.plan.tactics import choose, prepared_key
@@ -36,7 +37,7 @@ class Executor:
     Args:
         network: What to compute.
         weights: Its weights; each is read once, packed, and the original dropped before the next where possible.
-        device: "cpu".
+        device: Kind of device.
         on_progress: Called with the number of weights done so far.
         chosen: Names of measured tactics, by what `plan.tactics.describe` says of a call.
 
@@ -52,7 +53,7 @@ class Executor:
         on_progress: Callable[[int], None] | None = None,
         chosen: Mapping[str, str] | None = None,
     ) -> None:
-        with ReadAhead(weights, _reading_order(network)) as ahead:
+        with ReadAhead(weights, _reading_order(network), _joined(network)) as ahead:
             binder = _Binder(network, ahead, device, on_progress, chosen or {})
         self._calls = binder.calls
         self._constants = binder.registers
@@ -101,6 +102,17 @@ def _reading_order(network: Network) -> list[str]:
     return list(found)
 
 
+def _joined(network: Network) -> list[list[str]]:
+    """Return the weights that are used for nothing but being joined along their first dimension, group by group."""
+    found = []
+    for node in network.calls():
+        parts = node.all_input_nodes
+        is_group = is_call(node, "concat") and node.kwargs["dim"] == 0
+        if is_group and all(part.op == "get_attr" and len(part.users) == 1 for part in parts):
+            found.append([str(part.target) for part in parts])
+    return found
+
+
 def _load(index: Any, registers: list[Any]) -> Any:
     return [registers[i] for i in index] if isinstance(index, tuple) else registers[index]
 
@@ -129,7 +141,7 @@ class _Binder:
     ) -> None:
         self.registers: list[Any] = []
         self.calls: list[_Call] = []
-        self._constants = Constants(network, weights, self._count_read)
+        self._constants = Constants(network, weights, self._count_read, torch_device(device))
         self._device = device
         self._chosen = chosen
         self._on_progress = on_progress or (lambda done: None)

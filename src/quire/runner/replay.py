@@ -21,7 +21,7 @@ from quire.plan.device import Device, this_device
 from quire.plan.engine_directory import RECORDING
 from quire.plan.hashed_file import read_hashed, write_hashed
 from quire.plan.plan import Plan
-from quire.runner.model_runner import DEVICE, ModelRunner
+from quire.runner.model_runner import RunnerLimits, make_runner
 
 FORMAT = 1
 _PROMPT_LENS = (5, 17, 40)
@@ -85,31 +85,33 @@ class Replay:
     tokens_differ_at: tuple[int, int] | None
 
 
-def record(plan: Plan) -> Recording:
+def record(plan: Plan, device: str = "cpu") -> Recording:
     """Compute some seeded prompts greedily, each alone.
 
     Args:
         plan: Of an engine.
+        device: Kind of device.
     """
     longest = min(max(_PROMPT_LENS), plan.spec.max_position_embeddings - _NUM_TOKENS)
     rng = random.Random(0)
     prompts = [[rng.randrange(plan.spec.vocab_size) for _ in range(min(n, longest))] for n in _PROMPT_LENS]
-    run = _Run(plan, prompts)
-    return Recording(this_device(DEVICE), tuple(run.alone(prompt) for prompt in prompts))
+    run = _Run(plan, prompts, device)
+    return Recording(this_device(device), tuple(run.alone(prompt) for prompt in prompts))
 
 
-def replay(plan: Plan, recording: Recording) -> Replay:
+def replay(plan: Plan, recording: Recording, device: str = "cpu") -> Replay:
     """Compute the prompts of a recording again: each alone, and all together.
 
     Args:
         plan: The same engine.
         recording: From `record`, here or elsewhere.
+        device: Kind of device.
 
     Returns:
         The comparison; rows after the first token that differs are not compared, since they have another past.
     """
     prompts = [list(sequence.prompt_token_ids) for sequence in recording.sequences]
-    run = _Run(plan, prompts)
+    run = _Run(plan, prompts, device)
     rounds = [[run.alone(prompt) for prompt in prompts], run.together(prompts)]
     num_rows, num_equal, largest, differ = 0, 0, 0.0, None
     for found in rounds:
@@ -120,7 +122,7 @@ def replay(plan: Plan, recording: Recording) -> Replay:
                 if a.largest[0][0] != b.largest[0][0]:
                     differ = differ or (index, place)
                     break
-    return Replay(num_rows, num_equal, largest, recording.device == this_device(DEVICE), differ)
+    return Replay(num_rows, num_equal, largest, recording.device == this_device(device), differ)
 
 
 def _difference(a: RecordedRow, b: RecordedRow) -> float:
@@ -132,10 +134,15 @@ def _difference(a: RecordedRow, b: RecordedRow) -> float:
 class _Run:
     """A runner that keeps the logits of each step."""
 
-    def __init__(self, plan: Plan, prompts: Sequence[Sequence[int]]) -> None:
-        self._blocks = [-(-(len(prompt) + _NUM_TOKENS) // _BLOCK_SIZE) for prompt in prompts]
+    def __init__(self, plan: Plan, prompts: Sequence[Sequence[int]], device: str) -> None:
+        lengths = [len(prompt) + _NUM_TOKENS for prompt in prompts]
+        num_blocks = sum(-(-length // _BLOCK_SIZE) for length in lengths) + 1
+        limits = RunnerLimits(num_blocks, _BLOCK_SIZE, len(prompts), sum(lengths), len(prompts), max(lengths))
         self._logits: list[torch.Tensor] = []
-        self._runner = ModelRunner(plan, sum(self._blocks) + 1, _BLOCK_SIZE, on_logits=self._logits.append)
+        self._runner = make_runner(plan, limits, device, enforce_eager=True, on_logits=self._keep)
+
+    def _keep(self, logits: torch.Tensor) -> None:
+        self._logits.append(logits.cpu())
 
     def alone(self, prompt: Sequence[int]) -> RecordedSequence:
         """Compute one prompt."""
@@ -146,7 +153,7 @@ class _Run:
         rows: list[list[RecordedRow]] = [[] for _ in prompts]
         for step in _steps(prompts):
             self._logits.clear()
-            self._runner.execute(step)
+            self._runner.execute(step).result()
             for place, _ in enumerate(prompts):
                 rows[place].append(_recorded(self._logits[0][place]))
         return [RecordedSequence(tuple(prompt), tuple(found)) for prompt, found in zip(prompts, rows, strict=True)]

@@ -1,4 +1,4 @@
-"""The rows of running samples: token ids and block tables, kept up to date from each step's diff."""
+"""The rows of running samples, kept up to date from each step's diff: whole here, or mostly on a device, by slot."""
 
 from __future__ import annotations
 
@@ -75,6 +75,85 @@ class Rows:
 
 def _make(new: NewRow) -> Row:
     table = np.array(new.block_ids, dtype=np.int32)
+    return Row(new.row_id, list(new.token_ids), new.num_prompt_tokens, table, len(table), _sampling(new))
+
+
+def _sampling(new: NewRow) -> SamplingRow:
     prompt, output = new.token_ids[: new.num_prompt_tokens], new.token_ids[new.num_prompt_tokens :]
-    sampling = SamplingRow(new.params, prompt, output, new.stop_token_ids, new.bad_words_ids)
-    return Row(new.row_id, list(new.token_ids), new.num_prompt_tokens, table, len(table), sampling)
+    return SamplingRow(new.params, prompt, output, new.stop_token_ids, new.bad_words_ids)
+
+
+@dataclass(slots=True)
+class SlotRow:
+    """One running sample.
+
+    Attributes:
+        row_id: The scheduler's key.
+        slot: Its place in the device's tables.
+        token_ids: Those that the host knew when the row came; what is sampled since is on the device.
+        num_prompt_tokens: How many of them are prompt.
+        num_blocks: Blocks in its table.
+        sampling: Parameters, and what was generated as far as results have been taken.
+        error: Why it cannot be sampled, None if it can.
+    """
+
+    row_id: int
+    slot: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    num_blocks: int
+    sampling: SamplingRow
+    error: str | None = None
+
+
+class Slots:
+    """All rows that a device holds, by row id.
+
+    Args:
+        max_num_seqs: Number of slots.
+        max_blocks: Columns of the device's block tables.
+    """
+
+    def __init__(self, max_num_seqs: int, max_blocks: int) -> None:
+        self._rows: dict[int, SlotRow] = {}
+        self._free = list(reversed(range(max_num_seqs)))
+        self._max_blocks = max_blocks
+
+    def __getitem__(self, row_id: int) -> SlotRow:
+        return self._rows[row_id]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def apply(self, step: SchedulerOutput) -> IntArray:
+        """Take in a step's diff; return what changes in the block tables.
+
+        Returns:
+            [num_updates, 2], int32: place in the flattened tables, and block id.
+        """
+        for row_id in step.removed_row_ids:
+            row = self._rows.pop(row_id, None)
+            if row is not None:
+                self._free.append(row.slot)
+        changes: list[IntArray] = []
+        is_new = {new.row_id for new in step.new_rows}
+        for new in step.new_rows:
+            row = self._rows[new.row_id] = SlotRow(
+                new.row_id, self._free.pop(), list(new.token_ids), new.num_prompt_tokens, 0, _sampling(new)
+            )
+            changes.append(self._appended(row, new.block_ids))
+        for row_id, index, block_id in step.replaced_block_ids:
+            if row_id not in is_new:
+                place = self._rows[row_id].slot * self._max_blocks + index
+                changes.append(np.array([[place, block_id]], dtype=np.int32))
+        for scheduled in step.rows:
+            if scheduled.new_block_ids and scheduled.row_id not in is_new:
+                changes.append(self._appended(self._rows[scheduled.row_id], scheduled.new_block_ids))
+        return np.concatenate(changes) if changes else np.zeros((0, 2), dtype=np.int32)
+
+    def _appended(self, row: SlotRow, block_ids: tuple[int, ...]) -> IntArray:
+        """Note blocks at the end of a row's table; return the changes."""
+        first = row.slot * self._max_blocks + row.num_blocks
+        row.num_blocks += len(block_ids)
+        places = np.arange(first, first + len(block_ids), dtype=np.int32)
+        return np.stack([places, np.array(block_ids, dtype=np.int32)], axis=1)

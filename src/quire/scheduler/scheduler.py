@@ -15,9 +15,9 @@ within the token budget, and a row whose last known token is computed gets a sam
 - A row that owes the logprobs of its prompt computes logits for all its tokens, any other at most for its last. There
   is a budget of those, too, and running rows leave one for each behind them. It is no less than the token budget
   without chunked prefill.
-- Steps may be scheduled ahead of results. A row counts as computed what is in flight, and as known the token that a step
-  in flight samples; only its id is missing, which the runner has. A row that certainly ends with that token is passed
-  over. One that is preempted waits for its results before it is admitted again.
+- Steps may be scheduled ahead of results. A row counts as computed what is in flight, and as known the token that a
+  step in flight samples; only its id is missing, which the runner has. A row that certainly ends with that token is
+  passed over. One that is preempted waits for its results before it is admitted again.
 - Without chunked prefill a row is admitted when all it has left fits in what is left of the budget. What exceeds
   the whole budget could never be, and the runner's buffers hold no more; so only that is still split.
 """
@@ -298,7 +298,7 @@ class Scheduler:
         new_token_ids, ending = row.accept(result.token_ids)
         prompt_logprobs = None
         if is_running:
-            # The last known token always remains to be computed, even if nothing was sampled: next step needs its logits.
+            # The last known token remains to be computed, even if nothing was sampled: next step needs its logits.
             computed = min(share.num_computed_tokens + share.num_scheduled_tokens, len(row.token_ids) - 1)
             if not row.num_in_flight:
                 row.num_computed_tokens = computed

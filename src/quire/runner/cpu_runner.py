@@ -1,0 +1,111 @@
+"""`CPURunner`: executes one step of a Plan for a batch of rows, there and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from quire.core.errors import RequestError
+from quire.core.request import ModelOutput, RowOutput, SchedulerOutput
+from quire.runner.inputs import StepInputs, build_inputs
+from quire.runner.loaded import LoadedPlan
+from quire.runner.outputs import prompt_logprobs_of, row_output
+from quire.runner.rows import Row, Rows
+from quire.sampling.sampler import sample
+
+
+class Done:
+    """A step that is over.
+
+    Args:
+        output: What it produced.
+    """
+
+    __slots__ = ("_output",)
+
+    def __init__(self, output: ModelOutput) -> None:
+        self._output = output
+
+    def result(self) -> ModelOutput:
+        """Return what the step produced."""
+        return self._output
+
+
+class CPURunner:
+    """A `ModelRunner` whose steps are done when `execute` returns.
+
+    Args:
+        loaded: Weights and KV cache.
+        on_logits: Called with the logits [num_logits, vocab_size] of each step, before anything is sampled.
+    """
+
+    max_ahead = 0
+
+    def __init__(self, loaded: LoadedPlan, on_logits: Callable[[torch.Tensor], None] | None = None) -> None:
+        self._loaded = loaded
+        self._on_logits = on_logits
+        self._rows = Rows()
+
+    @torch.inference_mode()
+    def execute(self, step: SchedulerOutput) -> Done:
+        """Run one step."""
+        self._rows.apply(step)
+        self._prepare_blocks(step)
+        if not step.rows:
+            return Done(ModelOutput())
+        rows = [self._rows[s.row_id] for s in step.rows]
+        inputs = build_inputs(step.rows, rows, self._loaded.block_size)
+        logits = self._loaded.executor.run({**inputs.tensors, **self._loaded.caches()})["logits"]
+        if "logits_indices" not in self._loaded.plan.network.inputs:  # the network computed those of all tokens
+            logits = logits[inputs.tensors["logits_indices"]]
+        if self._on_logits is not None:
+            self._on_logits(logits)
+        return Done(self._sample(step, rows, inputs, logits))
+
+    def num_bytes(self) -> int:
+        """Return the bytes of weights and KV cache that this runner holds."""
+        return self._loaded.num_bytes()
+
+    def sleep(self, level: int) -> None:
+        """Free the KV cache (level 1), at level 2 the weights as well; all rows are forgotten."""
+        self._rows = Rows()
+        self._loaded.sleep(level)
+
+    def wake_up(self) -> None:
+        """Take back what `sleep` freed."""
+        self._loaded.wake_up()
+
+    def _prepare_blocks(self, step: SchedulerOutput) -> None:
+        """Copy shared blocks, then clear those that were somebody else's, so that nothing of theirs can leak."""
+        kv_cache = self._loaded.kv_cache
+        for source, destination in step.block_copies:  # first: a source may be fresh for somebody else in this step
+            kv_cache[:, :, destination].copy_(kv_cache[:, :, source])
+        if step.fresh_block_ids:
+            plain = kv_cache.view(torch.int8) if kv_cache.dtype.itemsize == 1 else kv_cache  # no fill for float8
+            plain.index_fill_(2, torch.tensor(step.fresh_block_ids), 0)
+
+    def _sample(self, step: SchedulerOutput, rows: list[Row], inputs: StepInputs, logits: torch.Tensor) -> ModelOutput:
+        sampled = [i for i, place in enumerate(inputs.sampled_logits) if place >= 0]
+        places = [inputs.sampled_logits[i] for i in sampled]
+        results = sample(_rows_of(logits, places), [rows[i].sampling for i in sampled]) if sampled else []
+        by_row = dict(zip(sampled, results, strict=True))
+        outputs = []
+        for i, (scheduled, row) in enumerate(zip(step.rows, rows, strict=True)):
+            try:
+                wanted = inputs.prompt_logits[i]
+                own = logits[wanted.start : wanted.stop]
+                prompt = prompt_logprobs_of(scheduled, row.sampling, row.token_ids, own)
+            except RequestError as error:  # this row's logits are not finite; the others know nothing of it
+                outputs.append(RowOutput(scheduled.row_id, error=str(error)))
+                continue
+            result = by_row.get(i)
+            if result is not None and result.error is None:
+                row.append_token(result.token_id)
+            outputs.append(row_output(row.row_id, result, prompt))
+        return ModelOutput(tuple(outputs))
+
+
+def _rows_of(logits: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """Return the rows of logits at `places`, without a copy if that is all of them."""
+    return logits if len(places) == len(logits) else logits[torch.tensor(places, dtype=torch.int64)]

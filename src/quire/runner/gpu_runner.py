@@ -1,0 +1,316 @@
+"""`GPURunner`: starts the steps of a Plan on a GPU, and waits for none of them before its result is taken.
+
+What a row is stays on the device: its block table, its sampling parameters, its newest token. A step brings a few
+integers per row; kernels make the batch of them. A step of one token per row replays a graph captured at load, padded
+to the next size that there is; any other launches its kernels one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from quire.core.errors import RequestError
+from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput, TokenLogprobs
+from quire.graph.nodes import spec
+from quire.ops.triton.batch import keep_tokens, lay_out, update_tables
+from quire.ops.triton.sampling import Edits, Kinds, Sampled
+from quire.plan.device import torch_device
+from quire.runner.captured import CapturedSteps, graph_sizes
+from quire.runner.loaded import LoadedPlan
+from quire.runner.model_runner import RunnerLimits
+from quire.runner.outputs import prompt_logprobs_of, row_output
+from quire.runner.rows import SlotRow, Slots
+from quire.runner.staging import StagedStep, Staging
+from quire.sampling.device import SamplingState, kinds_of, tokens_of
+from quire.sampling.row import SampledToken, SamplingRow
+
+_MAX_UPDATES = 1 << 14
+_NO_IDS = np.zeros(0, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """A row's part of a step.
+
+    Attributes:
+        scheduled: As it was asked for.
+        row: Whose.
+        place: Where its sampled token is among those of the step, -1 if none.
+        prompt_logits: Where the logits of its prompt positions are, if anybody asked.
+        output_index: Which of its generated tokens is sampled.
+    """
+
+    scheduled: ScheduledRow
+    row: SlotRow
+    place: int
+    prompt_logits: range
+    output_index: int
+
+
+class GPURunner:
+    """A `ModelRunner` that is one step ahead of its results.
+
+    Args:
+        loaded: Weights and KV cache.
+        limits: Sizes.
+        enforce_eager: Capture nothing.
+        on_logits: Called with the logits [num_logits, vocab_size] of each step, before anything is sampled.
+    """
+
+    max_ahead = 1
+
+    def __init__(
+        self,
+        loaded: LoadedPlan,
+        limits: RunnerLimits,
+        enforce_eager: bool = False,
+        on_logits: Callable[[torch.Tensor], None] | None = None,
+    ) -> None:
+        self._loaded = loaded
+        self._limits = limits
+        self._on_logits = on_logits
+        self._device = torch_device(loaded.device)
+        self._is_gathered = "logits_indices" in loaded.plan.network.inputs
+        self._enforce_eager = enforce_eager or self._device.type != "cuda"
+        self._start()
+
+    def _start(self) -> None:
+        """Make everything that lives between steps."""
+        limits, loaded = self._limits, self._loaded
+        max_blocks = -(-limits.max_model_len // limits.block_size)
+        self._slots = Slots(limits.max_num_seqs, max_blocks)
+        num_logits = max(limits.max_num_logits, limits.max_num_seqs)
+        self._staging = Staging(
+            limits.max_num_seqs,
+            num_logits,
+            limits.max_num_batched_tokens,
+            _MAX_UPDATES,
+            self.max_ahead + 1,
+            self._device,
+        )
+        self._tables = self._zeros(limits.max_num_seqs, max_blocks)
+        self._last_tokens = self._zeros(limits.max_num_seqs)
+        tokens, rows = limits.max_num_batched_tokens, limits.max_num_seqs
+        self._inputs = {
+            "input_ids": self._zeros(tokens),
+            "positions": self._zeros(tokens),
+            "slot_mapping": self._zeros(tokens),
+            "seq_lens": self._zeros(rows),
+            "block_table": self._zeros(rows, max_blocks),
+        }
+        logits = spec(loaded.plan.network.outputs["logits"])
+        self._sampling = SamplingState(limits.max_num_seqs, loaded.plan.spec.vocab_size, self._device)
+        self._captured = self._capture([] if self._enforce_eager else graph_sizes(min(rows, tokens)))
+
+    @torch.inference_mode()
+    def _capture(self, sizes: list[int]) -> CapturedSteps:
+        logits = spec(self._loaded.plan.network.outputs["logits"])
+        shape = (max(sizes, default=0), self._loaded.plan.spec.vocab_size)
+        kept = torch.empty(shape, dtype=logits.dtype, device=self._device)
+        return CapturedSteps(sizes, kept, self._staging.padding, self._forward, self._sample)
+
+    @torch.inference_mode()
+    def execute(self, step: SchedulerOutput) -> PendingStep:
+        """Start one step."""
+        updates = self._slots.apply(step)
+        for new in step.new_rows:
+            self._introduce(self._slots[new.row_id])
+        self._copy_blocks(step.block_copies)
+        shares = self._shares(step)
+        size = self._captured.size_for(len(shares)) if _is_decode(shares) else 0
+        staged = self._stage(shares, updates, size)
+        update_tables(staged.updates, self._tables)
+        logits = self._captured.run(size) if size else self._forward(staged)
+        if self._on_logits is not None:
+            self._on_logits(logits)
+        rows = [share.row.sampling for share in shares if share.place >= 0]
+        sampled = self._sample_rows(logits, staged, rows, size) if rows else None
+        for row in rows:
+            row.output_token_ids.append(-1)  # its id comes with the result
+        has_prompt_logits = any(share.prompt_logits for share in shares)
+        return PendingStep(shares, sampled, logits if has_prompt_logits else None)
+
+    def _introduce(self, row: SlotRow) -> None:
+        """Tell the sampler of a row; a row that it cannot serve fails alone."""
+        try:
+            self._sampling.set_row(row.slot, row.sampling)
+        except RequestError as error:
+            row.error = str(error)
+
+    def _sample_rows(self, logits: torch.Tensor, staged: StagedStep, rows: Sequence[SamplingRow], size: int) -> Sampled:
+        kinds = kinds_of(rows)
+        self._sampling.flush()
+        sampled = self._captured.sample(size, kinds) if size else None
+        if sampled is None:
+            edits = self._sampling.edits_of(dict(enumerate(rows))) if kinds.is_edited else None
+            sampled = self._sample(logits[: len(staged.sampled_slots)], staged.sampled_slots, kinds, edits)
+        return sampled
+
+    def _sample(self, logits: torch.Tensor, slots: torch.Tensor, kinds: Kinds, edits: Edits | None = None) -> Sampled:
+        sampled = self._sampling.sample(logits, slots, kinds, edits)
+        keep_tokens(sampled.token_ids, slots, self._last_tokens)
+        return sampled
+
+    def num_bytes(self) -> int:
+        """Return the bytes of weights and KV cache that this runner holds."""
+        return self._loaded.num_bytes()
+
+    def sleep(self, level: int) -> None:
+        """Free the KV cache (level 1), at level 2 the weights as well; all rows are forgotten.
+
+        Graphs hold the addresses of what is freed, so they go, too.
+        """
+        self._captured = self._capture([])
+        self._slots = Slots(self._limits.max_num_seqs, self._tables.shape[1])
+        self._loaded.sleep(level)
+
+    def wake_up(self) -> None:
+        """Take back what `sleep` freed."""
+        self._loaded.wake_up()
+        self._start()
+
+    def _zeros(self, *sizes: int) -> torch.Tensor:
+        return torch.zeros(sizes, dtype=torch.int32, device=self._device)
+
+    def _copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy shared blocks that somebody is about to write to, in all layers.
+
+        Fresh blocks are not cleared: no kernel reads a position that its row has not written.
+        """
+        if copies:
+            sources, destinations = self._upload(np.array(copies, dtype=np.int64)).unbind(1)
+            cache = self._loaded.kv_cache
+            plain = cache.view(torch.int8) if cache.dtype.itemsize == 1 else cache  # no copies by index for float8
+            plain.index_copy_(2, destinations, plain.index_select(2, sources))
+
+    def _upload(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+    def _shares(self, step: SchedulerOutput) -> list[_Share]:
+        """Return the rows of a step; logits to sample from come first, then those of prompt positions."""
+        num_logits = sum(scheduled.is_sampled for scheduled in step.rows)
+        shares, num_sampled = [], 0
+        for scheduled in step.rows:
+            row, wanted = self._slots[scheduled.row_id], 0
+            if row.sampling.params.prompt_logprobs is not None:
+                until = min(scheduled.num_computed_tokens + scheduled.num_scheduled_tokens, row.num_prompt_tokens - 1)
+                wanted = max(0, until - scheduled.num_computed_tokens)
+            place = num_sampled if scheduled.is_sampled else -1
+            prompt_logits = range(num_logits, num_logits + wanted)
+            shares.append(_Share(scheduled, row, place, prompt_logits, len(row.sampling.output_token_ids)))
+            num_sampled += scheduled.is_sampled
+            num_logits += wanted
+        return shares
+
+    def _stage(self, shares: Sequence[_Share], updates: np.ndarray, size: int) -> StagedStep:
+        """Send a step's integers, padded to `size` rows if it is not 0."""
+        num_padding = max(0, size - len(shares))
+        counts = [share.scheduled.num_scheduled_tokens for share in shares]
+        starts = np.zeros(len(shares) + num_padding + 1, dtype=np.int32)
+        np.cumsum(counts + [1] * num_padding, out=starts[1:])
+        rows, tokens, num_tokens = [], [_NO_IDS], 0
+        for share in shares:
+            begin = share.scheduled.num_computed_tokens
+            ids = share.row.token_ids[begin : begin + share.scheduled.num_scheduled_tokens]
+            rows.append((share.row.slot, begin, num_tokens if ids else -1))
+            if ids:
+                tokens.append(np.array(ids, dtype=np.int32))
+                num_tokens += len(ids)
+        rows += [(-1, 0, -1)] * num_padding
+        slots = [share.row.slot for share in shares if share.place >= 0] + [-1] * num_padding
+        indices = [int(end) - 1 for end, share in zip(starts[1:], shares, strict=False) if share.place >= 0]
+        indices += range(len(shares), len(shares) + num_padding)
+        for start, share in zip(starts, shares, strict=False):
+            indices += range(int(start), int(start) + len(share.prompt_logits))
+        if len(updates) > _MAX_UPDATES:
+            update_tables(self._upload(updates), self._tables)
+            updates = updates[:0]
+        return self._staging.send(
+            np.array(rows, dtype=np.int32), starts, slots, indices, np.concatenate(tokens), updates
+        )
+
+    def _forward(self, staged: StagedStep) -> torch.Tensor:
+        """Lay out a step and run the network; returns logits [num_logits, vocab_size]."""
+        num_rows = len(staged.rows)
+        lay_out(
+            staged.rows,
+            staged.query_start_loc,
+            staged.tokens,
+            self._last_tokens,
+            self._tables,
+            self._inputs,
+            self._limits.block_size,
+        )
+        inputs = {name: tensor[: staged.num_tokens] for name, tensor in self._inputs.items()}
+        inputs["seq_lens"] = self._inputs["seq_lens"][:num_rows]
+        inputs["block_table"] = self._inputs["block_table"][:num_rows]
+        inputs |= {"query_start_loc": staged.query_start_loc, "logits_indices": staged.logits_indices}
+        logits = self._loaded.executor.run({**inputs, **self._loaded.caches()})["logits"]
+        return logits if self._is_gathered else logits[staged.logits_indices]
+
+
+def _is_decode(shares: Sequence[_Share]) -> bool:
+    """Return whether every row computes one token, and is sampled."""
+    return all(share.scheduled.num_scheduled_tokens == 1 and share.place >= 0 for share in shares)
+
+
+class PendingStep:
+    """A step that a GPU works on.
+
+    Args:
+        shares: Its rows.
+        sampled: Their tokens, on the device; None if none were sampled.
+        logits: If there are prompt positions among them.
+    """
+
+    def __init__(self, shares: Sequence[_Share], sampled: Sampled | None, logits: torch.Tensor | None) -> None:
+        self._shares = shares
+        self._sampled = None if sampled is None else _on_host(sampled)
+        self._logits = logits
+        self._is_done: torch.cuda.Event | None = None
+        if torch.cuda.is_available():
+            self._is_done = torch.cuda.Event()
+            self._is_done.record()
+
+    def result(self) -> ModelOutput:
+        """Wait for the step, and return what it produced."""
+        if self._is_done is not None:
+            self._is_done.synchronize()
+        rows = [share.row.sampling for share in self._shares if share.place >= 0]
+        tokens = tokens_of(self._sampled, rows) if self._sampled is not None else []
+        return ModelOutput(tuple(self._output(share, tokens) for share in self._shares))
+
+    def _output(self, share: _Share, tokens: Sequence[SampledToken]) -> RowOutput:
+        row = share.row
+        if row.error is not None:
+            return RowOutput(row.row_id, error=row.error)
+        token = tokens[share.place] if share.place >= 0 else None
+        if token is not None and token.error is None:
+            row.sampling.output_token_ids[share.output_index] = token.token_id
+        try:
+            return row_output(row.row_id, token, self._prompt_logprobs(share))
+        except RequestError as error:  # this row's logits are not finite; the others know nothing of it
+            return RowOutput(row.row_id, error=str(error))
+
+    def _prompt_logprobs(self, share: _Share) -> tuple[TokenLogprobs, ...] | None:
+        if share.row.sampling.params.prompt_logprobs is None:
+            return None
+        wanted = share.prompt_logits
+        logits = torch.empty(0) if self._logits is None else self._logits[wanted.start : wanted.stop].cpu()
+        return prompt_logprobs_of(share.scheduled, share.row.sampling, share.row.token_ids, logits)
+
+
+def _on_host(sampled: Sampled) -> Sampled:
+    """Return tensors of the host that are filled when the device gets there."""
+
+    def copy(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        if tensor is None or not tensor.is_cuda:
+            return tensor
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+    return Sampled(*(copy(getattr(sampled, each.name)) for each in fields(sampled)))  # type: ignore[arg-type]

@@ -1,0 +1,134 @@
+"""`LoadedPlan`: a Plan's packed weights and its KV cache, on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from quire.core.errors import CapacityError
+from quire.core.log import get_logger
+from quire.plan.device import this_device, torch_device
+from quire.plan.plan import Plan
+from quire.plan.tactics import choices, unusable
+from quire.runner.executor import Executor
+
+_log = get_logger(__name__)
+
+
+class LoadedPlan:
+    """What a runner executes, and where keys and values lie.
+
+    Args:
+        plan: What to execute.
+        num_blocks: KV cache blocks, the null block 0 included.
+        block_size: Tokens in a block.
+        device: Kind of device.
+        deterministic: Use only tactics that keep a row's bits.
+        on_progress: Called with the number of weights loaded so far.
+
+    Attributes:
+        plan: What to execute.
+        block_size: Tokens in a block.
+        device: Kind of device.
+
+    Raises:
+        PlanError: A weight is missing or damaged.
+        CapacityError: The KV cache cannot be allocated.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        num_blocks: int,
+        block_size: int,
+        device: str,
+        deterministic: bool = True,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.block_size = block_size
+        self.device = device
+        self._num_blocks = num_blocks
+        here = this_device(device)
+        self._chosen = choices(plan.tactics, here, plan.network, deterministic=deterministic)
+        for said in unusable(plan.tactics, here, plan.network, deterministic=deterministic):
+            _log.info("tactics: %s", said)
+        self._executor: Executor | None = self._load(on_progress)
+        self._kv_cache: torch.Tensor | None = self._allocate()
+
+    @property
+    def executor(self) -> Executor:
+        """What runs the network.
+
+        Raises:
+            CapacityError: It has been freed.
+        """
+        if self._executor is None:
+            raise _asleep()
+        return self._executor
+
+    @property
+    def kv_cache(self) -> torch.Tensor:
+        """[num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim].
+
+        Raises:
+            CapacityError: It has been freed.
+        """
+        if self._kv_cache is None:
+            raise _asleep()
+        return self._kv_cache
+
+    def caches(self) -> dict[str, torch.Tensor]:
+        """Return each layer's KV cache by the name of the network's input."""
+        return {f"kv_cache.{layer}": cache for layer, cache in enumerate(self.kv_cache)}
+
+    def num_bytes(self) -> int:
+        """Return the bytes of weights and KV cache."""
+        weights = self._executor.num_bytes() if self._executor is not None else 0
+        return weights + (self._kv_cache.nbytes if self._kv_cache is not None else 0)
+
+    def sleep(self, level: int) -> None:
+        """Free the KV cache (level 1), at level 2 the weights as well."""
+        self._kv_cache = None
+        if level > 1:
+            self._executor = None
+        if torch_device(self.device).type == "cuda":
+            torch.cuda.empty_cache()
+
+    def wake_up(self) -> None:
+        """Take back what `sleep` freed."""
+        if self._executor is None:
+            self._executor = self._load()
+        if self._kv_cache is None:
+            self._kv_cache = self._allocate()
+
+    def _load(self, on_progress: Callable[[int], None] | None = None) -> Executor:
+        return Executor(self.plan.network, self.plan.weights, self.device, on_progress, self._chosen)
+
+    def _allocate(self) -> torch.Tensor:
+        """Return a KV cache of zeros, 64-byte aligned.
+
+        On a CPU numpy takes zeroed pages from the system, which costs nothing before they are written; `torch.zeros`
+        writes them.
+        """
+        spec, dtype = self.plan.spec, self.plan.kv_cache.dtype
+        shape = (spec.num_layers, 2, self._num_blocks, spec.num_kv_heads, self.block_size, spec.head_dim)
+        num_bytes = self.plan.kv_bytes_per_token * self.block_size * self._num_blocks
+        try:
+            if self.device == "cuda":
+                return (
+                    torch.zeros(num_bytes, dtype=torch.uint8, device=torch_device(self.device)).view(dtype).view(shape)
+                )
+            memory = torch.from_numpy(np.zeros(num_bytes + 64, dtype=np.uint8))
+            return memory[-memory.data_ptr() % 64 :][:num_bytes].view(dtype).view(shape)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise CapacityError(
+                f"KV cache: expected {num_bytes / 2**20:,.0f} MiB in one piece, got a refusal from the system. "
+                "Lower kv_cache_memory_bytes or gpu_memory_utilization."
+            ) from None
+
+
+def _asleep() -> CapacityError:
+    return CapacityError("the model sleeps or is closed: expected weights and KV cache, got none; call wake_up.")
