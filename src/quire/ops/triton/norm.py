@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quire.ops.quantize import LARGEST
 from quire.ops.spec import dtype_of
-from quire.ops.triton.rows import cast, largest_bits, quantized, round_to, rows_of, scale_of, tiles_of
+from quire.ops.triton.elementwise import cast, largest_bits, quantized, round_to, rows_of, scale_of, tiles_of
 
 
 @triton.jit
