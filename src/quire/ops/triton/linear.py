@@ -8,8 +8,8 @@ and more in float8 (narrower ones use another instruction, which adds in another
 zeros, which change no sum.
 
 Float8 is added in what precision Hopper's tensor cores have, about 14 bits: 1.3e-3 of the result with 4,096 channels,
-2.9e-3 with 14,336. Rounding to bfloat16 costs 2e-3, rounding the operands to float8 ten times that; a float32 sum of every
-128 channels would take twice the registers.
+2.9e-3 with 14,336. Rounding to bfloat16 costs 2e-3, rounding the operands to float8 ten times that; float32 sums of
+every 128 channels would take twice the registers.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def gathered_kernel(
     # Beyond the last row or feature the last is read once more, and not stored: loads without a mask.
     x_at = x + tl.minimum(row, num_rows - 1).to(tl.int64)[None, :] * x_stride + channel[:, None]
     weight_at = weight + tl.minimum(feature, out_features - 1).to(tl.int64)[:, None] * weight_stride + channel[None, :]
-    sums = tl.zeros((FEATURES, ROWS), dtype=tl.int32 if OPERAND == tl.int8 else tl.float32)
+    sums = tl.zeros((FEATURES, ROWS), dtype=tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
     for start in range(0, in_features, CHANNELS):
         if IS_WHOLE:
             w, v = tl.load(weight_at), tl.load(x_at)

@@ -2,7 +2,7 @@
 
 Weights become operands in registers, so they are read in as few bytes as they are kept in. Values of eight bits are
 exact in bfloat16 and float16, and their scales multiply sums. Those of four bits have scales for each group of
-channels: `(q - zero_point) * scale` is rounded to the dtype of the activations, as if the layer had been expanded to it.
+channels: `(q - zero_point) * scale` is rounded to the dtype of the activations, as if the layer were expanded to it.
 """
 
 from __future__ import annotations

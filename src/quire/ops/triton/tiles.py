@@ -80,7 +80,7 @@ def _shared_bytes(x: torch.Tensor) -> int:
 
 @cache
 def _shared_bytes_of(index: int) -> int:
-    return int(torch.cuda.get_device_properties(index).shared_memory_per_block_optin)
+    return int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
 @triton.jit
