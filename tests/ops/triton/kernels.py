@@ -7,6 +7,7 @@ from typing import Any
 from tests.ops.triton.compiling import Compilation
 
 _LINEAR = "quire.ops.triton.linear"
+_MOE = "quire.ops.triton.moe"
 _QUANTIZED = "quire.ops.triton.quantized_linear"
 _SCALED = {"scales": "*fp32:16", "x_scales": "*fp32:16", "bias": "*bf16:16"}
 _PLAIN = {"scales": None, "x_scales": None, "bias": None}
@@ -59,6 +60,19 @@ def _int4(rows: int, features: int, warps: int, stages: int, group: int = 128):
     )  # fmt: skip
 
 
+def _expert(rows: int, is_pair: bool):
+    pointers = dict.fromkeys(("x", "weight", "out"), "*bf16:16")
+    indices = {"experts": "*i32:16", "firsts": "*i64:16", "ends": "*i64:16"}
+    pair = {"second": "*bf16:16", "sources": "*i64:16"} if is_pair else {}
+    sizes = dict.fromkeys(("out_features", "in_features", "x_stride"), "i32:16")
+    return Compilation(
+        f"{_MOE}:expert_kernel", {**pointers, **indices, **pair, **sizes},
+        {**({} if is_pair else {"second": None, "sources": None}),
+         "ROWS": rows, "FEATURES": 64, "CHANNELS": 64, "IS_WHOLE": True},
+        _options(4, 3), wants_wgmma=True,
+    )  # fmt: skip
+
+
 _BF16, _FP8, _INT8 = ("bf16", "bf16"), ("fp8e4nv", "fp8e4nv"), ("i8", "i8")
 
 COMPILATIONS = (
@@ -83,5 +97,8 @@ COMPILATIONS = (
     _gathered(("fp32", "fp32"), "float32", (32, 64, 32, 4, 2)),
     _int4(16, 64, 4, 6),
     _int4(128, 128, 8, 3),
+    _expert(16, is_pair=True),
+    _expert(128, is_pair=True),
+    _expert(128, is_pair=False),
 )
 """Add a kernel here with its variants that differ in registers or shared memory."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from quire.ops import vendor
 from quire.ops.tactic import Tactic
-from quire.ops.triton import linear
+from quire.ops.triton import linear, moe
 from quire.ops.triton import quantized_linear as quantized
 
 TACTICS: tuple[Tactic, ...] = (
     Tactic("linear", "triton", linear.linear),
+    Tactic("moe", "triton", moe.moe, workspace_bytes=moe.moe_bytes),
     Tactic("linear_w8a8", "triton", quantized.linear_w8a8),
     Tactic("linear_w8a8", "scaled_mm", vendor.scaled_mm, is_valid=vendor.is_float8, keeps_bits=False),
     Tactic("linear_w8a8", "int_mm", vendor.int_mm, is_valid=vendor.is_int8, workspace_bytes=vendor.int_mm_bytes,
