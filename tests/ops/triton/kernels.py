@@ -50,12 +50,12 @@ def _gathered(
     )  # fmt: skip
 
 
-def _int4(rows: int, features: int, warps: int, stages: int, group: int = 128):
+def _int4(rows: int, features: int, warps: int, stages: int):
     sizes = {**_SIZES, "x_stride": "i32:16", "weight_stride": "i32:16"}
     return Compilation(
         f"{_QUANTIZED}:int4_kernel",
         {"x": "*bf16:16", "weight": "*u8:16", "groups": "*i32:16", "out": "*bf16:16", **sizes},
-        {"bias": None, "ROWS": rows, "FEATURES": features, "HALF": 64, "GROUP": group, "IS_WHOLE": True},
+        {"bias": None, "ROWS": rows, "FEATURES": features, "HALF": 64, "GROUP": 128, "IS_WHOLE": True},
         _options(warps, stages), wants_wgmma=True,
     )  # fmt: skip
 
@@ -78,6 +78,7 @@ _BF16, _FP8, _INT8 = ("bf16", "bf16"), ("fp8e4nv", "fp8e4nv"), ("i8", "i8")
 COMPILATIONS = (
     _streamed("bf16", 128, 256, 64, 8, 3),
     _streamed("bf16", 128, 128, 64, 4, 4),
+    _streamed("bf16", 128, 64, 64, 4, 5),
     _streamed("bf16", 64, 64, 64, 4, 6),
     _streamed("fp8e4nv", 128, 256, 128, 8, 3),
     _streamed("fp8e4nv", 64, 64, 128, 4, 6),
@@ -86,7 +87,8 @@ COMPILATIONS = (
     _gathered(_BF16, "bfloat16", (16, 64, 128, 4, 6)),
     _gathered(_BF16, "bfloat16", (64, 128, 128, 4, 3)),
     _gathered(_BF16, "bfloat16", (128, 128, 64, 8, 3)),
-    _gathered(_BF16, "bfloat16", (16, 64, 128, 4, 6), is_whole=False),
+    _gathered(_BF16, "bfloat16", (64, 64, 32, 4, 6), is_whole=False),
+    _gathered(_FP8, "float8e4nv", (64, 64, 64, 4, 6), is_whole=False, capabilities=(90,)),
     _gathered(_FP8, "float8e4nv", (16, 64, 256, 4, 6), capabilities=(90,)),
     _gathered(_INT8, "int8", (16, 64, 256, 4, 6)),
     _gathered(_INT8, "int8", (128, 128, 128, 8, 3), capabilities=(80,)),
@@ -94,7 +96,7 @@ COMPILATIONS = (
     _gathered(("bf16", "i8"), "bfloat16", (16, 64, 128, 4, 6)),
     _gathered(("bf16", "i8"), "bfloat16", (128, 128, 64, 8, 3)),
     _gathered(("bf16", "fp8e4nv"), "bfloat16", (128, 128, 64, 8, 3), capabilities=(90,)),
-    _gathered(("fp32", "fp32"), "float32", (32, 64, 32, 4, 2)),
+    _gathered(("fp32", "fp32"), "float32", (16, 64, 32, 4, 2)),
     _int4(16, 64, 4, 6),
     _int4(128, 128, 8, 3),
     _expert(16, is_pair=True),

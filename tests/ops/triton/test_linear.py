@@ -84,6 +84,7 @@ def test_tiles_are_as_large_as_keeps_the_chip_busy(monkeypatch):
 
     assert tile(8192, 4096) == (128, 256)
     assert tile(512, 4096) == (128, 128)
+    assert tile(256, 4096) == (128, 64)
     assert tile(100, 4096) == (64, 64)
     assert tile(100, 4096, is_streamed=False) == (64, 64)
     assert tile(16, 4096) == (16, 64)

@@ -90,7 +90,8 @@ def test_float8_without_tensor_cores_for_it(monkeypatch, kept):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "num_rows, out_features, in_features, group", [(3, 5, 6, 2), (70, 40, 64, 32), (2, 7, 256, 128), (67, 9, 192, 64)]
+    "num_rows, out_features, in_features, group",
+    [(3, 5, 6, 2), (70, 40, 64, 32), (2, 7, 256, 128), (67, 9, 192, 64), (3, 8, 80, 40)],
 )
 def test_four_bits(dtype, num_rows, out_features, in_features, group):
     x, bias = rows(num_rows, in_features, dtype), rows(1, out_features, dtype, seed=2)[0]

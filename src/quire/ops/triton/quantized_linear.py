@@ -20,7 +20,7 @@ from quire.ops.triton.launch import dot
 from quire.ops.triton.linear import as_matrix, finish, options, product
 from quire.ops.triton.tiles import tile_at, tile_for
 
-_HALF = 64  # channels: two of them are a group of the usual size
+_HALVES = (64, 32, 16)  # channels, a multiple of what tensor cores multiply at once
 
 
 def linear_w8a8(
@@ -40,36 +40,43 @@ def linear_w8a16(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None 
 
 @dataclass(frozen=True, slots=True)
 class PackedInt4:
-    """A weight of four bits in blocks of 128 channels, so that a byte's halves come from two runs of 64 channels.
+    """A weight of four bits in blocks of channels, so that a byte's halves come from two runs of neighbours.
 
     Attributes:
-        weight: [out_features, blocks * 64], uint8: byte i of a block has channel i in its low half, i + 64 in its high.
+        weight: [out_features, num_blocks * half], uint8: byte i of a block has its channel i in the low half, and its
+            channel i + half in the high one.
         groups: [num_groups, out_features], int32 (int64 of float32 scales): the bits of a scale in the low half, the
             zero point in the high one; one read brings both.
-        scales_dtype: Of the scales.
+        half: Channels of half a block: as many as share a scale, 64 at most.
     """
 
     weight: Tensor
     groups: Tensor
-    scales_dtype: torch.dtype
+    half: int
 
 
 def pack_w4a16(weight: Tensor, scales: Tensor, zero_points: Tensor) -> PackedInt4:
     """Reorder a weight of four bits; the arguments are those of `ops.linear.linear_w4a16`."""
+    half = _half(2 * weight.shape[1] // scales.shape[1])
     values = unpack_int4(weight)
-    values = torch.nn.functional.pad(values, (0, -values.shape[1] % (2 * _HALF)))
-    low, high = values.view(len(weight), -1, 2, _HALF).unbind(2)
-    word, half = (torch.int64, torch.int32) if scales.dtype == torch.float32 else (torch.int32, torch.int16)
-    bits = 8 * half.itemsize
-    groups = scales.contiguous().view(half).to(word) & (1 << bits) - 1 | zero_points.to(word) << bits
-    return PackedInt4((low | high << 4).view(len(weight), -1), groups.t().contiguous(), scales.dtype)
+    values = torch.nn.functional.pad(values, (0, -values.shape[1] % (2 * half)))
+    low, high = values.view(len(weight), -1, 2, half).unbind(2)
+    word, bits = (torch.int64, torch.int32) if scales.dtype == torch.float32 else (torch.int32, torch.int16)
+    width = 8 * bits.itemsize
+    groups = scales.contiguous().view(bits).to(word) & (1 << width) - 1 | zero_points.to(word) << width
+    return PackedInt4((low | high << 4).view(len(weight), -1), groups.t().contiguous(), half)
+
+
+def _half(group_size: int) -> int:
+    """Return how many channels half a block has; if groups are no multiple of it, scales are read for each channel."""
+    return next((half for half in _HALVES if group_size % half == 0), _HALVES[-1])
 
 
 def packed_w4a16_bytes(weight: TensorLike, scales: TensorLike, zero_points: TensorLike) -> int:
     """Return the bytes of what `pack_w4a16` makes."""
-    out_features, half = sizes_of(weight)
-    _, num_groups = sizes_of(scales)
-    return out_features * (-(-half // _HALF) * _HALF + num_groups * 2 * scales.dtype.itemsize)
+    (out_features, num_bytes), (_, num_groups) = sizes_of(weight), sizes_of(scales)
+    half = _half(2 * num_bytes // num_groups)
+    return out_features * (-(-num_bytes // half) * half + num_groups * 2 * scales.dtype.itemsize)
 
 
 def linear_w4a16(x: Tensor, weight: PackedInt4, scales: None, zero_points: None, bias: Tensor | None = None) -> Tensor:
@@ -77,15 +84,15 @@ def linear_w4a16(x: Tensor, weight: PackedInt4, scales: None, zero_points: None,
 
     The bits of `linear` with the weight in the dtype of `x`: the same operands, added in the same order.
     """
-    rows, (num_groups, out_features) = as_matrix(x), weight.groups.shape
+    rows, half, (num_groups, out_features) = as_matrix(x), weight.half, weight.groups.shape
     out = torch.empty(rows.shape[0], out_features, dtype=x.dtype, device=x.device)
     if out.numel():
-        tile = tile_for(rows, weight.weight, is_streamed=False, channels=2 * _HALF)
+        tile = tile_for(rows, weight.weight, is_streamed=False, channels=2 * half)
         grid = (triton.cdiv(rows.shape[0], tile.rows) * triton.cdiv(out_features, tile.features),)
         int4_kernel[grid](
             rows, weight.weight, weight.groups, out, bias,
             rows.shape[0], out_features, rows.shape[1], rows.stride(0), weight.weight.stride(0),
-            tile.rows, tile.features, _HALF, rows.shape[1] // num_groups, rows.shape[1] % (2 * _HALF) == 0,
+            tile.rows, tile.features, half, rows.shape[1] // num_groups, rows.shape[1] % (2 * half) == 0,
             **options(tile),
         )  # fmt: skip
     return out.view(*x.shape[:-1], out_features)
@@ -96,7 +103,7 @@ def _dequantize(
     values, groups, feature, first, out_features, in_features,
     HALF: tl.constexpr, GROUP: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """Return `(values - zero_point) * scale` of 64 channels from `first` on, rounded to `dtype`.
+    """Return `(values - zero_point) * scale` of HALF channels from `first` on, rounded to `dtype`.
 
     Exact until it is rounded: a difference has five bits, and a scale 11 at most, or 24 in float32.
     """
