@@ -28,7 +28,8 @@ from quire.ops.triton.tiles import FEW_ROWS, Tile, tile_at, tile_for
 def widen(values, dtype: tl.constexpr):
     """Return operands as `dtype`, exactly: int8, float8_e4m3fn, or uint8, which are the bits of float8_e4m3fn.
 
-    As float16, those bits are the same number by 2**-8: exponents of 4 bits are biased by 7, those of 5 bits by 15.
+    As float16, those bits are the same number by 2**-8: exponents of 4 bits are biased by 7, those of 5 bits by 15. The
+    two that are no number become 480; no weight has them, and a row that does has such a scale too.
     """
     if values.dtype == dtype:
         return values
