@@ -84,17 +84,10 @@ class GPURunner:
         max_blocks = -(-limits.max_model_len // limits.block_size)
         self._slots = Slots(limits.max_num_seqs, max_blocks)
         num_logits = max(limits.max_num_logits, limits.max_num_seqs)
-        self._staging = Staging(
-            limits.max_num_seqs,
-            num_logits,
-            limits.max_num_batched_tokens,
-            _MAX_UPDATES,
-            self.max_ahead + 1,
-            self._device,
-        )
-        self._tables = self._zeros(limits.max_num_seqs, max_blocks)
-        self._last_tokens = self._zeros(limits.max_num_seqs)
         tokens, rows = limits.max_num_batched_tokens, limits.max_num_seqs
+        self._staging = Staging(rows, num_logits, tokens, _MAX_UPDATES, self.max_ahead + 1, self._device)
+        self._tables = self._zeros(rows, max_blocks)
+        self._last_tokens = self._zeros(rows)
         self._inputs = {
             "input_ids": self._zeros(tokens),
             "positions": self._zeros(tokens),
@@ -102,8 +95,7 @@ class GPURunner:
             "seq_lens": self._zeros(rows),
             "block_table": self._zeros(rows, max_blocks),
         }
-        logits = spec(loaded.plan.network.outputs["logits"])
-        self._sampling = SamplingState(limits.max_num_seqs, loaded.plan.spec.vocab_size, self._device)
+        self._sampling = SamplingState(rows, loaded.plan.spec.vocab_size, self._device)
         self._captured = self._capture([] if self._enforce_eager else graph_sizes(min(rows, tokens)))
 
     @torch.inference_mode()
@@ -270,7 +262,8 @@ class PendingStep:
 
     def __init__(self, shares: Sequence[_Share], sampled: Sampled | None, logits: torch.Tensor | None) -> None:
         self._shares = shares
-        self._sampled = None if sampled is None else _on_host(sampled)
+        num_sampled = sum(share.place >= 0 for share in shares)
+        self._sampled = None if sampled is None else _on_host(sampled, num_sampled)
         self._logits = logits
         self._is_done: torch.cuda.Event | None = None
         if torch.cuda.is_available():
@@ -305,12 +298,13 @@ class PendingStep:
         return prompt_logprobs_of(share.scheduled, share.row.sampling, share.row.token_ids, logits)
 
 
-def _on_host(sampled: Sampled) -> Sampled:
-    """Return tensors of the host that are filled when the device gets there."""
+def _on_host(sampled: Sampled, num_rows: int) -> Sampled:
+    """Return tensors of the host for all but the padding; they are filled when the device gets there."""
 
     def copy(tensor: torch.Tensor | None) -> torch.Tensor | None:
         if tensor is None or not tensor.is_cuda:
-            return tensor
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+            return None if tensor is None else tensor[:num_rows]
+        shape = (num_rows, *tensor.shape[1:])
+        return torch.empty(shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor[:num_rows], non_blocking=True)
 
     return Sampled(*(copy(getattr(sampled, each.name)) for each in fields(sampled)))  # type: ignore[arg-type]

@@ -117,10 +117,8 @@ class LoadedPlan:
         shape = (spec.num_layers, 2, self._num_blocks, spec.num_kv_heads, self.block_size, spec.head_dim)
         num_bytes = self.plan.kv_bytes_per_token * self.block_size * self._num_blocks
         try:
-            if self.device == "cuda":
-                return (
-                    torch.zeros(num_bytes, dtype=torch.uint8, device=torch_device(self.device)).view(dtype).view(shape)
-                )
+            if torch_device(self.device).type == "cuda":
+                return torch.zeros(num_bytes, dtype=torch.uint8, device="cuda").view(dtype).view(shape)
             memory = torch.from_numpy(np.zeros(num_bytes + 64, dtype=np.uint8))
             return memory[-memory.data_ptr() % 64 :][:num_bytes].view(dtype).view(shape)
         except (MemoryError, torch.OutOfMemoryError):

@@ -22,7 +22,7 @@ def dot(a, b, acc):
     """
     if _WIDEN and a.dtype != tl.int8:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-    return tl.dot(a, b, acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)  # Triton 3.6 does not take it from `acc`
 
 
 @cache

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from quire.ops import vendor
 from quire.ops.tactic import Tactic
-from quire.ops.triton import elementwise, norm
+from quire.ops.triton import elementwise, linear, moe, norm
+from quire.ops.triton import quantized_linear as quantized
 
 TACTICS: tuple[Tactic, ...] = (
     Tactic("rms_norm", "triton", norm.rms_norm),
@@ -16,4 +18,13 @@ TACTICS: tuple[Tactic, ...] = (
     Tactic("silu_mul", "triton", elementwise.silu_mul),
     Tactic("silu_mul_quant", "triton", elementwise.silu_mul_quant),
     Tactic("quantize_rows", "triton", elementwise.quantize_rows),
-)
+    Tactic("linear", "triton", linear.linear),
+    Tactic("moe", "triton", moe.moe, workspace_bytes=moe.moe_bytes),
+    Tactic("linear_w8a8", "triton", quantized.linear_w8a8),
+    Tactic("linear_w8a8", "scaled_mm", vendor.scaled_mm, is_valid=vendor.is_float8, keeps_bits=False),
+    Tactic("linear_w8a8", "int_mm", vendor.int_mm, is_valid=vendor.is_int8, workspace_bytes=vendor.int_mm_bytes,
+           keeps_bits=False),
+    Tactic("linear_w8a16", "triton", quantized.linear_w8a16),
+    Tactic("linear_w4a16", "triton", quantized.linear_w4a16, quantized.pack_w4a16, ("weight", "scales", "zero_points"),
+           packed_bytes=quantized.packed_w4a16_bytes),
+)  # fmt: skip

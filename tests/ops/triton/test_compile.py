@@ -1,0 +1,25 @@
+"""Every kernel compiles for Hopper and Ampere, keeps to its registers, and uses the tensor cores it is made for."""
+
+import pytest
+
+from tests.ops.triton.compiling import compile_all
+from tests.ops.triton.kernels import COMPILATIONS
+
+SHARED_BYTES = {90: 227 << 10, 80: 163 << 10}
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return compile_all(COMPILATIONS)
+
+
+@pytest.mark.parametrize(
+    "place, capability",
+    [(i, capability) for i, each in enumerate(COMPILATIONS) for capability in each.capabilities],
+    ids=lambda value: str(COMPILATIONS[value]) if value < len(COMPILATIONS) else f"sm_{value}",
+)
+def test_kernel(compiled, place, capability):
+    made = compiled[place, capability]
+    assert made.spilled_bytes == 0, f"{made.registers} registers, and {made.spilled_bytes} bytes beside them"
+    assert made.shared_bytes <= SHARED_BYTES[capability]
+    assert made.has_wgmma == (COMPILATIONS[place].wants_wgmma and capability == 90)
