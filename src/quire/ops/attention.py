@@ -82,6 +82,7 @@ def _infer_attention(
     scale: float,
     window: int | None,
     kv_scales: TensorLike | None,
+    soft_cap: float | None,
 ) -> TensorSpec:
     shapes = Shapes()
     shapes.check("query", query, "num_tokens num_heads head_dim", FLOATS)
@@ -96,6 +97,8 @@ def _infer_attention(
         )
     if window is not None and window < 1:
         raise ShapeError(f"Invalid window: expected at least 1 token or None, got {window}.")
+    if soft_cap is not None and soft_cap <= 0:
+        raise ShapeError(f"Invalid soft_cap: expected a positive number or None, got {soft_cap}.")
     return spec_of(query)
 
 
@@ -109,6 +112,7 @@ def attention(
     scale: float,
     window: int | None = None,
     kv_scales: Tensor | None = None,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """Causal attention of a ragged batch over its paged KV cache, which already holds this step's keys and values.
 
@@ -125,6 +129,8 @@ def attention(
         scale: Multiplies the scores, usually head_dim ** -0.5.
         window: How many latest positions a query sees, its own included; None sees all.
         kv_scales: [2, num_kv_heads], float32, what a cache of 8 bits is multiplied by; see `append_kv`.
+        soft_cap: Bound of the scores, `tanh(score / soft_cap) * soft_cap` (Gemma 2, https://arxiv.org/abs/2408.00118);
+            None leaves them.
 
     Returns:
         [num_tokens, num_heads, head_dim], same dtype.
@@ -137,6 +143,8 @@ def attention(
             continue
         keys, values = _gather(kv_cache, block_table[i], seq_len, query.shape[1], kv_scales)
         scores = torch.einsum("qhd,khd->hqk", query[start:stop].float() * scale, keys)
+        if soft_cap is not None:
+            scores = (scores / soft_cap).tanh() * soft_cap
         at = torch.arange(seq_len - (stop - start), seq_len, device=query.device)[:, None]
         past = torch.arange(seq_len, device=query.device)[None, :]
         hidden = past > at if window is None else (past > at) | (past <= at - window)

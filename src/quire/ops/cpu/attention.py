@@ -32,6 +32,7 @@ def tiles(
     scale: float,
     window: int | None,
     kv_scales: Tensor | None = None,
+    soft_cap: float | None = None,
 ) -> tuple[Tiles, ...]:
     """Cut a step; reads only shapes of `query` and `kv_cache`."""
     _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
@@ -51,21 +52,24 @@ def attention(
     scale: float,
     window: int | None,
     kv_scales: Tensor | None = None,
+    soft_cap: float | None = None,
     *,
     prepared: tuple[Tiles, ...],
 ) -> Tensor:
     """Attend; see `ops.attention.attention`."""
     scaled = torch.empty(query.shape).copy_(query).mul_(scale)
     if len(prepared) == 1 and prepared[0].tokens is None:
-        return _attend(scaled, kv_cache, prepared[0], kv_scales).to(query.dtype)
+        return _attend(scaled, kv_cache, prepared[0], kv_scales, soft_cap).to(query.dtype)
     out = torch.empty(query.shape, dtype=query.dtype)
     for part in prepared:
         assert part.tokens is not None
-        out.index_copy_(0, part.tokens, _attend(scaled, kv_cache, part, kv_scales).to(query.dtype))
+        out.index_copy_(0, part.tokens, _attend(scaled, kv_cache, part, kv_scales, soft_cap).to(query.dtype))
     return out
 
 
-def _attend(scaled: Tensor, kv_cache: Tensor, part: Tiles, kv_scales: Tensor | None = None) -> Tensor:
+def _attend(
+    scaled: Tensor, kv_cache: Tensor, part: Tiles, kv_scales: Tensor | None = None, soft_cap: float | None = None
+) -> Tensor:
     """Return the results of the part's tokens, [num_tokens, num_heads, head_dim], from scaled queries in float32.
 
     The scales of a cache of 8 bits are one number a head, so they go to the queries and to the result.
@@ -77,7 +81,7 @@ def _attend(scaled: Tensor, kv_cache: Tensor, part: Tiles, kv_scales: Tensor | N
     rows = rows.view(part.num_tiles, num_kv_heads, num_rows, head_dim)
     if kv_scales is not None:
         rows = rows.mul_(kv_scales[0].view(-1, 1, 1))
-    out, peak, total = _all_pairs(rows, kv_cache, part)
+    out, peak, total = _all_pairs(rows, kv_cache, part, soft_cap)
     if not part.is_single:
         out, total = _join(out, peak, total, part)
     if kv_scales is not None:
@@ -85,21 +89,23 @@ def _attend(scaled: Tensor, kv_cache: Tensor, part: Tiles, kv_scales: Tensor | N
     return out.div_(total).view(-1, head_dim).index_select(0, part.target).view(-1, num_heads, head_dim)
 
 
-def _all_pairs(rows: Tensor, kv_cache: Tensor, part: Tiles) -> tuple[Tensor, Tensor, Tensor]:
+def _all_pairs(rows: Tensor, kv_cache: Tensor, part: Tiles, soft_cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the pairs of a part, chunk by chunk; returns as `_pairs`."""
     if len(part.chunks) == 1:
-        return _pairs(rows, kv_cache, part.chunks[0], part)
+        return _pairs(rows, kv_cache, part.chunks[0], part, soft_cap)
     shape = (len(part.tile_of_pair), *rows.shape[1:3])
     out, peak, total = (torch.empty(*shape, width) for width in (rows.shape[3], 1, 1))
     start = 0
     for chunk in part.chunks:
         some = slice(start, start + len(chunk.tile_of_pair))
-        out[some], peak[some], total[some] = _pairs(rows, kv_cache, chunk, part)
+        out[some], peak[some], total[some] = _pairs(rows, kv_cache, chunk, part, soft_cap)
         start = some.stop
     return out, peak, total
 
 
-def _pairs(rows: Tensor, kv_cache: Tensor, chunk: Chunk, part: Tiles) -> tuple[Tensor, Tensor, Tensor]:
+def _pairs(
+    rows: Tensor, kv_cache: Tensor, chunk: Chunk, part: Tiles, soft_cap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Compute some pairs.
 
     Returns:
@@ -110,6 +116,8 @@ def _pairs(rows: Tensor, kv_cache: Tensor, chunk: Chunk, part: Tiles) -> tuple[T
     keys, values = _key_tiles(kv_cache, chunk.blocks, part.key_tile)
     queries = rows.index_select(0, chunk.tile_of_pair).view(-1, num_rows, head_dim)
     scores = _products(queries, keys.transpose(1, 2), part.most_products)
+    if soft_cap is not None:
+        scores.div_(soft_cap).tanh_().mul_(soft_cap)
     if chunk.bias is not None:
         scores.view(-1, num_kv_heads, part.tile, num_rows // part.tile, part.key_tile).add_(chunk.bias)
     peak = scores.amax(-1, keepdim=True).clamp_(min=_LOWEST)

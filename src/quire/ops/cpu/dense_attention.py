@@ -18,6 +18,7 @@ def attention(
     scale: float,
     window: int | None,
     kv_scales: Tensor | None = None,
+    soft_cap: None = None,
 ) -> Tensor:
     """Attend; see `ops.attention.attention`."""
     out = torch.empty_like(query)
@@ -59,3 +60,8 @@ def _seen(num_queries: int, seq_len: int, window: int | None) -> Tensor:
     past = torch.arange(seq_len)[None, :]
     seen = past <= at
     return seen if window is None else seen & (past > at - window)
+
+
+def has_no_soft_cap(soft_cap: float | None, **rest: object) -> bool:
+    """Return whether scores are not capped, which torch's kernel cannot do."""
+    return soft_cap is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quire.ops import vendor
 from quire.ops.tactic import Tactic
-from quire.ops.triton import elementwise, linear, moe, norm
+from quire.ops.triton import attention, attention_tiles, elementwise, linear, moe, norm, rope
 from quire.ops.triton import quantized_linear as quantized
 
 TACTICS: tuple[Tactic, ...] = (
@@ -27,4 +27,10 @@ TACTICS: tuple[Tactic, ...] = (
     Tactic("linear_w8a16", "triton", quantized.linear_w8a16),
     Tactic("linear_w4a16", "triton", quantized.linear_w4a16, quantized.pack_w4a16, ("weight", "scales", "zero_points"),
            packed_bytes=quantized.packed_w4a16_bytes),
+    Tactic("rope", "rows", rope.rope),
+    Tactic("append_kv", "rows", rope.append_kv),
+    Tactic("rope_append_kv", "rows", rope.rope_append_kv),
+    Tactic("attention", "splits", attention.attention, is_valid=attention.is_valid,
+           workspace_bytes=attention_tiles.attention_bytes, prepare=attention.prepare,
+           prepare_reads=("seq_lens", "query_start_loc", "window"), prepared_bytes=attention_tiles.items_bytes),
 )  # fmt: skip

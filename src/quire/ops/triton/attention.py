@@ -1,0 +1,418 @@
+# mypy: disallow-incomplete-defs=False
+"""Paged attention: one kernel for prompts, their chunks, decoding, and any mix of them; a second one merges.
+
+A row (a query head of a token) is defined by absolute key positions alone. They are cut into splits of `SPLIT`
+positions and these into tiles. Inside a split, an online softmax over its tiles in order gives peak m, sum s and
+weighted values a (Milakov & Gimelshein 2018, https://arxiv.org/abs/1805.02867; FlashAttention-2, Dao 2023,
+https://arxiv.org/abs/2307.08691); the splits' results are merged in order, from M = -inf, S = A = 0:
+
+    M' = max(M, m)    A' = A * 2^(M - M') + a * 2^(m - M')    S' = S * 2^(M - M') + s * 2^(m - M')    out = A / S
+
+The first merge is exact, and tiles and splits that a row does not see change nothing. So it does not matter which
+program computes which splits, how a prompt was chunked, or what else is in the batch: the bits are the same. That
+takes equal instructions in every path: products are fused with sums only where `tl.fma` says so.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire.ops.triton import launch
+from quire.ops.triton.attention_tiles import ITEM_SIZE, MERGE_SIZE, StepItems, Tile, choose_tile, cut
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+_INTERPRETED = tl.constexpr(launch.INTERPRETED)
+
+
+@triton.jit
+def _widen(x, like):
+    """Return what a cache holds in the dtype of `like`, exactly; float8_e4m3fn comes as its bits.
+
+    Those become a float32 by arithmetic, since only compute capability 8.9 and later convert them: sign and exponent
+    are put in place, and the difference of the exponents' biases, 120, is multiplied in.
+    """
+    if x.dtype == tl.uint8:
+        bits = (x.to(tl.int8, bitcast=True).to(tl.int32) << 20).to(tl.uint32, bitcast=True) & 0x87F00000
+        return (bits.to(tl.float32, bitcast=True) * 1.329227995784916e36).to(like.dtype)
+    if _INTERPRETED:  # it converts other types to bfloat16 as if that were an integer
+        return x.to(tl.float32).to(like.dtype)
+    return x.to(like.dtype)
+
+
+@triton.jit
+def _load_rows(pointers, inside, dims, HEAD_DIM: tl.constexpr, IS_MASKED: tl.constexpr):
+    """Load rows of `HEAD_DIM` elements, padded with zeros; masked, only those `inside`, and zeros for others."""
+    if IS_MASKED:
+        return tl.load(pointers, mask=inside[:, None] & (dims < HEAD_DIM)[None, :], other=0)
+    if dims.shape[0] == HEAD_DIM:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=(dims < HEAD_DIM)[None, :], other=0)
+
+
+@triton.jit
+def _tanh(x):
+    return 1.0 - 2.0 / (1.0 + tl.exp2(x * 2.8853900817779268))  # 2 log2(e)
+
+
+@triton.jit
+def _finite(m):
+    """Return the peak to subtract: 0 for a row that has seen nothing."""
+    return tl.where(m == float("-inf"), 0.0, m)
+
+
+@triton.jit
+def _attend_tiles(
+    m,
+    s,
+    a,
+    q,
+    position,
+    keys,
+    values,
+    table,
+    stride_block,
+    first,
+    end,
+    low,
+    high,
+    window,
+    inner,
+    factor,
+    IS_MASKED: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    """Take the key tiles from `first` to `end` into the state (m, s, a) of an online softmax.
+
+    Unmasked, every row sees every key of the tiles. Masked, what no row sees, outside of `low` to `high`, is not read.
+    """
+    dims = tl.arange(0, q.shape[1])
+    for start in tl.range(first, end, BLOCK_N, num_stages=NUM_STAGES):
+        at = start + tl.arange(0, BLOCK_N)
+        inside = (at >= low) & (at < high)
+        if IS_MASKED:
+            block = tl.load(table + at // BLOCK_SIZE, mask=inside, other=0)
+        else:
+            block = tl.load(table + at // BLOCK_SIZE)
+        row = block.to(tl.int64) * stride_block + at % BLOCK_SIZE * HEAD_DIM
+        offsets = row[:, None] + dims[None, :]
+        k = _widen(_load_rows(keys + offsets, inside, dims, HEAD_DIM, IS_MASKED), q)
+        scores = launch.dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], dtype=tl.float32))
+        if HAS_CAP:
+            scores = _tanh(scores * inner)
+        if IS_MASKED:
+            seen = at[None, :] <= position[:, None]
+            if HAS_WINDOW:
+                seen &= at[None, :] > position[:, None] - window
+            peak = tl.max(tl.where(seen, scores, float("-inf")), axis=1)
+            highest = tl.maximum(m, tl.where(peak == float("-inf"), float("-inf"), peak * factor))
+            base = _finite(highest)
+        else:
+            highest = tl.maximum(m, tl.max(scores, axis=1) * factor)
+            base = highest
+        weights = tl.exp2(tl.fma(scores, tl.zeros_like(scores) + factor, tl.zeros_like(scores) - base[:, None]))
+        if IS_MASKED:
+            weights = tl.where(seen, weights, 0.0)
+        shrunk = tl.exp2(m - base)
+        s = s * shrunk + tl.sum(weights, axis=1)
+        v = _widen(_load_rows(values + offsets, inside, dims, HEAD_DIM, IS_MASKED), q)
+        a = launch.dot(weights.to(q.dtype), v, a * shrunk[:, None])
+        m = highest
+    return m, s, a
+
+
+@triton.jit
+def _merge(m0, s0, a0, m1, s1, a1):
+    """Return the (m, s, a) of some splits and of one behind them as one; exact if either is (-inf, 0, 0)."""
+    m = tl.maximum(m0, m1)
+    w0, w1 = tl.exp2(m0 - _finite(m)), tl.exp2(m1 - _finite(m))
+    return m, s0 * w0 + s1 * w1, a0 * w0[:, None] + a1 * w1[:, None]
+
+
+@triton.jit
+def _nothing(ROWS: tl.constexpr, DIMS: tl.constexpr):
+    m = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+    return m, tl.zeros([ROWS], dtype=tl.float32), tl.zeros([ROWS, DIMS], dtype=tl.float32)
+
+
+@triton.jit
+def _finish(s, a, kv_scales, kv_head, mask, NUM_KV_HEADS: tl.constexpr):
+    """Return the results of rows, each of its KV head; zeros for one that has seen nothing."""
+    out = a / tl.where(s > 0.0, s, 1.0)[:, None]
+    if kv_scales is not None:
+        out = out * tl.load(kv_scales + NUM_KV_HEADS + kv_head, mask=mask, other=0.0)[:, None]
+    return out
+
+
+@triton.jit
+def _attend_item(
+    item,
+    head_tile,
+    out,
+    partials,
+    peaks_sums,
+    query,
+    kv_cache,
+    kv_scales,
+    block_table,
+    scale,
+    soft_cap,
+    window,
+    stride_token,
+    stride_head,
+    stride_value,
+    stride_block,
+    stride_kv_head,
+    stride_table,
+    HAS_WINDOW: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLIT: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    """Compute an item for the query heads that read one KV head, or for as many of them as a tile holds."""
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    HEAD_TILES: tl.constexpr = (GROUP + MEMBERS - 1) // MEMBERS
+    sequence, first_token, num_tokens = tl.load(item), tl.load(item + 1), tl.load(item + 2)
+    first_position, first_split, end_split = tl.load(item + 3), tl.load(item + 4), tl.load(item + 5)
+    slot = tl.load(item + 6)
+    kv_head = head_tile // HEAD_TILES
+
+    rows, dims = tl.arange(0, BLOCK_M), tl.arange(0, PADDED)
+    token, member = rows // MEMBERS, head_tile % HEAD_TILES * MEMBERS + rows % MEMBERS
+    head = kv_head * GROUP + member
+    position = first_position + token
+    here = (token < num_tokens) & (member < GROUP)
+    mask = here[:, None] & (dims < HEAD_DIM)[None, :]
+    of_row = (first_token + token).to(tl.int64) * stride_token + head * stride_head
+    q = tl.load(query + of_row[:, None] + dims[None, :], mask=mask, other=0.0)
+
+    keys = kv_cache + kv_head.to(tl.int64) * stride_kv_head
+    values = keys + stride_value
+    table = block_table + sequence.to(tl.int64) * stride_table
+    if kv_scales is not None:
+        scale = scale * tl.load(kv_scales + kv_head)
+    inner, factor = scale, scale * _LOG2E
+    if soft_cap is not None:
+        inner, factor = scale / soft_cap, soft_cap * _LOG2E
+
+    high = first_position + num_tokens
+    low, low_of_last = 0, 0
+    if HAS_WINDOW:
+        low, low_of_last = tl.maximum(first_position - window + 1, 0), high - window
+    m, s, a = _nothing(BLOCK_M, PADDED)
+    for split in range(first_split, end_split):
+        first = tl.maximum(split * SPLIT, low // BLOCK_N * BLOCK_N)
+        end = tl.minimum((split + 1) * SPLIT, high)
+        full = tl.maximum(tl.minimum(end, first_position + 1) // BLOCK_N * BLOCK_N, first)
+        if HAS_WINDOW:
+            full = tl.where(first < low_of_last, first, full)
+        m1, s1, a1 = _nothing(BLOCK_M, PADDED)
+        m1, s1, a1 = _attend_tiles(
+            m1, s1, a1, q, position, keys, values, table, stride_block, first, full, low, high, window, inner, factor,
+            False, HAS_WINDOW, soft_cap is not None, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES,
+        )  # fmt: skip
+        m1, s1, a1 = _attend_tiles(
+            m1, s1, a1, q, position, keys, values, table, stride_block, full, end, low, high, window, inner, factor,
+            True, HAS_WINDOW, soft_cap is not None, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES,
+        )  # fmt: skip
+        m, s, a = _merge(m, s, a, m1, s1, a1)
+
+    if slot < 0:
+        to = ((first_token + token).to(tl.int64) * NUM_HEADS + head)[:, None] * HEAD_DIM + dims[None, :]
+        result = _finish(s, a, kv_scales, head // GROUP, here, NUM_KV_HEADS)
+        tl.store(out + to, result.to(out.dtype.element_ty), mask=mask)
+    else:
+        row = (slot + token).to(tl.int64) * NUM_HEADS + head
+        tl.store(partials + row[:, None] * HEAD_DIM + dims[None, :], a, mask=mask)
+        tl.store(peaks_sums + row * 2, m, mask=here)
+        tl.store(peaks_sums + row * 2 + 1, s, mask=here)
+
+
+@triton.jit(do_not_specialize=["window", "stride_table", "num_programs", "scale", "soft_cap"])
+def _attend_kernel(
+    items,
+    counts,
+    out,
+    partials,
+    peaks_sums,
+    query,
+    kv_cache,
+    kv_scales,
+    block_table,
+    scale,
+    soft_cap,
+    window,
+    num_programs,
+    stride_token,
+    stride_head,
+    stride_value,
+    stride_block,
+    stride_kv_head,
+    stride_table,
+    HAS_WINDOW: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    HEAD_TILES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLIT: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    """Compute every item for every tile of heads.
+
+    Programs take turns, in every other round backwards: items come longest first, so their shares are nearly alike.
+    """
+    num_works = tl.load(counts) * HEAD_TILES
+    pid = tl.program_id(0)
+    for base in range(0, num_works, num_programs):
+        is_forward = base // num_programs % 2 == 0
+        work = base + tl.where(is_forward, pid, num_programs - 1 - pid)
+        if work < num_works:
+            _attend_item(
+                items + work // HEAD_TILES * ITEM_SIZE, work % HEAD_TILES, out, partials, peaks_sums, query, kv_cache,
+                kv_scales, block_table, scale, soft_cap, window, stride_token, stride_head, stride_value,
+                stride_block, stride_kv_head, stride_table, HAS_WINDOW, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PADDED,
+                BLOCK_SIZE, MEMBERS, BLOCK_M, BLOCK_N, SPLIT, NUM_STAGES,
+            )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num_programs"])
+def _merge_kernel(
+    merges,
+    counts,
+    out,
+    partials,
+    peaks_sums,
+    kv_scales,
+    num_programs,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Merge the partial results of a token's heads in order; `ROWS` heads at a time."""
+    HEAD_TILES: tl.constexpr = (NUM_HEADS + ROWS - 1) // ROWS
+    dims = tl.arange(0, PADDED)
+    for work in range(tl.program_id(0), tl.load(counts + 1) * HEAD_TILES, num_programs):
+        merge = merges + work // HEAD_TILES * MERGE_SIZE
+        token, slot, stride, num_slots = (
+            tl.load(merge), tl.load(merge + 1), tl.load(merge + 2), tl.load(merge + 3),
+        )  # fmt: skip
+        head = work % HEAD_TILES * ROWS + tl.arange(0, ROWS)
+        here = head < NUM_HEADS
+        mask = here[:, None] & (dims < HEAD_DIM)[None, :]
+        m, s, a = _nothing(ROWS, PADDED)
+        for number in range(num_slots):
+            row = (slot + number * stride).to(tl.int64) * NUM_HEADS + head
+            m1 = tl.load(peaks_sums + row * 2, mask=here, other=float("-inf"))
+            s1 = tl.load(peaks_sums + row * 2 + 1, mask=here, other=0.0)
+            a1 = tl.load(partials + row[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
+            m, s, a = _merge(m, s, a, m1, s1, a1)
+        to = (token.to(tl.int64) * NUM_HEADS + head)[:, None] * HEAD_DIM + dims[None, :]
+        kv_head = head // (NUM_HEADS // NUM_KV_HEADS)
+        result = _finish(s, a, kv_scales, kv_head, here, NUM_KV_HEADS)
+        tl.store(out + to, result.to(out.dtype.element_ty), mask=mask)
+
+
+def prepare(
+    query: Tensor,
+    kv_cache: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    scale: float,
+    window: int | None,
+    kv_scales: Tensor | None = None,
+    soft_cap: float | None = None,
+) -> StepItems:
+    """Cut a step into work items; reads only shapes of `query`, `kv_cache` and `block_table`."""
+    num_tokens, _, head_dim = query.shape
+    tile = choose_tile(num_tokens, len(seq_lens), head_dim, query.dtype)
+    return cut(query, kv_cache, block_table, seq_lens, query_start_loc, window, tile)
+
+
+def attention(
+    query: Tensor,
+    kv_cache: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    scale: float,
+    window: int | None,
+    kv_scales: Tensor | None = None,
+    soft_cap: float | None = None,
+    *,
+    prepared: StepItems,
+) -> Tensor:
+    """Attend; see `ops.attention.attention`. Tokens that belong to no sequence, or to one of length 0, get zeros."""
+    num_tokens, _, head_dim = query.shape
+    tile = choose_tile(num_tokens, len(seq_lens), head_dim, query.dtype)
+    return attend(query, kv_cache, block_table, scale, window, kv_scales, soft_cap, prepared, tile)
+
+
+def attend(
+    query: Tensor,
+    kv_cache: Tensor,
+    block_table: Tensor,
+    scale: float,
+    window: int | None,
+    kv_scales: Tensor | None,
+    soft_cap: float | None,
+    prepared: StepItems,
+    tile: Tile,
+) -> Tensor:
+    """Attend in the layout for which the step was cut."""
+    num_tokens, num_heads, head_dim = query.shape
+    _, _, num_kv_heads, block_size, _ = kv_cache.shape
+    out = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
+    if not num_tokens:
+        return out
+    if query.stride(2) != 1:
+        query = query.contiguous()
+    if kv_cache.dtype == torch.float8_e4m3fn:
+        kv_cache = kv_cache.view(torch.uint8)
+    num_rows = prepared.num_slots * num_heads
+    workspace = torch.empty(num_rows * (head_dim + 2), dtype=torch.float32, device=query.device)
+    partials, peaks_sums = workspace[: num_rows * head_dim], workspace[num_rows * head_dim :]
+    members = tile.members(num_heads, num_kv_heads)
+    head_tiles = num_kv_heads * -(-num_heads // num_kv_heads // members)
+    num_programs = min(tile.programs * launch.num_programs(query), prepared.items.shape[0] * head_tiles)
+    heads = {"NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim,
+             "PADDED": max(16, triton.next_power_of_2(head_dim))}  # fmt: skip
+    _attend_kernel[(num_programs,)](
+        prepared.items, prepared.counts, out, partials, peaks_sums, query, kv_cache, kv_scales, block_table, scale,
+        soft_cap, window or 0, num_programs, query.stride(0), query.stride(1), kv_cache.stride(0), kv_cache.stride(1),
+        kv_cache.stride(2), block_table.stride(0), HAS_WINDOW=window is not None, **heads, BLOCK_SIZE=block_size,
+        MEMBERS=members, HEAD_TILES=head_tiles, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, SPLIT=tile.split,
+        NUM_STAGES=tile.num_stages, num_warps=tile.num_warps, enable_fp_fusion=False,
+    )  # fmt: skip
+    if prepared.num_slots:
+        _merge_kernel[(4 * launch.num_programs(query),)](
+            prepared.merges, prepared.counts, out, partials, peaks_sums, kv_scales, 4 * launch.num_programs(query),
+            **heads, ROWS=4, num_warps=1, enable_fp_fusion=False,
+        )  # fmt: skip
+    return out
+
+
+def is_valid(scale: float, **rest: object) -> bool:
+    """Return whether the highest product makes the highest score, which a positive scale says."""
+    return scale > 0

@@ -1,0 +1,270 @@
+# mypy: disallow-incomplete-defs=False
+"""A step's attention cut into work items, on the device: no length is ever read by the host.
+
+The queries of a sequence are cut into tiles, and what a tile sees into chunks of whole splits of `split` positions; a
+tile in one chunk is an item, and one program computes it. Tiles in a single chunk write their results, others partial
+results for the second kernel to merge. No bit depends on how long a chunk is (see `attention.py`), so its length may:
+it is the smallest power of two of splits with which the partial results of the step fit their space.
+
+Sequences of several tiles come first, each from its last tile, which sees the most, to its first: longest work first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire.ops.spec import TensorLike, num_bytes, sizes_of
+
+SPLIT = 512
+"""Positions of a split: of 256, 512 and 1,024 the one between many partial results and few programs."""
+
+WORKSPACE_BYTES = 32 << 20
+"""Most bytes of partial results. 64 sequences of 4,096 tokens with 32 heads of 128 need 8.5 MB in splits of 512."""
+
+ITEM_SIZE = tl.constexpr(8)
+"""Integers of an item: sequence, first token, tokens, position of the first token, first split, end split, first slot
+(or -1 for a tile in one chunk)."""
+
+MERGE_SIZE = tl.constexpr(4)
+"""Integers of a merge: token, its first slot, from one slot to the next, slots."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How the work of an item is laid out; no bit depends on anything but `split` and `block_n`.
+
+    Attributes:
+        block_m: Rows (tokens times query heads of a KV head), at least 16.
+        block_n: Positions of a key tile.
+        num_warps: Warps of a program.
+        num_stages: Key tiles in flight.
+        programs: Programs of a multiprocessor.
+        split: Positions of a split, a multiple of `block_n`.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    programs: int
+    split: int = SPLIT
+
+    def members(self, num_heads: int, num_kv_heads: int) -> int:
+        """Return how many query heads of a KV head have rows in a tile."""
+        return min(num_heads // num_kv_heads, self.block_m)
+
+
+def choose_tile(num_tokens: int, num_seqs: int, head_dim: int, dtype: torch.dtype) -> Tile:
+    """Return the layout for a step: by the shapes that no bit depends on, short for decoding and long for prompts.
+
+    Args:
+        num_tokens: Tokens of the step.
+        num_seqs: Sequences of the step.
+        head_dim: Width of a head.
+        dtype: Of the queries.
+    """
+    if dtype == torch.float32:  # multiplied by fused multiply-adds, whose order of sums may depend on the tile's rows
+        return Tile(32, 32, 4, 2, 2)
+    if head_dim > 128:  # two sums of 64 x 256 in float32 fill the registers of 8 warps
+        return Tile(64, 64, 8, 2, 1)
+    if num_tokens <= 2 * num_seqs:
+        return Tile(64, 64, 4, 4, 2)
+    return Tile(128, 64, 8, 3, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class StepItems:
+    """The work items of a step.
+
+    Attributes:
+        items: [max_items, ITEM_SIZE], int32.
+        merges: [max_merges, MERGE_SIZE], int32.
+        counts: [2], int32: how many of each there are.
+        num_slots: Space for partial results, in tokens.
+    """
+
+    items: Tensor
+    merges: Tensor
+    counts: Tensor
+    num_slots: int
+
+
+@triton.jit
+def _pick(x, index, at):
+    """Return the element of `x` at `at`."""
+    return tl.sum(tl.where(index == at, x, 0), axis=0)
+
+
+@triton.jit
+def _before(x):
+    """Return the sum of all elements before each."""
+    return tl.cumsum(x, 0) - x
+
+
+@triton.jit
+def _num_slots(num_tokens, num_splits, chunk):
+    """Return the slots of each sequence: one for each of its tokens and chunks, none if there is one chunk."""
+    num_chunks = (num_splits + chunk - 1) // chunk
+    return tl.where(num_chunks > 1, num_tokens * num_chunks, 0)
+
+
+@triton.jit(do_not_specialize=["num_seqs", "num_tokens", "window", "max_slots"])
+def _cut_kernel(
+    seq_lens,
+    query_start_loc,
+    items,
+    merges,
+    counts,
+    num_seqs,
+    num_tokens,
+    window,
+    max_slots,
+    HAS_WINDOW: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Write the items of one sequence; what comes before them, every program counts for itself.
+
+    Behind the last sequence stands one of length 0 with the tokens that belong to none, whose results are zeros.
+    """
+    me = tl.program_id(0)
+    index = tl.arange(0, BLOCK)
+    start = tl.load(query_start_loc + index, mask=index <= num_seqs, other=num_tokens).to(tl.int32)
+    stop = tl.load(query_start_loc + index + 1, mask=index < num_seqs, other=num_tokens).to(tl.int32)
+    length = tl.load(seq_lens + index, mask=index < num_seqs, other=0).to(tl.int32)
+    count = stop - start
+
+    num_splits = tl.maximum((length + SPLIT - 1) // SPLIT, 1)
+    if HAS_WINDOW:  # positions that a tile sees, wherever they lie
+        num_splits = tl.minimum(num_splits, (window + TILE - 1 + SPLIT - 2) // SPLIT + 1)
+    chunk = 1
+    while tl.sum(_num_slots(count, num_splits, chunk), axis=0) > max_slots:
+        chunk *= 2
+    num_chunks = (num_splits + chunk - 1) // chunk
+    num_tiles = (count + TILE - 1) // TILE
+
+    slots = _num_slots(count, num_splits, chunk)
+    merged = tl.where(num_chunks > 1, count, 0)
+    long = tl.where(num_tiles > 1, num_tiles * num_chunks, 0)
+    short = tl.where(num_tiles > 1, 0, num_tiles * num_chunks)
+    num_long = tl.sum(long, axis=0)
+    first_item = tl.where(num_tiles > 1, _before(long), num_long + _before(short))
+    if me == 0:
+        tl.store(counts, num_long + tl.sum(short, axis=0))
+        tl.store(counts + 1, tl.sum(merged, axis=0))
+
+    start, count, length = _pick(start, index, me), _pick(count, index, me), _pick(length, index, me)
+    num_tiles, num_chunks = _pick(num_tiles, index, me), _pick(num_chunks, index, me)
+    first_slot, first_merge = _pick(_before(slots), index, me), _pick(_before(merged), index, me)
+    first_item = _pick(first_item, index, me)
+    for base in range(0, num_tiles * num_chunks, STEP):
+        item = base + tl.arange(0, STEP)
+        tile = num_tiles - 1 - item // num_chunks
+        number = item % num_chunks
+        tokens = tl.minimum(count - tile * TILE, TILE)
+        position = length - count + tile * TILE
+        first_split = tl.zeros_like(item)
+        if HAS_WINDOW:
+            first_split = tl.maximum(position - window + 1, 0) // SPLIT
+        first_split += number * chunk
+        end_split = tl.minimum(first_split + chunk, (tl.maximum(position + tokens, 0) + SPLIT - 1) // SPLIT)
+        slot = tl.where(num_chunks > 1, first_slot + tile * TILE * num_chunks + number * tokens, -1)
+        to = items + (first_item + item) * ITEM_SIZE
+        here = item < num_tiles * num_chunks
+        tl.store(to, tl.zeros_like(item) + me, mask=here)
+        tl.store(to + 1, start + tile * TILE, mask=here)
+        tl.store(to + 2, tokens, mask=here)
+        tl.store(to + 3, position, mask=here)
+        tl.store(to + 4, first_split, mask=here)
+        tl.store(to + 5, end_split, mask=here)
+        tl.store(to + 6, slot, mask=here)
+    for base in range(0, tl.where(num_chunks > 1, count, 0), STEP):
+        token = base + tl.arange(0, STEP)
+        tile = token // TILE
+        to = merges + (first_merge + token) * MERGE_SIZE
+        here = token < count
+        tl.store(to, start + token, mask=here)
+        tl.store(to + 1, first_slot + tile * TILE * num_chunks + token % TILE, mask=here)
+        tl.store(to + 2, tl.minimum(count - tile * TILE, TILE), mask=here)
+        tl.store(to + 3, tl.zeros_like(token) + num_chunks, mask=here)
+
+
+def num_slots(query: TensorLike, kv_cache: TensorLike, block_table: TensorLike, split: int, most_bytes: int) -> int:
+    """Return for how many tokens there is space for partial results: for all in all splits, but in `most_bytes`."""
+    (num_tokens, num_heads, head_dim), (_, max_blocks) = sizes_of(query), sizes_of(block_table)
+    num_splits = -(-max_blocks * sizes_of(kv_cache)[3] // split)
+    most = num_tokens * num_splits if num_splits > 1 else 0
+    return min(most, most_bytes // (4 * num_heads * (head_dim + 2)))
+
+
+def max_items(num_tokens: int, num_seqs: int, tile: int, num_slots: int) -> int:
+    """Return the most items of a step.
+
+    A tile in several chunks has a slot for each of them and each of its tokens; the others are counted by tiles, of
+    which each sequence, and the tokens that belong to none, may have one that is not full.
+    """
+    return num_slots + num_tokens // tile + min(num_seqs + 1, num_tokens)
+
+
+def cut(
+    query: Tensor,
+    kv_cache: Tensor,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    window: int | None,
+    tile: Tile,
+    workspace_bytes: int = WORKSPACE_BYTES,
+) -> StepItems:
+    """Cut a step into items of a layout.
+
+    Args:
+        query: [num_tokens, num_heads, head_dim]; only its shape is read, as of the next two.
+        kv_cache: [2, num_blocks, num_kv_heads, block_size, head_dim].
+        block_table: [num_seqs, max_blocks].
+        seq_lens: [num_seqs], int32 | int64.
+        query_start_loc: [num_seqs + 1], int32 | int64; tokens behind the last belong to no sequence.
+        window: As for `ops.attention.attention`.
+        tile: The layout.
+        workspace_bytes: Most bytes of partial results.
+    """
+    (num_tokens, num_heads, _), num_seqs = query.shape, len(seq_lens)
+    slots = num_slots(query, kv_cache, block_table, tile.split, workspace_bytes)
+    tokens = tile.block_m // tile.members(num_heads, kv_cache.shape[2])
+    shapes = (
+        (max_items(num_tokens, num_seqs, tokens, slots), ITEM_SIZE.value),
+        (min(num_tokens, slots // 2), MERGE_SIZE.value),
+        (2,),
+    )
+    items, merges, counts = (torch.empty(shape, dtype=torch.int32, device=seq_lens.device) for shape in shapes)
+    # One size for up to 255 sequences: few variants to compile, and a sum over 256 integers costs next to nothing.
+    block = max(256, triton.next_power_of_2(num_seqs + 1))
+    _cut_kernel[(num_seqs + 1,)](
+        seq_lens, query_start_loc, items, merges, counts, num_seqs, num_tokens, window or 0, slots,
+        HAS_WINDOW=window is not None, TILE=tokens, SPLIT=tile.split, BLOCK=block, STEP=64, num_warps=4,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    return StepItems(items, merges, counts, slots)
+
+
+def attention_bytes(query: TensorLike, kv_cache: TensorLike, block_table: TensorLike, **rest: object) -> int:
+    """Return the most bytes that `attention` holds: its result and partial results."""
+    _, num_heads, head_dim = sizes_of(query)
+    slots = num_slots(query, kv_cache, block_table, SPLIT, WORKSPACE_BYTES)
+    return num_bytes(query) + slots * num_heads * (head_dim + 2) * 4
+
+
+def items_bytes(query: TensorLike, kv_cache: TensorLike, block_table: TensorLike, **rest: object) -> tuple[int, int]:
+    """Return the most bytes of a step's items; tiles of one token are the most there can be."""
+    num_tokens, num_seqs = sizes_of(query)[0], sizes_of(block_table)[0]
+    slots = num_slots(query, kv_cache, block_table, SPLIT, WORKSPACE_BYTES)
+    integers = max_items(num_tokens, num_seqs, 1, slots) * ITEM_SIZE.value
+    integers += min(num_tokens, slots // 2) * MERGE_SIZE.value + 2
+    return 4 * integers, 4 * integers
