@@ -39,10 +39,10 @@ def _lay_out_kernel(
     for begin in range(0, count, CHUNK):
         at = begin + lanes
         is_token = at < count
-        ids = tl.load(tokens + source + at, mask=is_token & (source >= 0), other=0)
+        ids = tl.load(tokens + source + at, mask=at < tl.where(source >= 0, count, 0), other=0)
         last = tl.load(last_tokens + tl.maximum(slot, 0))
         position = tl.where(is_real, start + at, 0)
-        block = tl.load(table + position // BLOCK_SIZE, mask=is_token & is_real, other=0)
+        block = tl.load(table + position // BLOCK_SIZE, mask=at < tl.where(is_real, count, 0), other=0)
         slots = tl.where(is_real, block * BLOCK_SIZE + position % BLOCK_SIZE, -1)
         tl.store(input_ids + first + at, tl.where(source >= 0, ids, tl.where(is_real, last, 0)), mask=is_token)
         tl.store(positions + first + at, position, mask=is_token)
