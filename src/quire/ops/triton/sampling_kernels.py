@@ -1,7 +1,7 @@
 """The kernels that sample. A program takes a block of a row's vocabulary, or puts together what a row's blocks say.
 
-All sums are of whole numbers: the softmax's of exponentials in units of 2**-40, and from then on those of weights, as in
-`quire.sampling.choice`. So no sum depends on how a kernel is compiled, and several kernels find the same one.
+All sums are of whole numbers: the softmax's of exponentials in units of 2**-40, and from then on those of weights, as
+in `quire.sampling.choice`. So no sum depends on how a kernel is compiled, and several kernels find the same one.
 """
 
 from __future__ import annotations
