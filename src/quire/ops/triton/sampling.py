@@ -203,8 +203,8 @@ class _Step:
         logprobs = self._new(torch.float32, num_rows, 1 + num)
         ids, ranks = self._new(torch.int32, 2, num_rows, 1 + num)
         rank_kernel[self._grid](
-            self._logits, self._slots, token_ids, self._raw_best, self._raw_sums, num_above, tops,
-            self._logits.stride(0), NUM=num, **self._cut, **self._sizes,
+            self._logits, token_ids, self._raw_best, self._raw_sums, num_above, tops, self._logits.stride(0), NUM=num,
+            **self._cut, **self._sizes,
         )  # fmt: skip
         logprobs_kernel[self._grid[:1]](
             self._logits, token_ids, self._raw_best, self._raw_sums, num_above, tops, logprobs, ids, ranks,
