@@ -207,7 +207,7 @@ def _quantize(x: Tensor, width: int, dtype: str, *, is_gated: bool) -> tuple[Ten
 
 def has_eight_bits(dtype: str = "int8", **rest: object) -> bool:
     """Return whether Triton converts to an eight-bit dtype on this GPU: to float8_e4m3fn only since Ada (8.9)."""
-    return dtype == "int8" or INTERPRETED or torch.cuda.get_device_capability() >= (8, 9)
+    return dtype == "int8" or not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 9)
 
 
 def silu(x: Tensor) -> Tensor:

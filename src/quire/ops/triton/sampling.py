@@ -177,8 +177,9 @@ class _Step:
         if edits is not None and len(edits.rows):
             num_edits, block = len(edits.rows), 128
             list_kernel[(triton.cdiv(num_edits, block),)](
-                edited, edits.rows, edits.token_ids, edits.values, num_edits, VOCAB_SIZE=edited.shape[1], BLOCK=block
-            )
+                edited, edits.rows, edits.token_ids, edits.values, num_edits, VOCAB_SIZE=edited.shape[1], BLOCK=block,
+                enable_fp_fusion=False,
+            )  # fmt: skip
 
     def _weigh(self) -> None:
         """Compute the weights of the blocks, and the thresholds of the rows."""
