@@ -21,7 +21,7 @@ class StagedStep:
         query_start_loc: [num_rows + 1].
         sampled_slots: [num_sampled]: slots of the rows that are sampled, -1 for padding.
         logits_indices: [num_logits]: tokens whose logits are wanted, those to sample from first.
-        tokens: Ids that the device does not have.
+        tokens: Ids that the device does not have, and whatever follows them in the buffer.
         updates: [num_updates, 2]: places in the block tables, and block ids.
     """
 
@@ -80,16 +80,24 @@ class Staging:
         """
         parts = [rows.reshape(-1), query_start_loc, np.array(sampled_slots), np.array(logits_indices)]
         parts += [tokens, updates.reshape(-1)]
-        starts = [*self._starts, self._starts[-1] + len(tokens)]
-        end = starts[-1] + updates.size
+        begin = self._starts[-1] + len(tokens)
+        starts, end = [*self._starts, begin], begin + updates.size
         host = self._hosts[self._turn]
         self._turn = (self._turn + 1) % len(self._hosts)
         array = host.numpy()
         for start, part in zip(starts, parts, strict=True):
             array[start : start + len(part)] = part
         self._device[:end].copy_(host[:end], non_blocking=True)
-        slices = (slice(start, start + len(part)) for start, part in zip(starts, parts, strict=True))
-        return self._views(int(query_start_loc[-1]), *slices)
+        on_device = [self._device[start : start + len(part)] for start, part in zip(starts, parts, strict=True)]
+        return StagedStep(
+            num_tokens=int(query_start_loc[-1]),
+            rows=on_device[0].view(-1, 3),
+            query_start_loc=on_device[1],
+            sampled_slots=on_device[2],
+            logits_indices=on_device[3],
+            tokens=self._device[self._starts[-1] :],  # an empty view would have no address for a graph to keep
+            updates=on_device[5].view(-1, 2),
+        )
 
     def padding(self, size: int) -> StagedStep:
         """Return what a graph for `size` rows reads, filled with rows of padding."""
@@ -97,11 +105,3 @@ class Staging:
         rows = np.tile(np.array([-1, 0, -1], dtype=np.int32), (size, 1))
         starts = np.arange(size + 1, dtype=np.int32)
         return self.send(rows, starts, [-1] * size, range(size), empty, empty)
-
-    def _views(
-        self, num_tokens: int, rows: slice, starts: slice, slots: slice, indices: slice, tokens: slice, updates: slice
-    ) -> StagedStep:
-        on = self._device
-        return StagedStep(
-            num_tokens, on[rows].view(-1, 3), on[starts], on[slots], on[indices], on[tokens], on[updates].view(-1, 2)
-        )

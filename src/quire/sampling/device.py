@@ -12,14 +12,7 @@ from torch import Tensor
 from quire.core.errors import RequestError
 from quire.core.request import TokenLogprobs
 from quire.ops.triton import sampling as kernels
-from quire.ops.triton.sampling_kernels import (
-    ALLOWED,
-    FIELDS,
-    LISTED,
-    NOT_FINITE,
-    PENALTIES,
-    SEEN_IN_PROMPT,
-)
+from quire.ops.triton.sampling_kernels import ALLOWED, FIELDS, LISTED, NOT_FINITE, PENALTIES, SEEN_IN_PROMPT
 from quire.sampling.row import SampledToken, SamplingRow
 
 _Words = npt.NDArray[np.int64]
@@ -129,7 +122,12 @@ class SamplingState:
         words = torch.from_numpy(np.concatenate(parts))
         if self._device.type == "cuda":
             words = words.pin_memory().to(self._device, non_blocking=True)
-        return words.split([len(part) for part in parts])
+        return torch.split(words, [len(part) for part in parts])
+
+
+def state_bytes(max_rows: int, vocab_size: int) -> int:
+    """Return the most bytes that a `SamplingState` holds."""
+    return max_rows * (8 * len(FIELDS) + 2 * vocab_size + 4 * -(-vocab_size // 32))
 
 
 def kinds_of(rows: Iterable[SamplingRow]) -> kernels.Kinds:

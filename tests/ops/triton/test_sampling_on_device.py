@@ -10,7 +10,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from quire.core.errors import RequestError
 from quire.core.sampling_params import SamplingParams
 from quire.ops.triton import sampling as kernels
-from quire.sampling.device import SamplingState, kinds_of, tokens_of
+from quire.sampling.device import SamplingState, kinds_of, state_bytes, tokens_of
 from quire.sampling.row import SamplingRow
 from quire.sampling.sampler import sample
 
@@ -209,6 +209,28 @@ def test_a_slot_is_used_again():
         same(tokens_of(draw(state, logits, [row]), [row]), sample(logits, [row]))
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="graphs are a GPU's")
+def test_steps_replay_from_a_graph():
+    params = [{"temperature": 0}, {"top_p": 0.8}, {"top_k": 9, "presence_penalty": 1.5}, {"logprobs": 4}]
+    rows = [row_of(SamplingParams(**{"seed": i, **p})) for i, p in enumerate(params)]
+    logits, slots = logits_of(4).to(DEVICE), torch.arange(4, dtype=torch.int32, device=DEVICE)
+    state, kinds, graph = state_of(rows), kinds_of(rows), torch.cuda.CUDAGraph()
+    state.allocate_edits()
+    state.sample(logits, slots, kinds)  # compiles, and counts a token: rows are set again
+    for slot, row in enumerate(rows):
+        state.set_row(slot, row)
+    state.flush()
+    with torch.cuda.graph(graph):
+        sampled = state.sample(logits, slots, kinds)
+    for step in range(4):
+        logits.copy_(logits_of(4, seed=step))
+        graph.replay()
+        expected = sample(logits.cpu(), rows)
+        same(tokens_of(on_host(sampled), rows), expected)
+        for row, result in zip(rows, expected, strict=True):
+            row.append(result.token_id)
+
+
 def test_frequencies_are_the_probabilities():
     """Chi-square over six tokens: 20.5 is exceeded once in a thousand draws of all, and these seeds do not."""
     logits = torch.full((1, 6), 0.0)
@@ -221,6 +243,12 @@ def test_frequencies_are_the_probabilities():
     counted = torch.bincount(draw(state, logits.expand(num, 6).contiguous(), rows).token_ids, minlength=6)
     expected = torch.softmax(logits[0], 0) * num
     assert ((counted - expected) ** 2 / expected).sum() < 20.5
+
+
+def test_bytes_are_known_before():
+    state = SamplingState(5, VOCAB_SIZE, DEVICE)
+    state.allocate_edits()
+    assert state.num_bytes() == state_bytes(5, VOCAB_SIZE)
 
 
 def test_what_a_device_cannot_do_is_refused():

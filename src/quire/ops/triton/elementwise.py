@@ -136,7 +136,7 @@ def _activate(x, KIND: tl.constexpr):
     return x * 0.5 * (1.0 + tl.erf(x * _SQRT_HALF))
 
 
-@triton.jit(do_not_specialize=["num_values"])
+@triton.jit
 def _activation_kernel(x, out, num_values, KIND: tl.constexpr, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     wide = tl.load(x + place, place < num_values, other=0.0).to(tl.float32)
@@ -203,6 +203,11 @@ def _quantize(x: Tensor, width: int, dtype: str, *, is_gated: bool) -> tuple[Ten
             rows[0], out, scales, scales.numel(), *rows[1:], LARGEST=LARGEST[dtype], IS_GATED=is_gated, **options
         )
     return out, scales
+
+
+def has_eight_bits(dtype: str = "int8", **rest: object) -> bool:
+    """Return whether Triton converts to an eight-bit dtype on this GPU: to float8_e4m3fn only since Ada (8.9)."""
+    return dtype == "int8" or not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 9)
 
 
 def silu(x: Tensor) -> Tensor:

@@ -118,6 +118,16 @@ def sample(logits: Tensor, slots: Tensor, state: RowState, kinds: Kinds, edits: 
     return _Step(logits, slots, state, kinds).run(edits)
 
 
+def workspace_bytes(num_rows: int, vocab_size: int, kinds: Kinds) -> int:
+    """Return the most bytes that `sample` holds at once, its results included."""
+    num = kinds.num_logprobs
+    blocks: int = num_rows * triton.cdiv(vocab_size, _BLOCK)
+    found = blocks * 5 * 8 + num_rows * (8 + 4 * (BINS + 1) + 2 * 4)
+    copies = (kinds.is_edited + (kinds.is_random and kinds.is_filtered)) * 4 * num_rows * vocab_size
+    reported = 0 if num is None else blocks * (4 + 8 * num) + num_rows * 3 * 4 * (1 + num)
+    return found + copies + reported
+
+
 class _Step:
     """The memory of one step, and its launches."""
 
@@ -153,7 +163,7 @@ class _Step:
         choose_kernel[self._grid[:1]](
             self._logits, self._edited, self._slots, state.parameters, state.counts, self._raw_best, self._best,
             self._sums, self._weights, self._thresholds, token_ids, statuses, stride, IS_RANDOM=kinds.is_random,
-            **self._cut, **self._sizes,
+            **self._cut, **{**self._sizes, "num_warps": 8 if kinds.is_random else 1},
         )  # fmt: skip
         if kinds.num_logprobs is None:
             return Sampled(token_ids, statuses)
@@ -167,8 +177,9 @@ class _Step:
         if edits is not None and len(edits.rows):
             num_edits, block = len(edits.rows), 128
             list_kernel[(triton.cdiv(num_edits, block),)](
-                edited, edits.rows, edits.token_ids, edits.values, num_edits, VOCAB_SIZE=edited.shape[1], BLOCK=block
-            )
+                edited, edits.rows, edits.token_ids, edits.values, num_edits, VOCAB_SIZE=edited.shape[1], BLOCK=block,
+                enable_fp_fusion=False,
+            )  # fmt: skip
 
     def _weigh(self) -> None:
         """Compute the weights of the blocks, and the thresholds of the rows."""
@@ -193,8 +204,8 @@ class _Step:
         logprobs = self._new(torch.float32, num_rows, 1 + num)
         ids, ranks = self._new(torch.int32, 2, num_rows, 1 + num)
         rank_kernel[self._grid](
-            self._logits, self._slots, token_ids, self._raw_best, self._raw_sums, num_above, tops,
-            self._logits.stride(0), NUM=num, **self._cut, **self._sizes,
+            self._logits, token_ids, self._raw_best, self._raw_sums, num_above, tops, self._logits.stride(0), NUM=num,
+            **self._cut, **self._sizes,
         )  # fmt: skip
         logprobs_kernel[self._grid[:1]](
             self._logits, token_ids, self._raw_best, self._raw_sums, num_above, tops, logprobs, ids, ranks,

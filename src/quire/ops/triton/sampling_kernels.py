@@ -1,7 +1,7 @@
 """The kernels that sample. A program takes a block of a row's vocabulary, or puts together what a row's blocks say.
 
-All sums are of whole numbers: the softmax's of exponentials in units of 2**-40, from then on those of weights, as in
-`quire.sampling.choice`. So no sum depends on how a kernel is compiled, and several kernels find the same one.
+All sums are of whole numbers: the softmax's of exponentials in units of 2**-40, and from then on those of weights, as
+in `quire.sampling.choice`. So no sum depends on how a kernel is compiled, and several kernels find the same one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ FIELDS = (
 """The 64-bit words of a row's parameters: floats in float64, then integers; temperature 0 is greedy, top_k 0 keeps all,
 `position` counts the tokens generated so far, `edits` are those of `ALLOWED`, `LISTED` and `PENALTIES` together."""
 ALLOWED, LISTED, PENALTIES = 1, 2, 4
+"""What changes a row's logits: a mask of allowed ids, listed values, counts."""
 OK, NOT_FINITE, NO_TOKEN_LEFT = 0, 1, 2
 """What a row's status says."""
 SEEN_IN_PROMPT = -(1 << 15)
@@ -26,7 +27,7 @@ BINS = 128
 _NUM_FIELDS, _BINS_ = tl.constexpr(len(FIELDS)), tl.constexpr(BINS)
 _TOP_K, _SEED, _POSITION, _EDITS = (tl.constexpr(FIELDS.index(n)) for n in ("top_k", "seed", "position", "edits"))
 _TEMPERATURE, _TOP_P, _MIN_P, _REPETITION, _FREQUENCY, _PRESENCE = (tl.constexpr(i) for i in range(6))
-_ALLOWED, _PENALTIES, _SEEN = tl.constexpr(ALLOWED), tl.constexpr(PENALTIES), tl.constexpr(SEEN_IN_PROMPT)
+_ALLOWED, _PENALTIES = tl.constexpr(ALLOWED), tl.constexpr(PENALTIES)
 _OK, _NOT_FINITE, _NO_TOKEN_LEFT = tl.constexpr(OK), tl.constexpr(NOT_FINITE), tl.constexpr(NO_TOKEN_LEFT)
 _ONE = tl.constexpr(2.0**60)  # probability 1
 _LAST_ID = tl.constexpr((1 << 31) - 1)
@@ -196,8 +197,8 @@ def summarize_kernel(
             place = edited + row.to(tl.int64) * VOCAB_SIZE + columns
             x = tl.load(place, kept, other=float("-inf"))
             if counts is not None and (edits & _PENALTIES) != 0:
-                x = _penalized(x, tl.load(counts + slot.to(tl.int64) * VOCAB_SIZE + columns, kept, other=0),
-                               parameters, slot)  # fmt: skip
+                counted = tl.load(counts + slot.to(tl.int64) * VOCAB_SIZE + columns, kept, other=0)
+                x = _penalized(x, counted, parameters, slot)
                 tl.store(place, x, kept)
             keys = _ordered(x)
             largest = tl.max(keys, 0)
@@ -229,8 +230,8 @@ def weigh_kernel(
     if IS_FINAL:
         threshold = tl.load(thresholds + row)
     else:
-        threshold = _share(_number(parameters, slot, _MIN_P), _weight(_probability(largest, largest, temperature,
-                                                                                   denominator)))  # fmt: skip
+        most = _weight(_probability(largest, largest, temperature, denominator))
+        threshold = _share(_number(parameters, slot, _MIN_P), most)
         if block == 0:
             tl.store(thresholds + row, threshold)
     columns = block * BLOCK + tl.arange(0, BLOCK)
@@ -406,7 +407,7 @@ def choose_kernel(
 
 @triton.jit
 def rank_kernel(
-    logits, slots, ids, raw_best, raw_sums, num_above, tops, row_stride,
+    logits, ids, raw_best, raw_sums, num_above, tops, row_stride,
     NUM: tl.constexpr, VOCAB_SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Write of each block how many logprobs are above the chosen token's, and the `NUM` largest, ties by id."""
