@@ -31,7 +31,7 @@ class Compilation:
         kernel: Module and name, "quire.ops.triton.linear:gathered_kernel".
         signature: Type of each argument that is no constant: "*bf16", "i32", "tensordesc<bf16[128,64]>"; with ":16" if
             the pointer or number is divisible by 16, as the launch would find out.
-        constants: Values of the rest, None and "tl.bfloat16" among them.
+        constexprs: Values of the rest, None and "tl.bfloat16" among them.
         options: Of the launch: num_warps, num_stages, enable_fp_fusion.
         wants_wgmma: Whether Hopper must compute its products by wgmma.
         capabilities: For which chips; 90 is Hopper, 80 is Ampere.
@@ -39,14 +39,14 @@ class Compilation:
 
     kernel: str
     signature: dict[str, str]
-    constants: dict[str, Any]
+    constexprs: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
     wants_wgmma: bool = False
     capabilities: tuple[int, ...] = (90, 80)
 
     def __str__(self) -> str:
         types = " ".join(t.removesuffix(":16") for t in self.signature.values() if t[0] in "*t")
-        sizes = " ".join(str(value) for value in self.constants.values() if value is not None)
+        sizes = " ".join(str(value) for value in self.constexprs.values() if value is not None)
         return f"{self.kernel.partition(':')[2]} {types} {sizes}"
 
 
@@ -104,14 +104,14 @@ def _compile(each: Compilation, capability: int) -> Compiled:
 
     module, _, name = each.kernel.partition(":")
     kernel = getattr(importlib.import_module(module), name)
-    given = {**each.signature, **dict.fromkeys(each.constants, "constexpr")}
+    given = {**each.signature, **dict.fromkeys(each.constexprs, "constexpr")}
     signature = {name: given[name].removesuffix(":16") for name in kernel.arg_names}
     attrs = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if given[name].endswith(":16")}
-    constants = {
+    constexprs = {
         name: getattr(tl, value[3:]) if isinstance(value, str) and value.startswith("tl.") else value
-        for name, value in each.constants.items()
+        for name, value in each.constexprs.items()
     }
-    source = ASTSource(kernel, signature, constants, attrs)
+    source = ASTSource(kernel, signature, constexprs, attrs)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(each.options))
     registers, spilled = _usage(made.asm["cubin"])
     return Compiled(registers, spilled, made.metadata.shared, "wgmma.mma_async" in made.asm["ptx"])

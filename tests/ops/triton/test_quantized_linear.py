@@ -5,6 +5,7 @@ import torch
 
 from quire.ops import linear as ops
 from quire.ops.quantize import dequantize_int4, quantize_rows, quantize_weight, quantize_weight_int4
+from quire.ops.tactics import tactics_for
 from quire.ops.triton import linear
 from quire.ops.triton import quantized_linear as kernels
 from quire.ops.triton.table import TACTICS
@@ -129,3 +130,10 @@ def test_packed_bytes_say_what_is_held(dtype, in_features):
     parts = dict(zip(tactic.pack_args, quantize_weight_int4(rows(5, in_features, dtype), 2), strict=True))
     packed = tactic.pack(**parts)
     assert tactic.packed_bytes(**parts) == packed.weight.nbytes + packed.groups.nbytes
+
+
+@pytest.mark.parametrize("op", ["linear", "moe", "linear_w8a8", "linear_w8a16", "linear_w4a16"])
+def test_the_default_keeps_bits(op):
+    first, *others = tactics_for(op, "cuda")
+    assert (first.name, first.keeps_bits) == ("triton", True)
+    assert not any(tactic.keeps_bits for tactic in others)
