@@ -1,0 +1,1 @@
+"""Tests of the GPU's tactics: interpreted on the CPU where there is no GPU."""
