@@ -101,6 +101,24 @@ def test_where_a_proof_fails_the_promise_holds_the_slow_way(monkeypatch, is_free
         assert len({rows for _, rows in used}) == 1, "every call has short tiles"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cap", [1.0, 50.0])
+def test_capped_scores(dtype, cap):
+    args = (*_case(dtype, 4, 2, 64, 16, BATCH, None), None, cap)
+    got = _tiled(*args)
+    assert_close(got, attention(*args))
+    assert not torch.equal(got, _tiled(*args[:-1]))
+
+
+def test_a_cap_bounds_the_scores():
+    """One key scores 100 and one 0: capped at 1, neither weighs more than e times the other."""
+    query, cache = torch.full((1, 1, 1), 100.0), torch.tensor([1.0, 0.0]).view(1, 1, 1, 2, 1).repeat(2, 1, 1, 1, 1)
+    step = (torch.zeros(1, 1, dtype=torch.int32), torch.tensor([2]), torch.tensor([0, 1]))
+    weights = torch.tensor([1.0, 0.0]).softmax(0)
+    assert_close(attention(query, cache, *step, 1.0, soft_cap=1.0).view(1), weights[:1])
+    assert [t.name for t in tactics_for("attention", "cpu") if t.is_valid(soft_cap=1.0)] == ["tiled", "reference"]
+
+
 def test_what_lies_behind_a_sequence_does_not_leak():
     """Finite rubbish past a sequence's length, and block 0, must not change a bit."""
     args = _case(torch.float32, 4, 2, 16, 16, [(3, 20), (1, 5)], None)
@@ -137,6 +155,8 @@ def test_errors():
         attention(args[0][:, :3], *args[1:])
     with pytest.raises(ShapeError, match="Invalid window"):
         attention(*args[:-1], 0)
+    with pytest.raises(ShapeError, match="Invalid soft_cap: expected a positive number or None, got 0"):
+        attention(*args, soft_cap=0.0)
 
 
 @pytest.mark.parametrize("window", [None, 3])

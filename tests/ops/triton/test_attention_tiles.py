@@ -1,0 +1,90 @@
+"""The cut of a step into items: every token's splits exactly once, every slot once, within what was reserved."""
+
+import itertools
+
+import pytest
+import torch
+
+from quire.ops.triton.attention_tiles import (
+    SPLIT,
+    WORKSPACE_BYTES,
+    Tile,
+    attention_bytes,
+    choose_tile,
+    cut,
+    items_bytes,
+)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TILE = Tile(32, 16, 4, 2, 1, 32)
+BATCHES = {
+    "decode": [(1, n) for n in (1, 31, 32, 33, 64, 500, 65, 0)],
+    "mixed": [(1, 100), (40, 300), (3, 3), (1, 700), (0, 9), (64, 64)],
+    "one": [(1, 4096)],
+    "prompt": [(300, 300)],
+    "late chunk": [(9, 1000)],
+}
+
+
+def _cut(batch, window, slots, heads=4, padding=0):
+    lengths = torch.tensor([length for _, length in batch], dtype=torch.int32, device=DEVICE)
+    starts = torch.tensor([0, *itertools.accumulate(q for q, _ in batch)], dtype=torch.int32, device=DEVICE)
+    query = torch.empty(int(starts[-1]) + padding, heads, 6)
+    table = torch.empty(len(batch), -(-max(length for _, length in batch) // 16), dtype=torch.int32)
+    cache = torch.empty(2, 1, 1, 16, 6)
+    return query, cut(query, cache, table, lengths, starts, window, TILE, slots * heads * 8 * 4)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("window", [None, 1, 70])
+@pytest.mark.parametrize("slots", [0, 40, 1000])
+def test_every_split_of_every_token_once(name, window, slots):
+    batch = BATCHES[name]
+    query, found = _cut(batch, window, slots, padding=5)
+    num_items, num_merges = found.counts.tolist()
+    assert num_items <= len(found.items) and num_merges <= len(found.merges)
+    seen, of_slot = {}, {}
+    for sequence, first, tokens, position, split, end, slot, _ in found.items[:num_items].tolist():
+        assert 1 <= tokens <= 8
+        for i in range(tokens):
+            seen.setdefault(first + i, []).extend(range(split, end))
+            if slot >= 0:
+                assert slot + i not in of_slot
+                of_slot[slot + i] = (first + i, range(split, end))
+        if sequence < len(batch):
+            assert position == batch[sequence][1] - (sum(q for q, _ in batch[: sequence + 1]) - first)
+    assert max(of_slot, default=-1) < found.num_slots <= slots
+    assert sorted(seen) == list(range(len(query)))
+    for (count, length), start in zip(batch, itertools.accumulate([0, *(q for q, _ in batch)]), strict=False):
+        for i in range(count):
+            at = length - count + i
+            low = 0 if window is None else max(at - window + 1, 0)
+            needed = set(range(low // 32, at // 32 + 1)) if at >= 0 else set()
+            assert len(set(seen[start + i])) == len(seen[start + i]) and needed <= set(seen[start + i])
+    for token, slot, stride, number in found.merges[:num_merges].tolist():
+        parts = [of_slot.pop(slot + n * stride) for n in range(number)]
+        assert {t for t, _ in parts} == {token}
+        assert [s for _, splits in parts for s in splits] == seen[token]
+    assert not of_slot
+
+
+def test_long_work_comes_first():
+    _, found = _cut([(1, 50), (40, 300), (1, 70)], None, 0)
+    items = found.items[: int(found.counts[0])].tolist()
+    assert [item[0] for item in items] == [1] * 5 + [0, 2]
+    assert [item[3] for item in items[:5]] == [292, 284, 276, 268, 260]
+
+
+def test_bytes_are_what_is_allocated():
+    for num_tokens, num_seqs in ((64, 64), (2048, 2), (100, 64)):
+        query = torch.empty(num_tokens, 8, 64, dtype=torch.bfloat16, device="meta")
+        cache = torch.empty(2, 10, 2, 16, 64, dtype=torch.bfloat16, device="meta")
+        table = torch.empty(num_seqs, 512, dtype=torch.int32, device="meta")
+        lengths = torch.zeros(num_seqs, dtype=torch.int32, device=DEVICE)
+        starts = torch.zeros(num_seqs + 1, dtype=torch.int32, device=DEVICE)
+        found = cut(query, cache, table, lengths, starts, None, choose_tile(num_tokens, num_seqs, 64, query.dtype))
+        held = sum(t.numel() * 4 for t in (found.items, found.merges, found.counts))
+        assert held <= items_bytes(query, cache, table)[0] <= held + 32 * num_tokens
+        result = num_tokens * 8 * 64 * 2
+        assert attention_bytes(query, cache, table) == result + found.num_slots * 8 * 66 * 4
+        assert found.num_slots * 8 * 66 * 4 <= WORKSPACE_BYTES and found.num_slots <= num_tokens * 8192 // SPLIT
