@@ -267,7 +267,7 @@ class PendingStep:
         self._logits = logits
         self._is_done: torch.cuda.Event | None = None
         if torch.cuda.is_available():
-            self._is_done = torch.cuda.Event()
+            self._is_done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._is_done.record()
 
     def result(self) -> ModelOutput:

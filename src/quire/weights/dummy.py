@@ -21,8 +21,8 @@ class DummyWeights(DeclaredWeights):
 
     Integers of a quantized checkpoint are random bits.
 
-    A tensor's values depend only on the seed, its name and its shape, up to rounding to its dtype. Only the first million
-    are drawn, at 150 million a second; the rest is as fast as memory, so that 8 billion parameters take seconds.
+    A tensor's values depend only on the seed, its name and its shape, up to rounding to its dtype. Only the first
+    million are drawn, at 150 million a second; the rest is as fast as memory: 8 billion parameters take seconds.
 
     Args:
         declared: The weights to make, by name.
