@@ -54,8 +54,8 @@ def _int4(rows: int, features: int, warps: int, stages: int):
     sizes = {**_SIZES, "x_stride": "i32:16", "weight_stride": "i32:16"}
     return Compilation(
         f"{_QUANTIZED}:int4_kernel",
-        {"x": "*bf16:16", "weight": "*u8:16", "groups": "*i32:16", "out": "*bf16:16", **sizes},
-        {"bias": None, "ROWS": rows, "FEATURES": features, "HALF": 64, "GROUP": 128, "IS_WHOLE": True},
+        {"x": "*bf16:16", "weight": "*i16:16", "groups": "*i32:16", "out": "*bf16:16", **sizes},
+        {"bias": None, "ROWS": rows, "FEATURES": features, "QUARTER": 32, "GROUP": 128, "IS_WHOLE": True},
         _options(warps, stages), wants_wgmma=True,
     )  # fmt: skip
 

@@ -34,7 +34,10 @@ def test_eight_bits(kept, dtype, num_rows, out_features, in_features, has_bias):
     assert_close(kernels.linear_w8a16(x, w, scales, bias), ops.linear_w8a16(x, w, scales, bias))
     got = kernels.linear_w8a8(q, q_scales, w, scales, bias, name_of(dtype))
     expected = ops.linear_w8a8(q, q_scales, w, scales, bias, name_of(dtype))
-    assert_close(got, expected)
+    if kept == "int8" or DEVICE == "cpu":
+        assert_close(got, expected)
+    else:  # tensor cores add float8 in about 14 bits
+        assert_close(got.bfloat16(), expected.bfloat16())
     if kept == "int8" and dtype in ROUNDS_ALIKE:
         assert torch.equal(got, expected), "exact sums, scaled in the same order"
 

@@ -52,7 +52,7 @@ def tile_for(x: torch.Tensor, weight: torch.Tensor, is_streamed: bool, channels:
 
     Args:
         x: [num_rows, in_features], any dtype of the ops.
-        weight: [out_features, ...], of which an element stands for one value, or for two of four bits.
+        weight: [out_features, ...], of which an element may stand for several channels.
         is_streamed: Whether the kernel is the one that reads by TMA. It takes 128 bytes a row at once, as much as TMA
             brings into shared memory without bank conflicts; the other takes 256 if there are few rows.
         channels: How many the kernel wants to read at once; None leaves it to the above.
@@ -72,8 +72,9 @@ def tile_for(x: torch.Tensor, weight: torch.Tensor, is_streamed: bool, channels:
     if channels is None:
         channels = (256 if is_few else 128) // x.dtype.itemsize
         channels = channels if x.shape[1] % 16 == 0 else channels // 4  # read one by one, which takes registers
-    stage_bytes = channels * (rows * x.dtype.itemsize + features * weight.dtype.itemsize)
-    return Tile(rows, features, channels, warps, max(2, min(most, _shared_bytes(x) // stage_bytes)))
+    weight_bytes = weight.shape[1] * weight.dtype.itemsize / x.shape[1]  # a channel
+    stage_bytes = channels * (rows * x.dtype.itemsize + features * weight_bytes)
+    return Tile(rows, features, channels, warps, max(2, min(most, int(_shared_bytes(x) / stage_bytes))))
 
 
 def _shared_bytes(x: torch.Tensor) -> int:
