@@ -96,6 +96,19 @@ def test_caches_of_8_bits(dtype, kv_dtype, window, cap):
     assert_close(_run(case, window, cap, tile), _reference(case, window, cap))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kv_dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_every_value_of_8_bits_is_read_exactly(dtype, kv_dtype):
+    """A sequence of one token returns its value: two of them hold all 256."""
+    cache = torch.arange(256, dtype=torch.uint8, device=DEVICE).view(1, 2, 1, 1, 128).repeat(2, 1, 1, 1, 1)
+    cache[cache & 0x7F == 0x7F] = 0  # not a number, and in int8 never written
+    cache = cache.view(kv_dtype)
+    table, lengths = torch.arange(2, device=DEVICE)[:, None], torch.ones(2, dtype=torch.int64, device=DEVICE)
+    case = (torch.zeros(2, 1, 128, dtype=dtype, device=DEVICE), cache, table, lengths, torch.arange(3, device=DEVICE))
+    got = _run((*case, torch.ones(2, 1, device=DEVICE)), tile=WIDE if dtype == torch.float32 else SHORT)
+    assert torch.equal(got.view(256).float(), cache[1].flatten().float())
+
+
 @pytest.mark.parametrize("kv_dtype, window, cap", [(None, None, None), (torch.int8, 23, 2.0)], ids=str)
 def test_bits_do_not_depend_on_batch_chunk_split_or_tile(kv_dtype, window, cap):
     """Batched = alone = chunked = decoded one by one, cut into splits or not, in short tiles or long ones."""

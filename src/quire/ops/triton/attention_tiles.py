@@ -68,10 +68,10 @@ def choose_tile(num_tokens: int, num_seqs: int, head_dim: int, dtype: torch.dtyp
         head_dim: Width of a head.
         dtype: Of the queries.
     """
-    if dtype == torch.float32:  # multiplied by fused multiply-adds, whose order of sums may depend on the tile's rows
-        return Tile(32, 32, 4, 2, 2)
-    if head_dim > 128:  # two sums of 64 x 256 in float32 fill the registers of 8 warps
-        return Tile(64, 64, 8, 2, 1)
+    if dtype == torch.float32:  # without tensor cores the order of sums follows the tile, so one serves all steps
+        return Tile(32, 32, 4, 2, 2) if head_dim <= 128 else Tile(16, 16, 4, 2, 2)
+    if head_dim > 128:  # two sums of 64 x 256 in float32 take half of all registers; 96 KB of shared memory
+        return Tile(64, 32, 8, 2, 1)
     if num_tokens <= 2 * num_seqs:
         return Tile(64, 64, 4, 4, 2)
     return Tile(128, 64, 8, 3, 1)
