@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -28,7 +29,7 @@ def profiled(run: Any, timeline: Path | None = None) -> dict[str, Any]:
         found.export_chrome_trace(str(timeline))
     spans, kernels = [], Counter[str]()
     for event in found.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type == DeviceType.CUDA:
             spans.append((event.time_range.start, event.time_range.end))
             kernels[event.name[:48]] += event.time_range.end - event.time_range.start
     return {"idle_share": _idle_share(spans), "kernels": {name: us / 1e3 for name, us in kernels.most_common(10)}}

@@ -32,6 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def linear_parameters(shape: dict[str, Any]) -> int:
     """Return the elements of all matrices that decoding a token reads."""
+    sizes: dict[str, int] = shape
     hidden, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
     heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
     attention = hidden * shape["head_dim"] * (2 * heads + 2 * kv_heads)

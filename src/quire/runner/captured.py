@@ -16,7 +16,7 @@ from quire.runner.staging import StagedStep
 
 GREEDY = Kinds(is_random=False, is_filtered=False)
 FILTERED = Kinds()
-_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 
 T = TypeVar("T")
 Forward = Callable[[StagedStep], torch.Tensor]
@@ -24,7 +24,7 @@ Sample = Callable[[torch.Tensor, torch.Tensor, Kinds], Sampled]
 
 
 def graph_sizes(most: int) -> list[int]:
-    """Return the numbers of rows at which steps are captured, ascending; the last is `most`, or 256 if that is less.
+    """Return the numbers of rows at which steps are captured, ascending; the last is `most`, or 512 if that is less.
 
     A padded row costs little: up to some hundred rows a step takes as long as reading the weights.
     """
