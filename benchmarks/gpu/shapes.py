@@ -32,18 +32,17 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def linear_parameters(shape: dict[str, Any]) -> int:
     """Return the elements of all matrices that decoding a token reads."""
-    sizes: dict[str, int] = shape
     hidden, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
     heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
     attention = hidden * shape["head_dim"] * (2 * heads + 2 * kv_heads)
-    return layers * (attention + 3 * hidden * inner) + shape["vocab_size"] * hidden
+    return int(layers * (attention + 3 * hidden * inner) + shape["vocab_size"] * hidden)
 
 
 def prefill_flops(shape: dict[str, Any], length: int) -> float:
     """Return the operations of a prompt whose last token alone gets logits: linear layers and causal attention."""
     body = linear_parameters(shape) - shape["vocab_size"] * shape["hidden_size"]
     width = shape["num_attention_heads"] * shape["head_dim"]
-    return 2.0 * body * length + 2.0 * length**2 * width * shape["num_hidden_layers"]
+    return float(2 * body * length + 2 * length**2 * width * shape["num_hidden_layers"])
 
 
 @contextmanager

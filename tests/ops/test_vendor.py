@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quire.ops import vendor
+from quire.ops.cuda import vendor
 from quire.ops.linear import linear_w8a8
 from quire.ops.quantize import quantize_rows, quantize_weight
 from quire.ops.spec import TensorSpec

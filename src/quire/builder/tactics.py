@@ -16,7 +16,7 @@ from torch import fx
 
 from quire.graph.network import Network
 from quire.graph.nodes import op_of, spec
-from quire.ops.tactic import Tactic
+from quire.ops.op import Tactic
 from quire.plan.device import this_device
 from quire.plan.folding import constant_nodes
 from quire.plan.tactics import DeviceTactics, TacticRecord, candidates, describe

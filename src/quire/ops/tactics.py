@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quire.core.errors import TacticError
 from quire.ops.cpu import table as cpu
-from quire.ops.tactic import REFERENCE, Tactic
+from quire.ops.op import REFERENCE, Tactic
 
 DEVICE_KINDS = ("cpu", "cuda")
 
@@ -20,10 +20,10 @@ def table(device: str) -> tuple[Tactic, ...]:
     if device != "cuda":
         raise TacticError(f"device: expected one of {', '.join(DEVICE_KINDS)}, got {device!r}.")
     try:
-        from quire.ops.triton import table as triton
+        from quire.ops.cuda import table as cuda
     except ModuleNotFoundError as error:
         raise TacticError(f"device cuda: expected Triton, got none ({error}); install `quire[gpu]`.") from None
-    return triton.TACTICS
+    return cuda.TACTICS
 
 
 def tactics_for(op: str, device: str) -> list[Tactic]:

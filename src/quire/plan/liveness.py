@@ -16,8 +16,8 @@ from torch import fx
 from quire.core.errors import ShapeError
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, op_of, results, spec_argument
+from quire.ops.op import Tactic
 from quire.ops.spec import TensorSpec, num_bytes
-from quire.ops.tactic import Tactic
 from quire.plan.folding import constant_nodes
 from quire.plan.tactics import choose, prepared_key
 

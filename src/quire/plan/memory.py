@@ -12,8 +12,8 @@ from torch import fx
 from quire.core.errors import CapacityError
 from quire.graph.network import Network
 from quire.graph.nodes import op_of, spec, spec_argument
+from quire.ops.op import Tactic
 from quire.ops.spec import num_bytes, sizes_of
-from quire.ops.tactic import Tactic
 from quire.plan.folding import constant_nodes
 from quire.plan.liveness import Storage, arguments_of, step_memory, storages
 from quire.plan.tactics import choose

@@ -15,7 +15,7 @@ from torch import fx
 from quire.core.errors import TacticError
 from quire.graph.network import Network
 from quire.graph.nodes import op_of, spec_argument
-from quire.ops.tactic import Tactic
+from quire.ops.op import Tactic
 from quire.ops.tactics import tactics_for
 from quire.plan.device import Device
 from quire.plan.folding import constant_nodes

@@ -16,7 +16,7 @@ from torch import fx
 
 from quire.graph.network import Network
 from quire.graph.nodes import op_of
-from quire.ops.tactic import REFERENCE, Tactic
+from quire.ops.op import REFERENCE, Tactic
 from quire.ops.tactics import tactics_for
 from quire.plan.folding import Constants, constant_nodes
 from quire.plan.weight_source import WeightSource

@@ -11,7 +11,7 @@ from torch import fx
 
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, op_of
-from quire.ops.tactic import Tactic
+from quire.ops.op import Tactic
 from quire.plan.device import torch_device
 from quire.plan.folding import Constants, constant_nodes
 from quire.plan.read_ahead import ReadAhead

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from quire.ops import linear as ops
+from quire.ops.cuda.table import TACTICS
 from quire.ops.quantize import dequantize_int4, quantize_rows, quantize_weight, quantize_weight_int4
 from quire.ops.tactics import tactics_for
 from quire.ops.triton import linear
 from quire.ops.triton import quantized_linear as kernels
-from quire.ops.triton.table import TACTICS
 from tests.ops.triton.test_linear import DEVICE, DTYPES, rows, summable
 from tests.support.tolerance import assert_close
 

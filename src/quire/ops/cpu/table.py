@@ -17,9 +17,9 @@ from quire.ops.cpu import (
     rope,
 )
 from quire.ops.cpu import quantized_linear as quantized
+from quire.ops.op import REFERENCE, Tactic
 from quire.ops.registry import OPS
 from quire.ops.spec import dtype_name
-from quire.ops.tactic import REFERENCE, Tactic
 
 
 def reference(op: str, *, keeps_bits: bool = True) -> Tactic:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quire.ops import vendor
-from quire.ops.tactic import Tactic
+from quire.ops.cuda import vendor
+from quire.ops.op import Tactic
 from quire.ops.triton import attention, attention_tiles, elementwise, linear, moe, norm, rope
 from quire.ops.triton import quantized_linear as quantized
 
