@@ -16,7 +16,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FACTOR = 4 if DEVICE == "cuda" else 1
 SHORT = Tile(64, 64, 4, 4, 2, 128) if DEVICE == "cuda" else Tile(16, 16, 4, 2, 1, 32)
 LONG = Tile(128, 64, 8, 3, 1, 128) if DEVICE == "cuda" else Tile(32, 16, 4, 2, 1, 32)
-WIDE = Tile(32, 32, 4, 2, 2, 128) if DEVICE == "cuda" else SHORT  # of float32
+WIDE = Tile(32, 32, 8, 2, 1, 128) if DEVICE == "cuda" else SHORT  # of float32
 # (queries, length): decode of one split and of several, a prompt, a chunk over a context, none
 BATCH = [(1, 1), (1, 70 * FACTOR), (3, 3), (6, 38 * FACTOR), (0, 5)]
 

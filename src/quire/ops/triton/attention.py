@@ -10,7 +10,8 @@ https://arxiv.org/abs/2307.08691); the splits' results are merged in order, from
 
 The first merge is exact, and tiles and splits that a row does not see change nothing. So it does not matter which
 program computes which splits, how a prompt was chunked, or what else is in the batch: the bits are the same. That
-takes equal instructions in every path: products are fused with sums only where `tl.fma` says so.
+takes equal instructions in every path: products are fused with sums only where `tl.fma` says so, and sums of weights
+are trees of a fixed shape.
 """
 
 from __future__ import annotations
@@ -61,6 +62,26 @@ def _tanh(x):
 def _finite(m):
     """Return the peak to subtract: 0 for a row that has seen nothing."""
     return tl.where(m == float("-inf"), 0.0, m)
+
+
+@triton.jit
+def _halve(x):
+    """Return the sums of rows as a tree of pairs (j, j + half)."""
+    if x.shape[1] > 2:
+        sums = _halve(tl.sum(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), axis=1))
+    else:
+        sums = tl.sum(x, axis=1)
+    return sums
+
+
+@triton.jit
+def _row_sums(x):
+    """Return the sums of rows as a tree that no layout of elements over threads can change; it does change `tl.sum`.
+
+    (For sm_80 Triton 3.6 lays 64 rows out otherwise than 128.) Neighbours first, then halves: in a tensor core's
+    layout a thread adds up its own elements before others', so this costs what `tl.sum` does.
+    """
+    return _halve(tl.sum(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]), axis=2))
 
 
 @triton.jit
@@ -121,7 +142,7 @@ def _attend_tiles(
         if IS_MASKED:
             weights = tl.where(seen, weights, 0.0)
         shrunk = tl.exp2(m - base)
-        s = s * shrunk + tl.sum(weights, axis=1)
+        s = s * shrunk + _row_sums(weights)
         v = _widen(_load_rows(values + offsets, inside, dims, HEAD_DIM, IS_MASKED), q)
         a = launch.dot(weights.to(q.dtype), v, a * shrunk[:, None])
         m = highest

@@ -69,7 +69,7 @@ def choose_tile(num_tokens: int, num_seqs: int, head_dim: int, dtype: torch.dtyp
         dtype: Of the queries.
     """
     if dtype == torch.float32:  # without tensor cores the order of sums follows the tile, so one serves all steps
-        return Tile(32, 32, 4, 2, 2) if head_dim <= 128 else Tile(16, 16, 4, 2, 2)
+        return Tile(32, 32, 8, 2, 1) if head_dim <= 128 else Tile(16, 16, 4, 2, 2)
     if head_dim > 128:  # two sums of 64 x 256 in float32 take half of all registers; 96 KB of shared memory
         return Tile(64, 32, 8, 2, 1)
     if num_tokens <= 2 * num_seqs:
