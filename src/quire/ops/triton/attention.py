@@ -296,11 +296,14 @@ def _attend_kernel(
     BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
     """Compute every item for every tile of heads.
 
     Programs take turns, in every other round backwards: items come longest first, so their shares are nearly alike.
     """
+    launch.let_next_start(IS_OVERLAPPED)
+    launch.wait_for_last(IS_OVERLAPPED)
     num_works = tl.load(counts) * HEAD_TILES
     pid = tl.program_id(0)
     for base in range(0, num_works, num_programs):
@@ -329,8 +332,11 @@ def _merge_kernel(
     HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
     """Merge the partial results of a token's heads in order; `ROWS` heads at a time."""
+    launch.let_next_start(IS_OVERLAPPED)
+    launch.wait_for_last(IS_OVERLAPPED)
     HEAD_TILES: tl.constexpr = (NUM_HEADS + ROWS - 1) // ROWS
     dims = tl.arange(0, PADDED)
     for work in range(tl.program_id(0), tl.load(counts + 1) * HEAD_TILES, num_programs):
@@ -424,12 +430,12 @@ def attend(
         soft_cap, window or 0, num_programs, query.stride(0), query.stride(1), kv_cache.stride(0), kv_cache.stride(1),
         kv_cache.stride(2), block_table.stride(0), HAS_WINDOW=window is not None, **heads, BLOCK_SIZE=block_size,
         MEMBERS=members, HEAD_TILES=head_tiles, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, SPLIT=tile.split,
-        NUM_STAGES=tile.num_stages, num_warps=tile.num_warps, enable_fp_fusion=False,
+        NUM_STAGES=tile.num_stages, num_warps=tile.num_warps, enable_fp_fusion=False, **launch.overlap(query),
     )  # fmt: skip
     if prepared.num_slots:
         _merge_kernel[(4 * launch.num_programs(query),)](
             prepared.merges, prepared.counts, out, partials, peaks_sums, kv_scales, 4 * launch.num_programs(query),
-            **heads, ROWS=4, num_warps=1, enable_fp_fusion=False,
+            **heads, ROWS=4, num_warps=1, enable_fp_fusion=False, **launch.overlap(query),
         )  # fmt: skip
     return out
 

@@ -72,9 +72,9 @@ def choose_tile(num_tokens: int, num_seqs: int, head_dim: int, dtype: torch.dtyp
         return Tile(32, 32, 8, 2, 1) if head_dim <= 128 else Tile(16, 16, 4, 2, 2)
     if head_dim > 128:  # two sums of 64 x 256 in float32 take half of all registers; 96 KB of shared memory
         return Tile(64, 32, 8, 2, 1)
-    if num_tokens <= 2 * num_seqs:
-        return Tile(64, 64, 4, 4, 2)
-    return Tile(128, 64, 8, 3, 1)
+    if num_tokens == num_seqs:  # H100: 64 x 4,096 tokens at 2.6 TB/s, one of 128 in 5.4 us, one of 4,096 in 21 us
+        return Tile(16, 128, 4, 4, 2)
+    return Tile(128, 128, 8, 2, 1)  # H100: 8,192 tokens at 337 TFLOP/s, 2,048 behind as many at 325
 
 
 @dataclass(frozen=True, slots=True)

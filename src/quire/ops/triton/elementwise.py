@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quire.ops.quantize import LARGEST, SMALLEST_SCALE
 from quire.ops.spec import dtype_of
-from quire.ops.triton.launch import INTERPRETED
+from quire.ops.triton.launch import INTERPRETED, let_next_start, overlap, wait_for_last
 
 # Values of a program: a load of 16 bytes for each thread of 4 warps in bfloat16; 14 programs for a row of an 8B MLP.
 _BLOCK = 1024
@@ -155,7 +155,11 @@ def _load(x, place, columns, kept, IS_GATED: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _silu_mul_kernel(x, out, inner, outer_stride, inner_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_mul_kernel(
+    x, out, inner, outer_stride, inner_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, IS_OVERLAPPED: tl.constexpr
+):  # fmt: skip
+    let_next_start(IS_OVERLAPPED)
+    wait_for_last(IS_OVERLAPPED)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     place = row // inner * outer_stride + row % inner * inner_stride
@@ -166,8 +170,10 @@ def _silu_mul_kernel(x, out, inner, outer_stride, inner_stride, WIDTH: tl.conste
 @triton.jit(do_not_specialize=["num_rows"])
 def _quantize_kernel(
     x, out, scales, num_rows, inner, outer_stride, inner_stride, LARGEST: tl.constexpr, IS_GATED: tl.constexpr,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
+    let_next_start(IS_OVERLAPPED)
+    wait_for_last(IS_OVERLAPPED)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     block = tl.arange(0, BLOCK)[None, :]
     place = row // inner * outer_stride + row % inner * inner_stride
@@ -200,7 +206,15 @@ def _quantize(x: Tensor, width: int, dtype: str, *, is_gated: bool) -> tuple[Ten
     if out.numel():
         rows, (grid, options) = rows_of(x), tiles_of(x, width)
         _quantize_kernel[grid](
-            rows[0], out, scales, scales.numel(), *rows[1:], LARGEST=LARGEST[dtype], IS_GATED=is_gated, **options
+            rows[0],
+            out,
+            scales,
+            scales.numel(),
+            *rows[1:],
+            LARGEST=LARGEST[dtype],
+            IS_GATED=is_gated,
+            **options,
+            **overlap(x),
         )
     return out, scales
 
@@ -226,7 +240,7 @@ def silu_mul(x: Tensor) -> Tensor:
     out = torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
     if out.numel():
         rows, grid = rows_of(x), (out.numel() // width, triton.cdiv(width, _BLOCK))
-        _silu_mul_kernel[grid](rows[0], out, *rows[1:], WIDTH=width, **_OPTIONS)
+        _silu_mul_kernel[grid](rows[0], out, *rows[1:], WIDTH=width, **_OPTIONS, **overlap(x))
     return out
 
 

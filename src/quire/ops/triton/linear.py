@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from quire.ops.triton.launch import dot, num_programs
+from quire.ops.triton.launch import dot, let_next_start, num_programs, overlap, prefetch, wait_for_last
 from quire.ops.triton.tiles import FEW_ROWS, Tile, tile_at, tile_for
 
 
@@ -64,6 +64,7 @@ def gathered_kernel(
     x, weight, out, scales, x_scales, bias,
     num_rows, out_features, in_features, x_stride, weight_stride,
     ROWS: tl.constexpr, FEATURES: tl.constexpr, CHANNELS: tl.constexpr, IS_WHOLE: tl.constexpr, OPERAND: tl.constexpr,
+    AHEAD: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """Compute one tile of any product; the weight is the first operand, so that 16 rows and fewer fill the second.
 
@@ -72,7 +73,9 @@ def gathered_kernel(
         scales, x_scales, bias: See `finish`.
         IS_WHOLE: Whether CHANNELS divide `in_features`.
         OPERAND: dtype that operands are widened to.
+        AHEAD: Channels of the weight that are fetched while the kernel before still works.
     """
+    let_next_start(IS_OVERLAPPED)
     first_row, first_feature = tile_at(tl.program_id(0), num_rows, out_features, ROWS, FEATURES)
     row, feature = first_row + tl.arange(0, ROWS), first_feature + tl.arange(0, FEATURES)
     channel = tl.arange(0, CHANNELS)
@@ -80,6 +83,11 @@ def gathered_kernel(
     x_at = x + tl.minimum(row, num_rows - 1).to(tl.int64)[None, :] * x_stride + channel[:, None]
     weight_at = weight + tl.minimum(feature, out_features - 1).to(tl.int64)[:, None] * weight_stride + channel[None, :]
     sums = tl.zeros((FEATURES, ROWS), dtype=tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
+    if AHEAD > 0:
+        LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
+        line = tl.arange(0, AHEAD // LINE) * LINE
+        prefetch(weight + tl.minimum(feature, out_features - 1).to(tl.int64)[:, None] * weight_stride + line[None, :])
+    wait_for_last(IS_OVERLAPPED)
     for start in range(0, in_features, CHANNELS):
         if IS_WHOLE:
             w, v = tl.load(weight_at), tl.load(x_at)
@@ -202,8 +210,15 @@ def _gather(x: Tensor, weight: Tensor, out: Tensor, epilogue: _Epilogue) -> None
     gathered_kernel[grid](
         x, weight, out, *epilogue, x.shape[0], *weight.shape, x.stride(0), weight.stride(0),
         tile.rows, tile.features, tile.channels, weight.shape[1] % tile.channels == 0, operand,
-        **options(tile, is_fused=epilogue[0] is None),
+        _ahead(x, weight, tile), **overlap(x), **options(tile, is_fused=epilogue[0] is None),
     )  # fmt: skip
+
+
+def _ahead(x: Tensor, weight: Tensor, tile: Tile) -> int:
+    """Return how many channels of a tile's weight to fetch ahead: as many as are on their way once the kernel runs."""
+    if x.shape[0] > FEW_ROWS or not overlap(x)["IS_OVERLAPPED"]:
+        return 0
+    return min(1 << (tile.channels * tile.num_stages).bit_length() - 1, 1 << weight.shape[1].bit_length() - 1)
 
 
 _TRITON_NAMES = {

@@ -10,6 +10,7 @@ from torch import Tensor
 from quire.ops.quantize import LARGEST
 from quire.ops.spec import dtype_of
 from quire.ops.triton.elementwise import cast, largest_bits, quantized, round_to, rows_of, scale_of, tiles_of
+from quire.ops.triton.launch import let_next_start, overlap, wait_for_last
 
 
 @triton.jit
@@ -35,8 +36,10 @@ def _normed(wide, root, weight, columns, WIDTH: tl.constexpr):
 def _rms_norm_kernel(
     x, residual, weight, out, scales, total, eps, num_rows,
     x_inner, x_outer_stride, x_inner_stride, residual_inner, residual_outer_stride, residual_inner_stride,
-    LARGEST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    LARGEST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
+    let_next_start(IS_OVERLAPPED)
+    wait_for_last(IS_OVERLAPPED)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     block = tl.arange(0, BLOCK)[None, :]
     x_place = row // x_inner * x_outer_stride + row % x_inner * x_inner_stride
@@ -115,7 +118,7 @@ def _launch(
         _rms_norm_kernel[grid](
             rows[0], None if residual is None else added[0], weight.contiguous(), out, scales, total, eps,
             x.numel() // x.shape[-1], *rows[1:], *added[1:],
-            LARGEST=0.0 if scales is None else LARGEST[str(out.dtype).removeprefix("torch.")], **options,
+            LARGEST=0.0 if scales is None else LARGEST[str(out.dtype).removeprefix("torch.")], **options, **overlap(x),
         )  # fmt: skip
     return total
 

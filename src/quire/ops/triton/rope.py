@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.ops.triton.launch import let_next_start, overlap, wait_for_last
+
 _ROWS = 32
 """Rows of a program: for 64 tokens of 32 + 8 heads 80 programs, 8 KB each."""
 
@@ -97,8 +99,11 @@ def _rope_append_kv_kernel(
     HALF: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
 ):
     """Rotate query rows into `out`; rotate key rows into the cache, and copy their values there."""
+    let_next_start(IS_OVERLAPPED)
+    wait_for_last(IS_OVERLAPPED)
     pid = tl.program_id(0)
     if NUM_HEADS > 0:  # noqa: SIM102  (known when compiling, the next is not)
         if pid < num_query_programs:
@@ -181,5 +186,5 @@ def _launch(
         query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),
         *cache_strides, NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
         HALF=0 if table is None else table.shape[1] // 2, BLOCK_SIZE=block_size, ROWS=_ROWS, num_warps=4,
-        enable_fp_fusion=False,
+        enable_fp_fusion=False, **overlap(query),
     )  # fmt: skip
