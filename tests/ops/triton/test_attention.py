@@ -122,6 +122,13 @@ def test_bits_do_not_depend_on_batch_chunk_split_or_tile(kv_dtype, window, cap):
         assert torch.equal(alone, together[starts[i] + first : starts[i] + last]), (i, first, last)
 
 
+@pytest.mark.parametrize("workspace_bytes", [0, 3000, 14500, 1 << 20])
+def test_bits_do_not_depend_on_the_space_for_partial_results(workspace_bytes):
+    """Space for none, for short sequences only, for some of the long ones, for all; float32 shows the last bit."""
+    case = _case(torch.float32, 4, 1, 16, 16, [(1, 5 * 32 * FACTOR), (9, 166 * FACTOR), (1, 133 * FACTOR), (5, 150)])
+    assert torch.equal(_run(case, tile=WIDE, workspace_bytes=workspace_bytes), _run(case, tile=WIDE))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_random_batches(seed):
     generator = torch.Generator().manual_seed(seed)

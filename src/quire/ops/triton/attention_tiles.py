@@ -1,10 +1,11 @@
 # mypy: disallow-incomplete-defs=False
 """A step's attention cut into work items, on the device: no length is ever read by the host.
 
-The queries of a sequence are cut into tiles, and what a tile sees into chunks of whole splits of `split` positions; a
-tile in one chunk is an item, and one program computes it. Tiles in a single chunk write their results, others partial
-results for the second kernel to merge. No bit depends on how long a chunk is (see `attention.py`), so its length may:
-it is the smallest power of two of splits with which the partial results of the step fit their space.
+The queries of a sequence are cut into tiles, and what a tile sees into splits of `split` positions. An item is a tile in
+one of its splits, or in all of them, and one program computes it. Items of all splits write their results, others
+partial results for the second kernel to merge. Both give the same bits (see `attention.py`); some of the splits would
+not, since partial results of partial results are added in another order. So which it is may depend on the step: each
+split is an item of its own as far as there is space for partial results, which sequences of one tile get first.
 
 Sequences of several tiles come first, each from its last tile, which sees the most, to its first: longest work first.
 """
@@ -23,12 +24,12 @@ from quire.ops.spec import TensorLike, num_bytes, sizes_of
 SPLIT = 512
 """Positions of a split: of 256, 512 and 1,024 the one between many partial results and few programs."""
 
-WORKSPACE_BYTES = 32 << 20
-"""Most bytes of partial results. 64 sequences of 4,096 tokens with 32 heads of 128 need 8.5 MB in splits of 512."""
+WORKSPACE_BYTES = 64 << 20
+"""Most bytes of partial results. 256 sequences of 4,096 tokens with 32 heads of 128 need 34 MB in splits of 512."""
 
 ITEM_SIZE = tl.constexpr(8)
 """Integers of an item: sequence, first token, tokens, position of the first token, first split, end split, first slot
-(or -1 for a tile in one chunk)."""
+(or -1 for a tile in all its splits)."""
 
 MERGE_SIZE = tl.constexpr(4)
 """Integers of a merge: token, its first slot, from one slot to the next, slots."""
@@ -106,13 +107,6 @@ def _before(x):
     return tl.cumsum(x, 0) - x
 
 
-@triton.jit
-def _num_slots(num_tokens, num_splits, chunk):
-    """Return the slots of each sequence: one for each of its tokens and chunks, none if there is one chunk."""
-    num_chunks = (num_splits + chunk - 1) // chunk
-    return tl.where(num_chunks > 1, num_tokens * num_chunks, 0)
-
-
 @triton.jit(do_not_specialize=["num_seqs", "num_tokens", "window", "max_slots"])
 def _cut_kernel(
     seq_lens,
@@ -144,14 +138,15 @@ def _cut_kernel(
     num_splits = tl.maximum((length + SPLIT - 1) // SPLIT, 1)
     if HAS_WINDOW:  # positions that a tile sees, wherever they lie
         num_splits = tl.minimum(num_splits, (window + TILE - 1 + SPLIT - 2) // SPLIT + 1)
-    chunk = 1
-    while tl.sum(_num_slots(count, num_splits, chunk), axis=0) > max_slots:
-        chunk *= 2
-    num_chunks = (num_splits + chunk - 1) // chunk
     num_tiles = (count + TILE - 1) // TILE
-
-    slots = _num_slots(count, num_splits, chunk)
-    merged = tl.where(num_chunks > 1, count, 0)
+    slots = tl.where(num_splits > 1, count * num_splits, 0)
+    short_slots = tl.where(num_tiles > 1, 0, slots)
+    first_slot = tl.where(
+        num_tiles > 1, tl.sum(short_slots, axis=0) + _before(slots - short_slots), _before(short_slots)
+    )
+    is_split = (slots > 0) & (first_slot + slots <= max_slots)
+    num_chunks = tl.where(is_split, num_splits, 1)
+    merged = tl.where(is_split, count, 0)
     long = tl.where(num_tiles > 1, num_tiles * num_chunks, 0)
     short = tl.where(num_tiles > 1, 0, num_tiles * num_chunks)
     num_long = tl.sum(long, axis=0)
@@ -162,8 +157,8 @@ def _cut_kernel(
 
     start, count, length = _pick(start, index, me), _pick(count, index, me), _pick(length, index, me)
     num_tiles, num_chunks = _pick(num_tiles, index, me), _pick(num_chunks, index, me)
-    first_slot, first_merge = _pick(_before(slots), index, me), _pick(_before(merged), index, me)
-    first_item = _pick(first_item, index, me)
+    first_slot, first_merge = _pick(first_slot, index, me), _pick(_before(merged), index, me)
+    first_item, chunk = _pick(first_item, index, me), _pick(num_splits // num_chunks, index, me)
     for base in range(0, num_tiles * num_chunks, STEP):
         item = base + tl.arange(0, STEP)
         tile = num_tiles - 1 - item // num_chunks
@@ -207,8 +202,8 @@ def num_slots(query: TensorLike, kv_cache: TensorLike, block_table: TensorLike, 
 def max_items(num_tokens: int, num_seqs: int, tile: int, num_slots: int) -> int:
     """Return the most items of a step.
 
-    A tile in several chunks has a slot for each of them and each of its tokens; the others are counted by tiles, of
-    which each sequence, and the tokens that belong to none, may have one that is not full.
+    A tile in one of its splits has a slot for each of its tokens; the others are counted by tiles, of which each
+    sequence, and the tokens that belong to none, may have one that is not full.
     """
     return num_slots + num_tokens // tile + min(num_seqs + 1, num_tokens)
 
