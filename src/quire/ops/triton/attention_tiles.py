@@ -1,8 +1,8 @@
 # mypy: disallow-incomplete-defs=False
 """A step's attention cut into work items, on the device: no length is ever read by the host.
 
-The queries of a sequence are cut into tiles, and what a tile sees into splits of `split` positions. An item is a tile in
-one of its splits, or in all of them, and one program computes it. Items of all splits write their results, others
+The queries of a sequence are cut into tiles, and what a tile sees into splits of `split` positions. An item is a tile
+in one of its splits, or in all of them, and one program computes it. Items of all splits write their results, others
 partial results for the second kernel to merge. Both give the same bits (see `attention.py`); some of the splits would
 not, since partial results of partial results are added in another order. So which it is may depend on the step: each
 split is an item of its own as far as there is space for partial results, which sequences of one tile get first.
