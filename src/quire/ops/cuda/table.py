@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from quire.ops.cuda import vendor
 from quire.ops.op import Tactic
-from quire.ops.triton import attention, attention_tiles, elementwise, linear, moe, norm, rope
+from quire.ops.triton import attention, attention_tiles, elementwise, gather, linear, moe, norm, rope
 from quire.ops.triton import quantized_linear as quantized
 
 TACTICS: tuple[Tactic, ...] = (
+    Tactic("embedding", "triton", gather.embedding),
+    Tactic("index_select", "triton", gather.index_select, is_valid=gather.is_first),
     Tactic("rms_norm", "triton", norm.rms_norm),
     Tactic("add_rms_norm", "triton", norm.add_rms_norm),
     Tactic("rms_norm_quant", "triton", norm.rms_norm_quant, is_valid=elementwise.has_eight_bits),
