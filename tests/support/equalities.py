@@ -25,6 +25,17 @@ def params(index: int = 0, **more: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": 5 + index % 11, "logprobs": 3, "detokenize": False, **chosen, **more})
 
 
+KINDS = (
+    SamplingParams(temperature=0.0, max_tokens=3, logprobs=2, detokenize=False),
+    SamplingParams(temperature=0.9, top_p=0.9, seed=3, max_tokens=3, detokenize=False),
+    SamplingParams(temperature=0.0, max_tokens=2, prompt_logprobs=2, detokenize=False),
+    SamplingParams(temperature=0.0, max_tokens=3, repetition_penalty=1.5, frequency_penalty=0.5, detokenize=False),
+    SamplingParams(temperature=0.8, seed=1, max_tokens=2, logit_bias={5: 8.0, 6: 8.5}, logprobs=1, detokenize=False),
+    SamplingParams(temperature=0.0, max_tokens=2, allowed_token_ids=[7, 9, 40], detokenize=False),
+)
+"""One request of each kind that the sampler knows."""
+
+
 def bits(output) -> tuple:
     """Return everything that a caller can see of a request's result."""
     return [(c.token_ids, c.logprobs, c.cumulative_logprob, c.finish_reason) for c in output.outputs], (
