@@ -35,6 +35,7 @@ SCHEMES = {
     "fp8 with lm_head, fp8 cache": {"quantization": "fp8", "kv_cache_dtype": "fp8", "exclude": ()},
 }
 TEXTS = ("Hello, my name is", "The capital of France is", "The future of AI is")
+SMALL = {"kv_cache_memory_bytes": 32 << 20, "max_num_batched_tokens": 512}
 NEAR = 0.05  # nats by which a logprob in bfloat16 may differ on another device
 
 
@@ -66,10 +67,7 @@ def load(model, **options):
 
 
 def load_plan(plan, **options):
-    return LLM(plan, skip_tokenizer_init=True, device="cuda", **{"max_num_seqs": 12, **SMALL, **options})
-
-
-SMALL = {"kv_cache_memory_bytes": 32 << 20, "max_num_batched_tokens": 512}
+    return LLM(plan, skip_tokenizer_init=True, **{"device": "cuda", "max_num_seqs": 12, **SMALL, **options})
 
 
 @pytest.mark.parametrize("model", MODELS)
