@@ -36,7 +36,9 @@ SCHEMES = {
 }
 TEXTS = ("Hello, my name is", "The capital of France is", "The future of AI is")
 SMALL = {"kv_cache_memory_bytes": 32 << 20, "max_num_batched_tokens": 512}
-NEAR = 0.05  # nats by which a logprob in bfloat16 may differ on another device
+# Nats by which a logprob may differ on another device. In bfloat16 logits of 8 and more are 1/16 apart, and what is
+# rounded to eight bits may fall to the other side. Interpreted and on a CPU they differed by 0.16 and 0.32 at most.
+NEAR = {"float32": 0.01, "auto": 0.5, "quantized": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -156,14 +158,16 @@ def test_sleep_and_wake_up(models, level):
         assert run(llm, batch, wanted) == before
 
 
-def agree(found, expected):
-    """Two devices: logprobs are near; tokens are equal up to the first near tie, after which pasts differ."""
+def agree(found, expected, near):
+    """Two devices: tokens are equal up to a near tie, after which pasts differ; till then logprobs are near."""
+    differences = []
     for (got, *_), (wanted, *_) in zip((f[0] for f in found), (e[0] for e in expected), strict=True):
         for token, other, mine, theirs in zip(got[0], wanted[0], got[1], wanted[1], strict=False):
-            assert abs(mine[token].logprob - theirs[other].logprob) < NEAR
+            differences += [abs(mine[t].logprob - theirs[t].logprob) for t in mine if t in theirs]
             if token != other:
-                assert other in mine and mine[token].logprob - mine[other].logprob < NEAR
+                assert other in mine and mine[token].logprob - mine[other].logprob < near
                 break
+    assert max(differences) < near and sum(differences) / len(differences) < near / 4
 
 
 @pytest.mark.parametrize("dtype", ("auto", "float32"))
@@ -173,7 +177,7 @@ def test_greedy_is_the_cpus(dtype):
     for device in ("cuda", "cpu"):
         with LLM("quire-tiny", dtype=dtype, device=device, **SMALL) as llm:
             outcomes.append([equalities.bits(output) for output in llm.generate(list(TEXTS), greedy, use_tqdm=False)])
-    agree(*outcomes)
+    agree(*outcomes, NEAR[dtype])
     if dtype == "float32":
         assert [o[0][0][0] for o in outcomes[0]] == [o[0][0][0] for o in outcomes[1]]
 
@@ -190,7 +194,7 @@ def test_quantized(plans, scheme, tmp_path):
         assert run(llm, batch, wanted) == together
     greedy = [params(0, max_tokens=8)] * 7
     with load_plan(plan) as llm, load_plan(plan, device="cpu") as cpu:
-        agree(run(llm, batch, greedy), run(cpu, batch, greedy))
+        agree(run(llm, batch, greedy), run(cpu, batch, greedy), NEAR["quantized"])
 
 
 @pytest.mark.parametrize("scheme", (None, "w8a8", "fp8"))
@@ -200,7 +204,7 @@ def test_without_equal_bits_answers_are_near(models, plans, scheme):
     for deterministic in (True, False):
         with load_plan(plans(scheme) if scheme else "quire-tiny", deterministic=deterministic) as llm:
             outcomes.append(run(llm, batch, greedy))
-    agree(*outcomes)
+    agree(*outcomes, NEAR["quantized" if scheme else "auto"])
 
 
 def test_memory_is_as_planned(tmp_path):
