@@ -1,6 +1,7 @@
 """The promises of the engine on a GPU: equal bits whatever else runs, the CPU's tokens, and memory as planned."""
 
 import gc
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -107,14 +108,29 @@ def test_preempted_is_undisturbed(models, model):
     equalities.preempted_is_undisturbed(partial(load, models[model]), batch, wanted, num_blocks=17)
 
 
-def test_samples_are_requests(models):
+@pytest.mark.parametrize("scheme", (None, "int8 cache", "fp8 with lm_head, fp8 cache"))
+def test_samples_are_requests(models, plans, scheme):
+    """Samples share their prompt, but for its last block, which is copied."""
     many = SamplingParams(n=5, temperature=1.0, seed=11, max_tokens=12, logprobs=2, detokenize=False)
-    equalities.samples_are_requests(partial(load, models["llama"]), prompts(1, low=17, high=17)[0], many)
+    made = partial(load_plan, plans(scheme)) if scheme else partial(load, models["llama"])
+    equalities.samples_are_requests(made, prompts(1, low=19, high=19)[0], many)
 
 
 def test_streamed_is_whole(models):
     with load(models["llama"]) as llm:
         equalities.streamed_is_whole(llm, prompts(3, seed=12), [params(i) for i in range(3)])
+
+
+def test_a_stop_string_ends_a_row_whose_next_step_is_in_flight():
+    greedy = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
+    with LLM("quire-tiny", device="cuda", **SMALL) as llm:
+        whole = [output.outputs[0].text for output in llm.generate(list(TEXTS), greedy, use_tqdm=False)]
+        stop = whole[1].split()[1]
+        wanted = [greedy, replace(greedy, stop=[stop]), greedy]
+        found = [output.outputs[0] for output in llm.generate(list(TEXTS), wanted, use_tqdm=False)]
+        assert [each.text for each in found] == [whole[0], whole[1][: whole[1].index(stop)], whole[2]]
+        assert found[1].finish_reason == "stop" and found[1].stop_reason == stop
+        llm._engine.scheduler.check_integrity()
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -106,6 +106,16 @@ def test_a_row_that_the_gpu_refuses_fails_alone(model, batch, together, monkeypa
     assert set(seen) <= {None, 2}, "nothing is computed for what is refused"
 
 
+def test_a_row_without_a_token_left_fails_alone(model, batch, together):
+    stuck = SamplingParams(
+        temperature=0.0, max_tokens=3, min_tokens=2, allowed_token_ids=[7], stop_token_ids=[7], detokenize=False
+    )
+    with load(model) as llm:
+        failed, other = llm.generate([batch[3], batch[0]], [stuck, KINDS[0]], use_tqdm=False)
+    assert failed.outputs[0].finish_reason == "error" and "no token is left" in failed.outputs[0].stop_reason
+    assert equalities.bits(other) == together[0]
+
+
 def test_a_stop_token_ends_a_row_whose_next_step_is_in_flight(model, batch, together):
     first, second = tokens(together[0])[:2]
     stopped = SamplingParams(temperature=0.0, max_tokens=3, stop_token_ids=[second], detokenize=False)
