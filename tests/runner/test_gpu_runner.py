@@ -5,7 +5,9 @@ from functools import partial
 import pytest
 
 from quire import LLM, SamplingParams
+from quire.core.errors import RequestError
 from quire.core.request import Request
+from quire.core.sampling_params import BeamSearchParams
 from quire.sampling.device import SamplingState
 from tests.support import equalities
 from tests.support.dummy_models import LLAMA, write_model
@@ -104,6 +106,15 @@ def test_a_row_that_the_gpu_refuses_fails_alone(model, batch, together, monkeypa
         (failed,) = llm.generate([batch[3]], [refused], use_tqdm=False)
         assert failed.outputs[0].finish_reason == "error"
     assert set(seen) <= {None, 2}, "nothing is computed for what is refused"
+
+
+def test_beams_are_those_of_the_cpu(model, batch):
+    params = BeamSearchParams(beam_width=2, max_tokens=2)
+    with load(model) as llm, load(model, "cpu") as cpu:
+        found, expected = (each.beam_search([batch[0]], params)[0].sequences for each in (llm, cpu))
+        assert [beam.tokens for beam in found] == [beam.tokens for beam in expected] and len(found) == 2
+        with pytest.raises(RequestError, match=r"beam search: .*logprobs: expected at most 20 on a GPU, got 22"):
+            llm.beam_search([batch[0]], BeamSearchParams(beam_width=11, max_tokens=2))
 
 
 def test_a_row_without_a_token_left_fails_alone(model, batch, together):
