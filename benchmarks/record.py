@@ -6,6 +6,7 @@ import csv
 import datetime
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,12 +27,31 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def device() -> str:
-    """Return processor, its instruction sets that matter, and the threads used."""
-    return f"{processor_name()} ({' '.join(isa_flags())}), {num_threads()} threads"
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where results are from.
+
+    Attributes:
+        device: Processor or GPU, with what matters of it.
+        versions: Of what ran there.
+        date: When, as YYYY-MM-DD.
+    """
+
+    device: str
+    versions: str
+    date: str
 
 
-def record(name: str, unit: str, values: Sequence[float], *, save: bool = True) -> None:
+def here() -> Origin:
+    """Return this machine's processor, its instruction sets that matter and the threads used, and today."""
+    return Origin(
+        f"{processor_name()} ({' '.join(isa_flags())}), {num_threads()} threads",
+        f"quire {__version__}, torch {torch.__version__}, python {platform.python_version()}",
+        datetime.date.today().isoformat(),
+    )
+
+
+def record(name: str, unit: str, values: Sequence[float], *, save: bool = True, origin: Origin | None = None) -> None:
     """Print a result, and append it to the table.
 
     Args:
@@ -39,16 +59,16 @@ def record(name: str, unit: str, values: Sequence[float], *, save: bool = True) 
         unit: For example "tokens/s".
         values: One per repetition.
         save: Whether to append it.
+        origin: Where it was measured; None means here and now.
     """
     p20, p50, p80 = (percentile(values, share) for share in (0.2, 0.5, 0.8))
     print(f"{name:48} {p50:12,.2f} {unit:10} (p20 {p20:,.2f}, p80 {p80:,.2f}, n={len(values)})", flush=True)
     if not save:
         return
-    is_new = not RESULTS.exists()
+    is_new, of = not RESULTS.exists(), origin or here()
     with RESULTS.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if is_new:
             writer.writerow(COLUMNS)
-        versions = f"quire {__version__}, torch {torch.__version__}, python {platform.python_version()}"
-        today = datetime.date.today().isoformat()
-        writer.writerow((today, name, unit, *(f"{v:.6g}" for v in (p20, p50, p80)), len(values), device(), versions))
+        numbers = (f"{v:.6g}" for v in (p20, p50, p80))
+        writer.writerow((of.date, name, unit, *numbers, len(values), of.device, of.versions))

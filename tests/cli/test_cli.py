@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from io import StringIO
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from quire.cli.main import COMMANDS, main
 from quire.cli.options import read_bytes
 from quire.core.errors import ConfigError
+from quire.plan import device
 
 
 def run(capsys, *arguments):
@@ -85,6 +89,47 @@ def test_sizes_that_are_none(text):
 def test_env(capsys):
     code, out, _ = run(capsys, "env", "--json")
     assert code == 0 and {"quire", "torch", "processor", "instruction sets", "memory"} <= set(json.loads(out))
+
+
+def test_env_with_a_gpu(capsys, monkeypatch):
+    properties = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132)
+    fakes = {
+        "is_available": lambda: True,
+        "current_device": lambda: 0,
+        "get_device_properties": lambda index: properties,
+        "mem_get_info": lambda: (78 << 30, 80 << 30),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(device, "driver_version", lambda: "570.86.15")
+    code, out, _ = run(capsys, "env", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["gpu"].startswith("NVIDIA H100 80GB HBM3 (sm_90, cuda 12.8, triton ")
+    assert found["gpu"].endswith("132 multiprocessors") and found["gpu driver"] == "570.86.15"
+    assert found["gpu memory"] == "80.0 GiB, 78.0 GiB available"
+
+
+def test_env_without_a_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = json.loads(run(capsys, "env", "--json")[1])
+    assert found["gpu"] == "none that torch can use" and "gpu memory" not in found
+
+
+@pytest.mark.parametrize("line, expected", [
+    ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 23 2025", "570.86.15"),
+    ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build", "580.65.06"),
+    ("something else", "unknown"),
+    (None, "unknown"),
+])  # fmt: skip
+def test_driver_version(monkeypatch, line, expected):
+    def read(path, **options):
+        if line is None:
+            raise FileNotFoundError(path)
+        return StringIO(line)
+
+    monkeypatch.setattr("builtins.open", read)
+    assert device.driver_version() == expected
 
 
 @pytest.mark.parametrize("kind", ["latency", "throughput", "startup"])

@@ -90,3 +90,12 @@ def test_logits_are_bounded(plan):
         divide(EngineConfig(), plan, 128, 20000 * MIB).needs.sampling
         < divide(EngineConfig(enable_chunked_prefill=False), plan, 128, 20000 * MIB).needs.sampling
     )
+
+
+def test_a_gpu_samples_all_rows_at_once(plan, gpu):
+    few, many = (needs_of(EngineConfig(device=gpu, max_num_seqs=rows), plan, 128) for rows in (64, 256))
+    logits = (256 - 64) * plan.spec.vocab_size
+    assert many.sampling - few.sampling >= 8 * logits, "rows with edits and with filters, each in float32"
+    assert many.overhead - few.overhead >= 2 * logits, "how often each row said each token"
+    eager = needs_of(EngineConfig(device=gpu, max_num_seqs=256, enforce_eager=True), plan, 128)
+    assert eager.overhead < many.overhead and eager.step == many.step

@@ -1,4 +1,4 @@
-"""`quire env`: versions, processor and memory, for bug reports."""
+"""`quire env`: versions, processor, GPU and memory, for bug reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from quire import __version__
 from quire.cli.options import table
 from quire.core.env import KNOWN, check_environment
 
-PACKAGES = ("torch", "numpy", "tokenizers", "sentencepiece", "safetensors", "huggingface_hub", "jinja2", "msgspec")
+PACKAGES = (
+    "torch", "triton", "numpy", "tokenizers", "sentencepiece", "safetensors", "huggingface_hub", "jinja2", "msgspec",
+)  # fmt: skip
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +27,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print what Quire runs on."""
     from quire.plan.device import isa_flags, num_threads, processor_name
-    from quire.runner.device import available_memory_bytes, total_memory_bytes
 
     check_environment()
     rows = {
@@ -37,10 +38,32 @@ def run(options: argparse.Namespace) -> None:
         "instruction sets": " ".join(isa_flags()) or "none of those that Quire looks for",
         "cores": str(os.cpu_count()),
         "threads": str(num_threads()),
-        "memory": f"{total_memory_bytes() / 2**30:.1f} GiB, {available_memory_bytes() / 2**30:.1f} GiB available",
+        "memory": _memory("cpu"),
+        **_gpu(),
         **{name: os.environ.get(name, "(not set)") for name in KNOWN},
     }
     print(msgspec.json.encode(rows).decode() if options.json else table(list(rows.items())))
+
+
+def _gpu() -> dict[str, str]:
+    """Return what there is to say of the GPU that would be used."""
+    from quire.plan.device import device_kind, driver_version, this_device
+
+    if device_kind("auto") != "cuda":
+        return {"gpu": "none that torch can use"}
+    gpu = this_device("cuda")
+    return {
+        "gpu": f"{gpu.name} ({', '.join(gpu.features)}), {gpu.threads} multiprocessors",
+        "gpu memory": _memory("cuda"),
+        "gpu driver": driver_version(),
+    }
+
+
+def _memory(device: str) -> str:
+    from quire.runner.device import available_memory_bytes, total_memory_bytes
+
+    total, available = (read(device) / 2**30 for read in (total_memory_bytes, available_memory_bytes))
+    return f"{total:.1f} GiB, {available:.1f} GiB available"
 
 
 def _version(package: str) -> str:

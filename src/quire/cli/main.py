@@ -19,7 +19,7 @@ COMMANDS = {
     "verify": "check every byte of an engine, and compute recorded logits again",
     "bench": "measure latency, throughput or start-up",
     "plan": "show what fits into memory, before loading anything",
-    "env": "show versions, processor and memory",
+    "env": "show versions, processor, GPU and memory",
 }
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from quire.core.errors import RequestError
 from quire.core.request import RequestOutput
 from quire.core.sampling_params import BeamSearchParams, SamplingParams
 
@@ -47,6 +48,9 @@ def beam_search(
         params: Width, length and scoring.
         eos_token_ids: Ids that complete a beam unless `params.ignore_eos`.
         generate: Runs the engine.
+
+    Raises:
+        RequestError: The engine has no logprobs to give: more are wanted than its device reports, or logits failed.
     """
     has_temperature = params.temperature not in (0.0, 1.0)
     step = SamplingParams(
@@ -77,9 +81,10 @@ def beam_search(
 
 def _candidates(output: RequestOutput, params: BeamSearchParams) -> list[tuple[int, float]]:
     """Return the 2 * beam_width most likely next tokens with their logprobs, best first."""
-    logprobs = output.outputs[0].logprobs
+    sample = output.outputs[0]
+    logprobs = sample.logprobs
     if not logprobs:
-        return []
+        raise RequestError(f"beam search: expected the logprobs of its next tokens, got none: {sample.stop_reason}")
     found = {token: entry.logprob for token, entry in logprobs[0].items()}
     if params.temperature not in (0.0, 1.0):
         scaled = {token: value / params.temperature for token, value in found.items()}

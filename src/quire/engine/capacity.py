@@ -7,12 +7,13 @@ from dataclasses import replace
 from quire.core.config import EngineConfig
 from quire.core.errors import CapacityError
 from quire.graph.nodes import spec
+from quire.ops.tactics import table
 from quire.plan.device import device_kind, num_threads, this_device
 from quire.plan.memory import MemoryNeeds, MemoryPlan, StepLimits, memory_needs, mib, plan_memory
 from quire.plan.plan import Plan
 from quire.plan.tactics import choices
 from quire.runner.device import GPU_PROCESS, PROCESS
-from quire.sampling.workspace import SampledLogits, sampling_bytes
+from quire.sampling.workspace import SampledLogits, gpu_sampling_bytes, gpu_state_bytes, sampling_bytes
 
 # Enough for long chats of many users with a small model; more would surprise on a laptop.
 DEFAULT_KV_BYTES = 4 << 30
@@ -35,32 +36,51 @@ def needs_of(config: EngineConfig, plan: Plan, max_model_len: int) -> MemoryNeed
         max_model_len: Longest sequence, in tokens.
     """
     device = device_kind(config.device)
+    table(device)  # raises where what a device's kernels are written in is missing
     logits = spec(plan.network.outputs["logits"])
     num_logits, vocab_size = max_num_logits(config), plan.spec.vocab_size
-    num_sampled = min(config.max_num_seqs, config.max_num_batched_tokens)
-    sampled = SampledLogits(num_sampled, num_logits, vocab_size, logits.dtype, max_model_len)
     is_gathered = "logits_indices" in plan.network.inputs
     return memory_needs(
         plan.network,
         StepLimits(config.max_num_batched_tokens, config.max_num_seqs, num_logits, max_model_len, config.block_size),
-        sampling_bytes=sampling_bytes(sampled, num_threads()),
+        sampling_bytes=_sampling_bytes(config, plan, max_model_len, device),
         chosen_bytes=0 if is_gathered else num_logits * vocab_size * logits.dtype.itemsize,
-        held_bytes=_captured_bytes(config, plan, max_model_len) if device == "cuda" else 0,
+        held_bytes=_held_bytes(config, plan, max_model_len) if device == "cuda" else 0,
         process=GPU_PROCESS if device == "cuda" else PROCESS,
         device=device,
         chosen=choices(plan.tactics, this_device(device), plan.network, deterministic=config.deterministic),
     )
 
 
-def _captured_bytes(config: EngineConfig, plan: Plan, max_model_len: int) -> int:
-    """Return what a GPU keeps between steps: block tables, twice, and the workspace and logits of captured graphs."""
-    num_seqs = config.max_num_seqs
-    tables = 2 * num_seqs * -(-max_model_len // config.block_size) * 4
+def _sampling_bytes(config: EngineConfig, plan: Plan, max_model_len: int, device: str) -> int:
+    """Return what sampling takes beside the logits."""
+    num_sampled, vocab_size = min(config.max_num_seqs, config.max_num_batched_tokens), plan.spec.vocab_size
+    if device == "cuda":
+        return gpu_sampling_bytes(num_sampled, vocab_size)
+    dtype = spec(plan.network.outputs["logits"]).dtype
+    sampled = SampledLogits(num_sampled, max_num_logits(config), vocab_size, dtype, max_model_len)
+    return sampling_bytes(sampled, num_threads())
+
+
+def _held_bytes(config: EngineConfig, plan: Plan, max_model_len: int) -> int:
+    """Return what a GPU keeps between steps.
+
+    Block tables, twice; what sampling knows of rows; the logits of prompts whose logprobs are wanted, while the next
+    step runs; and of captured graphs their logits and the most that one of them needs: they share one pool.
+    """
+    num_seqs, vocab_size = config.max_num_seqs, plan.spec.vocab_size
+    row_bytes = vocab_size * spec(plan.network.outputs["logits"]).dtype.itemsize
+    held = 2 * num_seqs * -(-max_model_len // config.block_size) * 4
+    held += gpu_state_bytes(num_seqs, vocab_size) + max_num_logits(config) * row_bytes
     if config.enforce_eager:
-        return tables
-    largest = StepLimits(num_seqs, num_seqs, num_seqs, max_model_len, config.block_size)
+        return held
+    from quire.runner.captured import graph_sizes
+
+    num_captured = graph_sizes(min(num_seqs, config.max_num_batched_tokens))[-1]
+    largest = StepLimits(num_captured, num_captured, num_captured, max_model_len, config.block_size)
     captured = memory_needs(plan.network, largest, device="cuda").workspace
-    return tables + captured + num_seqs * plan.spec.vocab_size * spec(plan.network.outputs["logits"]).dtype.itemsize
+    sampling = gpu_sampling_bytes(num_captured, vocab_size, is_captured=True)
+    return held + max(captured, sampling) + num_captured * row_bytes
 
 
 def divide(config: EngineConfig, plan: Plan, max_model_len: int, available_bytes: int) -> MemoryPlan:

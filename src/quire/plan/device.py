@@ -99,6 +99,16 @@ def processor_name() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
+def driver_version() -> str:
+    """Return the version of NVIDIA's driver, "unknown" where the system does not say."""
+    try:
+        with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
+            found = re.search(r"Kernel Module(?: for \S+)?\s+([\d.]+)", file.read())
+    except OSError:
+        found = None
+    return found[1] if found else "unknown"
+
+
 def isa_flags() -> list[str]:
     """Return which instruction sets that matter the processor has."""
     flags = set(_cpuinfo().get("flags", "").split())

@@ -13,8 +13,10 @@ from quire.ops.spec import dtype_of
 from quire.plan.memory import ProcessMemory
 
 
-def total_memory_bytes() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or its control group's limit."""
+def total_memory_bytes(device: str = "cpu") -> int:
+    """Return the bytes of memory that this process may use: a GPU's, the machine's, or its control group's limit."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[1]
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:

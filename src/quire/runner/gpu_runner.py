@@ -26,7 +26,7 @@ from quire.runner.outputs import prompt_logprobs_of, row_output
 from quire.runner.rows import SlotRow, Slots
 from quire.runner.staging import StagedStep, Staging
 from quire.sampling.device import SamplingState, kinds_of, tokens_of
-from quire.sampling.row import SampledToken, SamplingRow
+from quire.sampling.row import SampledToken
 
 _MAX_UPDATES = 1 << 14
 _NO_IDS = np.zeros(0, dtype=np.int32)
@@ -119,10 +119,10 @@ class GPURunner:
         logits = self._captured.run(size) if size else self._forward(staged)
         if self._on_logits is not None:
             self._on_logits(logits)
-        rows = [share.row.sampling for share in shares if share.place >= 0]
+        rows = [share.row for share in shares if share.place >= 0]
         sampled = self._sample_rows(logits, staged, rows, size) if rows else None
         for row in rows:
-            row.output_token_ids.append(-1)  # its id comes with the result
+            row.sampling.output_token_ids.append(-1)  # its id comes with the result
         has_prompt_logits = any(share.prompt_logits for share in shares)
         return PendingStep(shares, sampled, logits if has_prompt_logits else None)
 
@@ -133,12 +133,14 @@ class GPURunner:
         except RequestError as error:
             row.error = str(error)
 
-    def _sample_rows(self, logits: torch.Tensor, staged: StagedStep, rows: Sequence[SamplingRow], size: int) -> Sampled:
-        kinds = kinds_of(rows)
+    def _sample_rows(self, logits: torch.Tensor, staged: StagedStep, rows: Sequence[SlotRow], size: int) -> Sampled:
+        """Sample a step's rows; what those want that cannot be served is not looked at."""
+        served = {index: row.sampling for index, row in enumerate(rows) if row.error is None}
+        kinds = kinds_of(served.values())
         self._sampling.flush()
         sampled = self._captured.sample(size, kinds) if size else None
         if sampled is None:
-            edits = self._sampling.edits_of(dict(enumerate(rows))) if kinds.is_edited else None
+            edits = self._sampling.edits_of(served) if kinds.is_edited else None
             sampled = self._sample(logits[: len(staged.sampled_slots)], staged.sampled_slots, kinds, edits)
         return sampled
 
@@ -214,7 +216,8 @@ class GPURunner:
                 tokens.append(np.array(ids, dtype=np.int32))
                 num_tokens += len(ids)
         rows += [(-1, 0, -1)] * num_padding
-        slots = [share.row.slot for share in shares if share.place >= 0] + [-1] * num_padding
+        slots = [share.row.slot if share.row.error is None else -1 for share in shares if share.place >= 0]
+        slots += [-1] * num_padding
         indices = [int(end) - 1 for end, share in zip(starts[1:], shares, strict=False) if share.place >= 0]
         indices += range(len(shares), len(shares) + num_padding)
         for start, share in zip(starts, shares, strict=False):

@@ -48,6 +48,27 @@ def sampling_bytes(logits: SampledLogits, num_threads: int) -> int:
     return max(copied + _sample(logits, sampled), _logprobs(logits, prompt))
 
 
+def gpu_sampling_bytes(num_rows: int, vocab_size: int, *, is_captured: bool = False) -> int:
+    """Return the most bytes that sampling holds at once on a GPU, where all rows are worked on together.
+
+    Args:
+        num_rows: From which a token is sampled.
+        vocab_size: Logits of a row.
+        is_captured: In a graph, in which there are no rows with edits or logprobs.
+    """
+    from quire.ops.triton.sampling import MAX_LOGPROBS, Kinds, workspace_bytes
+
+    kinds = Kinds() if is_captured else Kinds(is_edited=True, num_logprobs=MAX_LOGPROBS)
+    return workspace_bytes(num_rows, vocab_size, kinds)
+
+
+def gpu_state_bytes(max_rows: int, vocab_size: int) -> int:
+    """Return the most bytes that a GPU keeps of rows between steps: parameters, histories, allowed ids."""
+    from quire.sampling.device import state_bytes
+
+    return state_bytes(max_rows, vocab_size)
+
+
 def _chunk(logits: SampledLogits, num_rows: int, most: int) -> int:
     """Return the logits that are worked on at once."""
     return min(num_rows, max(1, most // logits.vocab_size)) * logits.vocab_size
