@@ -32,10 +32,12 @@ def widen(values, dtype: tl.constexpr):
     two that are no number become 480; no weight has them, and a row that does has such a scale too.
     """
     if values.dtype == dtype:
-        return values
-    bits = values.to(tl.int16)
-    half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
-    return (half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0).to(dtype)
+        wide = values
+    else:
+        bits = values.to(tl.int16)
+        half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
+        wide = (half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0).to(dtype)
+    return wide
 
 
 @triton.jit
