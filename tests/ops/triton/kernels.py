@@ -1,4 +1,4 @@
-"""The kernels that `test_compile.py` compiles: of each the variants that matter, as launches compile them."""
+"""The matrix products that `test_compile.py` compiles: of each kernel the variants that matter, as launches do."""
 
 from __future__ import annotations
 

@@ -3,8 +3,10 @@
 import pytest
 
 from tests.ops.triton.compiling import compile_all
-from tests.ops.triton.kernels import COMPILATIONS
+from tests.ops.triton.kernels import COMPILATIONS as PRODUCTS
+from tests.ops.triton.row_kernels import ROW_COMPILATIONS
 
+COMPILATIONS = (*PRODUCTS, *ROW_COMPILATIONS)
 SHARED_BYTES = {90: 227 << 10, 80: 163 << 10}
 
 
