@@ -124,9 +124,8 @@ def divided(x, by):
         quotient = tl.div_rn(x, tl.broadcast_to(by, x.shape))
     else:
         inverse = tl.broadcast_to(tl.div_rn(tl.full(by.shape, 1.0, tl.float32), by), x.shape)
-        less = tl.broadcast_to(
-            -tl.where(by == float("inf"), 0.0, by), x.shape
-        )  # by infinity there is nothing to correct
+        by = tl.where(by == float("inf"), 0.0, by)  # then there is nothing to correct, and 0 * inf would be NaN
+        less = tl.broadcast_to(-by, x.shape)
         quotient = x * inverse
         quotient = tl.fma(tl.fma(quotient, less, x), inverse, quotient)
         quotient = tl.fma(tl.fma(quotient, less, x), inverse, quotient)

@@ -33,7 +33,7 @@ class PackedBytes:
 def pack_w8a16(weight: Tensor) -> PackedBytes:
     """Reorder a weight of eight bits; the argument is that of `ops.linear.linear_w8a16`."""
     values = torch.nn.functional.pad(weight.view(torch.uint8), (0, -weight.shape[1] % (2 * HALF)))
-    words = values.view(len(weight), -1, 2, HALF).transpose(2, 3).contiguous().view(torch.int16)
+    words = values.reshape(len(weight), -1, 2, HALF).transpose(2, 3).contiguous().view(torch.int16)
     return PackedBytes(words.view(len(weight), -1), weight.dtype == torch.float8_e4m3fn)
 
 
