@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from quire.ops.triton.sampling import Kinds, Sampled
+from quire.ops.triton.step.sampling import Kinds, Sampled
 from quire.runner.staging import StagedStep
 
 GREEDY = Kinds(is_random=False, is_filtered=False)

@@ -16,8 +16,8 @@ import torch
 from quire.core.errors import RequestError
 from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput, TokenLogprobs
 from quire.graph.nodes import spec
-from quire.ops.triton.batch import keep_tokens, lay_out, update_tables
-from quire.ops.triton.sampling import Edits, Kinds, Sampled
+from quire.ops.triton.step.batch import keep_tokens, lay_out, update_tables
+from quire.ops.triton.step.sampling import Edits, Kinds, Sampled
 from quire.plan.device import torch_device
 from quire.runner.captured import CapturedSteps, graph_sizes
 from quire.runner.loaded import LoadedPlan

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from quire.core.errors import RequestError
 from quire.core.request import TokenLogprobs
-from quire.ops.triton import sampling as kernels
-from quire.ops.triton.sampling_kernels import ALLOWED, FIELDS, LISTED, NOT_FINITE, PENALTIES, SEEN_IN_PROMPT
+from quire.ops.triton.step import sampling as kernels
+from quire.ops.triton.step.sampling_kernels import ALLOWED, FIELDS, LISTED, NOT_FINITE, PENALTIES, SEEN_IN_PROMPT
 from quire.sampling.row import SampledToken, SamplingRow
 
 _Words = npt.NDArray[np.int64]
@@ -92,7 +92,7 @@ class SamplingState:
     def sample(
         self, logits: Tensor, slots: Tensor, kinds: kernels.Kinds, edits: kernels.Edits | None = None
     ) -> kernels.Sampled:
-        """Sample one token per row; see `ops.triton.sampling.sample`. May be captured in a graph after `flush`."""
+        """Sample one token per row; see `ops.triton.step.sampling.sample`. May be captured in a graph after `flush`."""
         self.flush()
         state = kernels.RowState(self._parameters)
         if kinds.is_edited:

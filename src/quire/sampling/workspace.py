@@ -56,7 +56,7 @@ def gpu_sampling_bytes(num_rows: int, vocab_size: int, *, is_captured: bool = Fa
         vocab_size: Logits of a row.
         is_captured: In a graph, in which there are no rows with edits or logprobs.
     """
-    from quire.ops.triton.sampling import MAX_LOGPROBS, Kinds, workspace_bytes
+    from quire.ops.triton.step.sampling import MAX_LOGPROBS, Kinds, workspace_bytes
 
     kinds = Kinds() if is_captured else Kinds(is_edited=True, num_logprobs=MAX_LOGPROBS)
     return workspace_bytes(num_rows, vocab_size, kinds)

@@ -34,6 +34,7 @@ class Compilation:
         constexprs: Values of the rest, None and "tl.bfloat16" among them.
         options: Of the launch: num_warps, num_stages, enable_fp_fusion.
         wants_wgmma: Whether Hopper must compute its products by wgmma.
+        most_spilled: Bytes a thread that may be spilled, by capability; none where it is not named.
         capabilities: For which chips; 90 is Hopper, 80 is Ampere.
     """
 
@@ -43,6 +44,7 @@ class Compilation:
     options: dict[str, Any] = field(default_factory=dict)
     wants_wgmma: bool = False
     capabilities: tuple[int, ...] = (90, 80)
+    most_spilled: dict[int, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         types = " ".join(t.removesuffix(":16") for t in self.signature.values() if t[0] in "*t")
@@ -59,12 +61,15 @@ class Compiled:
         spilled_bytes: A thread's stack and local memory.
         shared_bytes: A program.
         has_wgmma: Whether it multiplies by wgmma.
+        is_racing: Whether it goes on while wgmma may still read an operand in registers, which up to ptxas 13.2 may be
+            overwritten then (Triton's issue 9433).
     """
 
     registers: int
     spilled_bytes: int
     shared_bytes: int
     has_wgmma: bool
+    is_racing: bool
 
 
 def compile_all(compilations: Sequence[Compilation]) -> dict[tuple[int, int], Compiled]:
@@ -104,17 +109,30 @@ def _compile(each: Compilation, capability: int) -> Compiled:
 
     module, _, name = each.kernel.partition(":")
     kernel = getattr(importlib.import_module(module), name)
-    given = {**each.signature, **dict.fromkeys(each.constexprs, "constexpr")}
+    constants = dict(each.constexprs)
+    if "IS_OVERLAPPED" in kernel.arg_names:  # as `launch.overlap` decides
+        constants["IS_OVERLAPPED"] = capability >= 90
+    given = {**each.signature, **dict.fromkeys(constants, "constexpr")}
     signature = {name: given[name].removesuffix(":16") for name in kernel.arg_names}
     attrs = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if given[name].endswith(":16")}
     constexprs = {
         name: getattr(tl, value[3:]) if isinstance(value, str) and value.startswith("tl.") else value
-        for name, value in each.constexprs.items()
+        for name, value in constants.items()
     }
     source = ASTSource(kernel, signature, constexprs, attrs)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(each.options))
+    options = dict(each.options)
+    if constexprs.get("IS_OVERLAPPED"):
+        options["launch_pdl"] = True
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled = _usage(made.asm["cubin"])
-    return Compiled(registers, spilled, made.metadata.shared, "wgmma.mma_async" in made.asm["ptx"])
+    ptx = made.asm["ptx"]
+    return Compiled(registers, spilled, made.metadata.shared, "wgmma.mma_async" in ptx, _is_racing(ptx))
+
+
+def _is_racing(ptx: str) -> bool:
+    """Return whether there are wgmmas with the first operand in registers, and waits that leave some running."""
+    of_registers = re.search(r"wgmma\.mma_async[^{]*\{[^}]*\}, *\{", ptx)
+    return bool(of_registers and re.search(r"wgmma\.wait_group\.sync\.aligned [1-9]", ptx))
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The kernels that `test_compile.py` compiles: of each the variants that matter, as launches compile them."""
+"""The matrix products that `test_compile.py` compiles: of each kernel the variants that matter, as launches do."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def _gathered(
     if not is_whole:
         sizes = {name: "i32" for name in sizes}
     constants = {"ROWS": tile[0], "FEATURES": tile[1], "CHANNELS": tile[2], "IS_WHOLE": is_whole}
+    constants["AHEAD"] = 256 if tile[0] <= 64 else 0
     return Compilation(
         f"{_LINEAR}:gathered_kernel", {**pointers, **sizes},
         {**constants, "OPERAND": f"tl.{operand}", **({} if is_scaled else _PLAIN)},
@@ -50,13 +51,16 @@ def _gathered(
     )  # fmt: skip
 
 
-def _int4(rows: int, features: int, warps: int, stages: int):
+def _packed(bits: int, rows: int, features: int, warps: int, stages: int, is_float8: bool = False):
     sizes = {**_SIZES, "x_stride": "i32:16", "weight_stride": "i32:16"}
+    given, part = ({"groups": "*i32:16"}, 32) if bits == 4 else ({"scales": "*fp32:16"}, 64)
+    missing = dict.fromkeys({"groups", "scales", "bias"} - given.keys())
     return Compilation(
-        f"{_QUANTIZED}:int4_kernel",
-        {"x": "*bf16:16", "weight": "*i16:16", "groups": "*i32:16", "out": "*bf16:16", **sizes},
-        {"bias": None, "ROWS": rows, "FEATURES": features, "QUARTER": 32, "GROUP": 128, "IS_WHOLE": True},
-        _options(warps, stages), wants_wgmma=True,
+        f"{_QUANTIZED}:packed_kernel",
+        {"x": "*bf16:16", "weight": "*i16:16", "out": "*bf16:16", **given, **sizes},
+        {**missing, "ROWS": rows, "FEATURES": features, "PART": part, "PARTS": 16 // bits,
+         "GROUP": 128 if bits == 4 else 1, "IS_WHOLE": True, "IS_FLOAT8": is_float8},
+        _options(warps, stages), wants_wgmma=features >= 64,
     )  # fmt: skip
 
 
@@ -78,7 +82,7 @@ _BF16, _FP8, _INT8 = ("bf16", "bf16"), ("fp8e4nv", "fp8e4nv"), ("i8", "i8")
 COMPILATIONS = (
     _streamed("bf16", 128, 256, 64, 8, 3),
     _streamed("bf16", 128, 128, 64, 4, 4),
-    _streamed("bf16", 128, 64, 64, 4, 5),
+    _streamed("bf16", 64, 128, 64, 4, 5),
     _streamed("bf16", 64, 64, 64, 4, 6),
     _streamed("fp8e4nv", 128, 256, 128, 8, 3),
     _streamed("fp8e4nv", 64, 64, 128, 4, 6),
@@ -93,12 +97,13 @@ COMPILATIONS = (
     _gathered(_INT8, "int8", (16, 64, 256, 4, 6)),
     _gathered(_INT8, "int8", (128, 128, 128, 8, 3), capabilities=(80,)),
     _gathered(("u8", "u8"), "float16", (128, 128, 128, 8, 3), capabilities=(80,)),
-    _gathered(("bf16", "i8"), "bfloat16", (16, 64, 128, 4, 6)),
-    _gathered(("bf16", "i8"), "bfloat16", (128, 128, 64, 8, 3)),
-    _gathered(("bf16", "fp8e4nv"), "bfloat16", (128, 128, 64, 8, 3), capabilities=(90,)),
     _gathered(("fp32", "fp32"), "float32", (16, 64, 32, 4, 2)),
-    _int4(16, 64, 4, 6),
-    _int4(128, 128, 8, 3),
+    _packed(8, 16, 32, 4, 6),
+    _packed(8, 64, 32, 4, 6),
+    _packed(8, 16, 32, 4, 6, is_float8=True),
+    _packed(4, 16, 32, 4, 6),
+    _packed(4, 16, 64, 4, 3),
+    _packed(4, 128, 128, 8, 3),
     _expert(16, is_pair=True),
     _expert(128, is_pair=True),
     _expert(128, is_pair=False),

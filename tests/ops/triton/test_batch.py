@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quire.ops.triton.batch import keep_tokens, lay_out, update_tables
+from quire.ops.triton.step.batch import keep_tokens, lay_out, update_tables
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 UNTOUCHED = -7

@@ -3,8 +3,10 @@
 import pytest
 
 from tests.ops.triton.compiling import compile_all
-from tests.ops.triton.kernels import COMPILATIONS
+from tests.ops.triton.kernels import COMPILATIONS as PRODUCTS
+from tests.ops.triton.row_kernels import ROW_COMPILATIONS
 
+COMPILATIONS = (*PRODUCTS, *ROW_COMPILATIONS)
 SHARED_BYTES = {90: 227 << 10, 80: 163 << 10}
 
 
@@ -20,6 +22,8 @@ def compiled():
 )
 def test_kernel(compiled, place, capability):
     made = compiled[place, capability]
-    assert made.spilled_bytes == 0, f"{made.registers} registers, and {made.spilled_bytes} bytes beside them"
+    most = COMPILATIONS[place].most_spilled.get(capability, 0)
+    assert made.spilled_bytes <= most, f"{made.registers} registers, and {made.spilled_bytes} bytes beside them"
     assert made.shared_bytes <= SHARED_BYTES[capability]
+    assert not made.is_racing, "an operand in registers is overwritten while wgmma reads it"
     assert made.has_wgmma == (COMPILATIONS[place].wants_wgmma and capability == 90)

@@ -77,15 +77,20 @@ def test_empty():
 def test_tiles_are_as_large_as_keeps_the_chip_busy(monkeypatch):
     monkeypatch.setattr("quire.ops.triton.tiles.num_programs", lambda x: 132)
 
-    def tile(num_rows, out_features, is_streamed=True):
+    def tile(num_rows, out_features, is_streamed=True, **packed):
         x, weight = (torch.empty(n, 4096, dtype=torch.bfloat16, device="meta") for n in (num_rows, out_features))
-        made = tile_for(x, weight, is_streamed)
+        made = tile_for(x, weight, is_streamed, **packed)
         return made.rows, made.features
 
     assert tile(8192, 4096) == (128, 256)
     assert tile(512, 4096) == (128, 128)
-    assert tile(256, 4096) == (128, 64)
+    assert tile(256, 4096) == (64, 128)
+    assert tile(128, 4096) == (64, 64)
+    assert tile(128, 28672) == (128, 128)
+    assert tile(256, 28672) == tile(512, 28672) == (128, 256)
     assert tile(100, 4096) == (64, 64)
     assert tile(100, 4096, is_streamed=False) == (64, 64)
     assert tile(16, 4096) == (16, 64)
     assert tile(17, 28672) == (64, 128)
+    assert tile(1, 4096, False, bits=8) == tile(1, 28672, False, bits=8) == tile(1, 4096, False, bits=4) == (16, 32)
+    assert tile(64, 28672, False, bits=4) == (64, 64)

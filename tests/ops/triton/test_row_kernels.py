@@ -136,3 +136,14 @@ def test_rows_of_zeros_and_rows_that_are_not_finite(dtype):
         got, scales = triton_elementwise.quantize_rows(x, dtype)
     assert scales.isfinite().flatten().tolist() == [True, False, False, True]
     assert scales[0] > 0 and not got[0].float().any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("kept", EIGHT_BITS)
+def test_quotients_are_those_of_a_division(kept, dtype):
+    x = (rows(2048, 4096, dtype=torch.float32) * torch.logspace(-4, 4, 2048, device=DEVICE)[:, None]).to(dtype)
+    x[:, ::7] *= 1e-3
+    x[3], x[4, 5:], x[5, ::2] = 0.0, 0.0, -0.0
+    got, expected = triton_elementwise.quantize_rows(x, kept), quantize.quantize_rows.reference(x, kept)
+    assert all(torch.equal(one, other) for one, other in zip(bits(got), bits(expected), strict=True))

@@ -9,7 +9,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from quire.core.errors import RequestError
 from quire.core.sampling_params import SamplingParams
-from quire.ops.triton import sampling as kernels
+from quire.ops.triton.step import sampling as kernels
 from quire.sampling.device import SamplingState, kinds_of, state_bytes, tokens_of
 from quire.sampling.row import SamplingRow
 from quire.sampling.sampler import sample

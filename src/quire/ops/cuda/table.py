@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quire.ops.cuda import vendor
 from quire.ops.op import Tactic
-from quire.ops.triton import attention, attention_tiles, elementwise, gather, linear, moe, norm, rope
+from quire.ops.triton import attention, attention_tiles, elementwise, gather, linear, moe, norm, packing, rope
 from quire.ops.triton import quantized_linear as quantized
 
 TACTICS: tuple[Tactic, ...] = (
@@ -26,9 +26,10 @@ TACTICS: tuple[Tactic, ...] = (
     Tactic("linear_w8a8", "scaled_mm", vendor.scaled_mm, is_valid=vendor.is_float8, keeps_bits=False),
     Tactic("linear_w8a8", "int_mm", vendor.int_mm, is_valid=vendor.is_int8, workspace_bytes=vendor.int_mm_bytes,
            keeps_bits=False),
-    Tactic("linear_w8a16", "triton", quantized.linear_w8a16),
-    Tactic("linear_w4a16", "triton", quantized.linear_w4a16, quantized.pack_w4a16, ("weight", "scales", "zero_points"),
-           packed_bytes=quantized.packed_w4a16_bytes),
+    Tactic("linear_w8a16", "triton", quantized.linear_w8a16, packing.pack_w8a16, ("weight",),
+           packed_bytes=packing.packed_w8a16_bytes, workspace_bytes=quantized.w8a16_bytes),
+    Tactic("linear_w4a16", "triton", quantized.linear_w4a16, packing.pack_w4a16, ("weight", "scales", "zero_points"),
+           packed_bytes=packing.packed_w4a16_bytes),
     Tactic("rope", "rows", rope.rope),
     Tactic("append_kv", "rows", rope.append_kv),
     Tactic("rope_append_kv", "rows", rope.rope_append_kv),

@@ -373,7 +373,7 @@ def prepare(
 ) -> StepItems:
     """Cut a step into work items; reads only shapes of `query`, `kv_cache` and `block_table`."""
     num_tokens, _, head_dim = query.shape
-    tile = choose_tile(num_tokens, len(seq_lens), head_dim, query.dtype)
+    tile = choose_tile(num_tokens, len(seq_lens), head_dim, query.dtype, kv_cache.dtype)
     return cut(query, kv_cache, block_table, seq_lens, query_start_loc, window, tile)
 
 
@@ -392,7 +392,7 @@ def attention(
 ) -> Tensor:
     """Attend; see `ops.attention.attention`. Tokens that belong to no sequence, or to one of length 0, get zeros."""
     num_tokens, _, head_dim = query.shape
-    tile = choose_tile(num_tokens, len(seq_lens), head_dim, query.dtype)
+    tile = choose_tile(num_tokens, len(seq_lens), head_dim, query.dtype, kv_cache.dtype)
     return attend(query, kv_cache, block_table, scale, window, kv_scales, soft_cap, prepared, tile)
 
 

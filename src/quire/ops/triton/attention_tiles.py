@@ -60,7 +60,9 @@ class Tile:
         return min(num_heads // num_kv_heads, self.block_m)
 
 
-def choose_tile(num_tokens: int, num_seqs: int, head_dim: int, dtype: torch.dtype) -> Tile:
+def choose_tile(
+    num_tokens: int, num_seqs: int, head_dim: int, dtype: torch.dtype, kv_dtype: torch.dtype | None = None
+) -> Tile:
     """Return the layout for a step: by the shapes that no bit depends on, short for decoding and long for prompts.
 
     Args:
@@ -68,11 +70,15 @@ def choose_tile(num_tokens: int, num_seqs: int, head_dim: int, dtype: torch.dtyp
         num_seqs: Sequences of the step.
         head_dim: Width of a head.
         dtype: Of the queries.
+        kv_dtype: Of the cache; None if it is that of the queries.
     """
     if dtype == torch.float32:  # without tensor cores the order of sums follows the tile, so one serves all steps
         return Tile(32, 32, 8, 2, 1) if head_dim <= 128 else Tile(16, 16, 4, 2, 2)
     if head_dim > 128:  # two sums of 64 x 256 in float32 take half of all registers; 96 KB of shared memory
         return Tile(64, 32, 8, 2, 1)
+    if kv_dtype is not None and kv_dtype.itemsize == 1:
+        # From eight bits a step of mma.sync takes other channels than one of wgmma, so both lengths take wgmma.
+        return Tile(64, 64, 4, 4, 2) if num_tokens == num_seqs else Tile(128, 64, 8, 2, 1)
     if num_tokens == num_seqs:  # H100: 64 x 4,096 tokens at 2.6 TB/s, one of 128 in 5.4 us, one of 4,096 in 21 us
         return Tile(16, 128, 4, 4, 2)
     return Tile(128, 128, 8, 2, 1)  # H100: 8,192 tokens at 337 TFLOP/s, 2,048 behind as many at 325

@@ -112,13 +112,39 @@ def scale_of(bits, LARGEST: tl.constexpr):
 
 
 @triton.jit
+def divided(x, by):
+    """Return `x / by`, correctly rounded, of rows [rows, columns] by one value each, [rows, 1].
+
+    A reciprocal that is correctly rounded, and two corrections: the first leaves an error of one unit in the last place
+    at most, the second none (Markstein 1990, https://doi.org/10.1147/rd.341.0111). That is 5 instructions a value; a
+    division has more than twice as many, two branches, and a call for zeros. Of `x` below 2**-100 the last bit may
+    differ, and a zero has no sign.
+    """
+    if _IS_INTERPRETED:  # its fma rounds the product
+        quotient = tl.div_rn(x, tl.broadcast_to(by, x.shape))
+    else:
+        inverse = tl.broadcast_to(tl.div_rn(tl.full(by.shape, 1.0, tl.float32), by), x.shape)
+        by = tl.where(by == float("inf"), 0.0, by)  # then there is nothing to correct, and 0 * inf would be NaN
+        less = tl.broadcast_to(-by, x.shape)
+        quotient = x * inverse
+        quotient = tl.fma(tl.fma(quotient, less, x), inverse, quotient)
+        quotient = tl.fma(tl.fma(quotient, less, x), inverse, quotient)
+    return quotient
+
+
+@triton.jit
 def quantized(x, scale, LARGEST: tl.constexpr, dtype: tl.constexpr):
-    """Return `x / scale` as int8 (rounded half to even) or float8_e4m3fn, saturated."""
-    quotient = tl.div_rn(x, tl.broadcast_to(scale, x.shape))
+    """Return `x / scale` as int8 (rounded half to even) or float8_e4m3fn, saturated; zeros of the latter keep signs.
+
+    NaN, which only rows have whose scale is not finite, is any int8.
+    """
+    quotient = divided(x, scale)
+    quotient = tl.maximum(quotient, -LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    quotient = tl.minimum(quotient, LARGEST, propagate_nan=tl.PropagateNan.ALL)
     if dtype == tl.int8:
-        quotient = (quotient + _NO_FRACTION) - _NO_FRACTION
-    quotient = tl.where(quotient > LARGEST, LARGEST, tl.where(quotient < -LARGEST, -LARGEST, quotient))
-    return cast(quotient, dtype)
+        return (quotient + _NO_FRACTION).to(tl.int32, bitcast=True).to(tl.int8)  # the last bits of the sum are it
+    signed = quotient.to(tl.int32, bitcast=True) | (x.to(tl.int32, bitcast=True) & -0x80000000)
+    return cast(signed.to(tl.float32, bitcast=True), dtype)
 
 
 @triton.jit

@@ -26,18 +26,18 @@ from quire.ops.triton.tiles import FEW_ROWS, Tile, tile_at, tile_for
 
 @triton.jit
 def widen(values, dtype: tl.constexpr):
-    """Return operands as `dtype`, exactly: int8, float8_e4m3fn, or uint8, which are the bits of float8_e4m3fn.
+    """Return operands as `dtype`, exactly: those that have it, or uint8, which are the bits of float8_e4m3fn.
 
     As float16, those bits are the same number by 2**-8: exponents of 4 bits are biased by 7, those of 5 bits by 15. The
     two that are no number become 480; no weight has them, and a row that does has such a scale too.
     """
     if values.dtype == dtype:
-        return values
-    if values.dtype == tl.uint8:
+        wide = values
+    else:
         bits = values.to(tl.int16)
         half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
-        return (half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0).to(dtype)
-    return values.to(tl.float32).to(dtype)
+        wide = (half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0).to(dtype)
+    return wide
 
 
 @triton.jit
@@ -147,7 +147,7 @@ def product(
 
     Args:
         x: [*rows, in_features], float32 | bfloat16 | float16 | int8 | float8_e4m3fn; rows may lie apart.
-        weight: [out_features, in_features], dtype of `x`, or int8 | float8_e4m3fn with floats.
+        weight: [out_features, in_features], dtype of `x`.
         dtype: Of the result, a float.
         scales: [out_features], float32.
         x_scales: [*rows, 1], float32.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quire.ops.quantize import LARGEST
 from quire.ops.spec import dtype_of
-from quire.ops.triton.elementwise import cast, largest_bits, quantized, round_to, rows_of, scale_of, tiles_of
+from quire.ops.triton.elementwise import cast, divided, largest_bits, quantized, round_to, rows_of, scale_of, tiles_of
 from quire.ops.triton.launch import let_next_start, overlap, wait_for_last
 
 
@@ -28,7 +28,7 @@ def _normed(wide, root, weight, columns, WIDTH: tl.constexpr):
     """Return the quotient, rounded, times the weight, rounded."""
     dtype: tl.constexpr = weight.dtype.element_ty
     factor = tl.load(weight + columns, columns < WIDTH, other=0.0).to(tl.float32)
-    return round_to(round_to(tl.div_rn(wide, tl.broadcast_to(root, wide.shape)), dtype) * factor, dtype)
+    return round_to(round_to(divided(wide, root), dtype) * factor, dtype)
 
 
 # A loop of one turn is no loop to the compiler: what it loads and computes again is then still in registers.

@@ -1,26 +1,34 @@
-"""Linear layers of quantized weights: `linear`'s kernels where values have eight bits, one of its own where four.
+"""Linear layers of quantized weights: `linear`'s kernels where both operands have eight bits, one of its own elsewhere.
 
 Weights become operands in registers, so they are read in as few bytes as they are kept in. Values of eight bits are
 exact in bfloat16 and float16, and their scales multiply sums. Those of four bits have scales for each group of
 channels: `(q - zero_point) * scale` is rounded to the dtype of the activations, as if the layer were expanded to it.
+
+Two things forbid a kernel that reads values of eight bits and converts them. Up to ptxas 13.2 wgmma may still read an
+operand in registers when the next round of the loop overwrites it, if the loop has one product that Triton cuts into
+several and does not wait for (Triton's issue 9433; on an H100, tiles of 64 and 128 rows gave int8 other bits). And for
+mma, Triton lets a thread read four channels at once, which puts others into one step of the tensor cores, so sums come
+in another order than `linear`'s. So weights are packed in words of 16 bits, each of which holds channels far apart;
+few rows of eight bits are multiplied by mma, and for more the weight is expanded first, which is also faster (H100,
+2048 rows, 4096 x 4096 and 4096 x 14336: 136 and 452 instead of 160 and 543 us).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from math import prod
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.ops.quantize import unpack_int4
-from quire.ops.spec import TensorLike, dtype_of, sizes_of
+from quire.ops.spec import TensorLike, dtype_of, num_bytes, sizes_of
 from quire.ops.triton.launch import INTERPRETED, dot
-from quire.ops.triton.linear import as_matrix, finish, options, product
-from quire.ops.triton.tiles import tile_at, tile_for
+from quire.ops.triton.linear import as_matrix, finish, options, product, widen
+from quire.ops.triton.packing import HALF, PackedBytes, PackedInt4
+from quire.ops.triton.tiles import FEW_ROWS, tile_at, tile_for
 
-_QUARTERS = (32, 16)  # channels, a multiple of what tensor cores multiply at once
+_BLOCKS = 16  # that one program of `expand_kernel` expands: words for 16 bytes a thread
 
 
 def linear_w8a8(
@@ -33,52 +41,34 @@ def linear_w8a8(
     return product(x, weight, dtype_of(dtype), scales, x_scales, bias)
 
 
-def linear_w8a16(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return `(x @ weight.T) * scales + bias`; see `ops.linear.linear_w8a16`."""
-    return product(x, weight, x.dtype, scales, bias=bias)
+def linear_w8a16(x: Tensor, weight: PackedBytes, scales: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `(x @ weight.T) * scales + bias`; see `ops.linear.linear_w8a16`.
 
-
-@dataclass(frozen=True, slots=True)
-class PackedInt4:
-    """A weight of four bits in blocks of four quarters, 128 channels where groups allow it.
-
-    Attributes:
-        weight: [out_features, num_blocks * quarter], int16: word i of a block has channel i of each of its quarters,
-            the first in the lowest bits. So two words are two neighbours of each quarter, as tensor cores want them.
-        groups: [num_groups, out_features], int32 (int64 of float32 scales): the bits of a scale in the low half, the
-            zero point in the high one; one read brings both.
-        quarter: Channels of a quarter.
+    Before scales the bits of `linear` with the weight in the dtype of `x`.
     """
-
-    weight: Tensor
-    groups: Tensor
-    quarter: int
-
-
-def pack_w4a16(weight: Tensor, scales: Tensor, zero_points: Tensor) -> PackedInt4:
-    """Reorder a weight of four bits; the arguments are those of `ops.linear.linear_w4a16`."""
-    quarter = _quarter(2 * weight.shape[1] // scales.shape[1])
-    values = unpack_int4(weight)
-    values = torch.nn.functional.pad(values, (0, -values.shape[1] % (4 * quarter)))
-    words = torch.zeros(len(weight), values.shape[1] // (4 * quarter), quarter, dtype=torch.int16, device=weight.device)
-    for place, part in enumerate(values.view(len(weight), -1, 4, quarter).unbind(2)):
-        words |= part.to(torch.int16) << 4 * place
-    word, bits = (torch.int64, torch.int32) if scales.dtype == torch.float32 else (torch.int32, torch.int16)
-    width = 8 * bits.itemsize
-    groups = scales.contiguous().view(bits).to(word) & (1 << width) - 1 | zero_points.to(word) << width
-    return PackedInt4(words.view(len(weight), -1), groups.t().contiguous(), quarter)
+    if _is_expanded(x):
+        return product(x, expand(weight, x.shape[-1], x.dtype), x.dtype, scales, bias=bias)
+    return _product(x, weight.weight, None, scales, bias, part=HALF, bits=8, is_float8=weight.is_float8)
 
 
-def _quarter(group_size: int) -> int:
-    """Return how many channels a quarter has; if groups are no multiple of it, scales are read for each channel."""
-    return next((quarter for quarter in _QUARTERS if group_size % quarter == 0), _QUARTERS[-1])
+def _is_expanded(x: TensorLike) -> bool:
+    return prod(sizes_of(x)[:-1]) > FEW_ROWS or x.dtype == torch.float32
 
 
-def packed_w4a16_bytes(weight: TensorLike, scales: TensorLike, zero_points: TensorLike) -> int:
-    """Return the bytes of what `pack_w4a16` makes."""
-    (out_features, num_bytes), (_, num_groups) = sizes_of(weight), sizes_of(scales)
-    block_bytes = 2 * _quarter(2 * num_bytes // num_groups)
-    return out_features * (-(-num_bytes // block_bytes) * block_bytes + num_groups * 2 * scales.dtype.itemsize)
+def w8a16_bytes(x: TensorLike, weight: TensorLike, **rest: object) -> int:
+    """Return the most bytes that `linear_w8a16` holds: its result, and an expanded weight for more than a few rows."""
+    result = prod(sizes_of(x)[:-1]) * sizes_of(weight)[0] * x.dtype.itemsize
+    return result + (num_bytes(weight, x.dtype) if _is_expanded(x) else 0)
+
+
+def expand(weight: PackedBytes, in_features: int, dtype: torch.dtype) -> Tensor:
+    """Return a weight of eight bits as [out_features, in_features] of a float dtype, exactly."""
+    out_features, num_blocks = weight.weight.shape[0], weight.weight.shape[1] // HALF
+    out = torch.empty(out_features, in_features, dtype=dtype, device=weight.weight.device)
+    expand_kernel[(triton.cdiv(out_features * num_blocks, _BLOCKS),)](
+        weight.weight, out, out_features, in_features, num_blocks, weight.is_float8, _BLOCKS, HALF
+    )
+    return out
 
 
 def linear_w4a16(x: Tensor, weight: PackedInt4, scales: None, zero_points: None, bias: Tensor | None = None) -> Tensor:
@@ -86,16 +76,30 @@ def linear_w4a16(x: Tensor, weight: PackedInt4, scales: None, zero_points: None,
 
     The bits of `linear` with the weight in the dtype of `x`: the same operands, added in the same order.
     """
-    rows, quarter, (num_groups, out_features) = as_matrix(x), weight.quarter, weight.groups.shape
-    out = torch.empty(rows.shape[0], out_features, dtype=x.dtype, device=x.device)
+    return _product(x, weight.weight, weight.groups, None, bias, part=weight.quarter, bits=4)
+
+
+def _product(
+    x: Tensor,
+    words: Tensor,
+    groups: Tensor | None,
+    scales: Tensor | None,
+    bias: Tensor | None,
+    part: int,
+    bits: int,
+    is_float8: bool = False,
+) -> Tensor:
+    """Return the product with a packed weight, of which a word has `16 // bits` channels; see `packed_kernel`."""
+    rows, out_features, parts = as_matrix(x), words.shape[0], 16 // bits
+    num_rows, in_features = rows.shape
+    out = torch.empty(num_rows, out_features, dtype=x.dtype, device=x.device)
     if out.numel():
-        tile = tile_for(rows, weight.weight, is_streamed=False, channels=4 * quarter)
-        grid = (triton.cdiv(rows.shape[0], tile.rows) * triton.cdiv(out_features, tile.features),)
-        int4_kernel[grid](
-            rows, weight.weight, weight.groups, out, bias,
-            rows.shape[0], out_features, rows.shape[1], rows.stride(0), weight.weight.stride(0),
-            tile.rows, tile.features, quarter, rows.shape[1] // num_groups, rows.shape[1] % (4 * quarter) == 0,
-            **options(tile),
+        tile = tile_for(rows, words, is_streamed=False, channels=parts * part, bits=bits)
+        packed_kernel[(triton.cdiv(num_rows, tile.rows) * triton.cdiv(out_features, tile.features),)](
+            rows, words, groups, out, scales, bias,
+            num_rows, out_features, in_features, rows.stride(0), words.stride(0),
+            tile.rows, tile.features, part, parts, 1 if groups is None else in_features // groups.shape[0],
+            in_features % (parts * part) == 0, is_float8, **options(tile),
         )  # fmt: skip
     return out.view(*x.shape[:-1], out_features)
 
@@ -116,6 +120,49 @@ _ASM = """
 """
 _BFLOAT16 = tl.constexpr(_ASM.replace("TYPE", "bf16x2").replace("UNIT", "0x3F803F80").replace("BASE", "0x43004300"))
 _FLOAT16 = tl.constexpr(_ASM.replace("TYPE", "f16x2").replace("UNIT", "0x3C003C00").replace("BASE", "0x64006400"))
+
+# Int8, the low bytes of two words: `(word & 127) | BASE` is 128 + the lower seven bits in bfloat16, 1024 + them in
+# float16. Less `(word & 128) | BASE`, which has the bit of -128 as +128, it is exact.
+_INT8_ASM = """
+{
+    .reg .b32 low, sign, one;
+    mov.b32 one, UNIT;
+    lop3.b32 low, $2, 0x007F007F, BASE, 0xEA;
+    lop3.b32 sign, $2, 0x00800080, MINUS, 0xEA;
+    fma.rn.TYPE $0, low, one, sign;
+    shr.b32 $1, $2, 8;
+}
+"""
+_INT8_BFLOAT16 = tl.constexpr(
+    _INT8_ASM.replace("TYPE", "bf16x2").replace("UNIT", "0x3F803F80")
+    .replace("BASE", "0x43004300").replace("MINUS", "0xC300C300")
+)  # fmt: skip
+_INT8_FLOAT16 = tl.constexpr(
+    _INT8_ASM.replace("TYPE", "f16x2").replace("UNIT", "0x3C003C00")
+    .replace("BASE", "0x64006400").replace("MINUS", "0xE400E400")
+)  # fmt: skip
+
+# Float8: the bits of an exponent, biased by 7, become those of one biased by 127 or 15; times 2**120 or 2**8 that is
+# the same number, also where it has no leading one. See `linear.widen` for the two that are no number.
+_FLOAT8_ASM = """
+{
+    .reg .b32 bits, sign, unit, none;
+    mov.b32 unit, UNIT;
+    mov.b32 none, 0x80008000;
+    and.b32 bits, $2, 0x007F007F;
+    shl.b32 bits, bits, PLACES;
+    shl.b32 sign, $2, 8;
+    lop3.b32 bits, sign, none, bits, 0xEA;
+    fma.rn.TYPE $0, bits, unit, none;
+    shr.b32 $1, $2, 8;
+}
+"""
+_FLOAT8_BFLOAT16 = tl.constexpr(
+    _FLOAT8_ASM.replace("TYPE", "bf16x2").replace("UNIT", "0x7B807B80").replace("PLACES", "4")
+)
+_FLOAT8_FLOAT16 = tl.constexpr(
+    _FLOAT8_ASM.replace("TYPE", "f16x2").replace("UNIT", "0x5C005C00").replace("PLACES", "7")
+)
 _IS_PLAIN = tl.constexpr(INTERPRETED)
 
 
@@ -144,6 +191,43 @@ def _dequantize(words, group, dtype: tl.constexpr):
 
 
 @triton.jit
+def _widen(words, dtype: tl.constexpr, IS_FLOAT8: tl.constexpr):
+    """Return the low byte of each word, int8 or float8_e4m3fn, in `dtype`, and words moved on."""
+    if _IS_PLAIN or dtype == tl.float32:
+        values = widen((words & 255).to(tl.uint8), dtype) if IS_FLOAT8 else words.to(tl.int8).to(tl.float32).to(dtype)
+        words = words >> 8
+    else:
+        IS_BFLOAT16: tl.constexpr = dtype == tl.bfloat16
+        float8: tl.constexpr = _FLOAT8_BFLOAT16 if IS_BFLOAT16 else _FLOAT8_FLOAT16
+        int8: tl.constexpr = _INT8_BFLOAT16 if IS_BFLOAT16 else _INT8_FLOAT16
+        values, words = tl.inline_asm_elementwise(
+            float8 if IS_FLOAT8 else int8, "=r,=r,r", [words], dtype=(tl.int16, tl.int16), is_pure=True, pack=2
+        )
+        values = values.to(dtype, bitcast=True)
+    return values, words
+
+
+@triton.jit
+def expand_kernel(
+    weight, out, out_features, in_features, num_blocks,
+    IS_FLOAT8: tl.constexpr, BLOCKS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """Write some blocks of a `PackedBytes` as floats.
+
+    Args:
+        weight, out: Pointers to [out_features, num_blocks * HALF] and [out_features, in_features].
+    """
+    place = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)[:, None]
+    feature, block, word = place // num_blocks, place % num_blocks, tl.arange(0, HALF)[None, :]
+    words = tl.load(weight + place * HALF + word, mask=feature < out_features, other=0)
+    for half in tl.static_range(2):
+        values, words = _widen(words, out.dtype.element_ty, IS_FLOAT8)
+        channel = (2 * block + half) * HALF + word
+        inside = (feature < out_features) & (channel < in_features)
+        tl.store(out + feature * in_features + channel, values, mask=inside)
+
+
+@triton.jit
 def _group(groups, feature, first, out_features, in_features, QUARTER: tl.constexpr, GROUP: tl.constexpr):
     """Return scales and zero points of QUARTER channels from `first` on: one a feature, or one a channel."""
     if GROUP % QUARTER == 0:
@@ -156,40 +240,45 @@ def _group(groups, feature, first, out_features, in_features, QUARTER: tl.conste
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def int4_kernel(
-    x, weight, groups, out, bias, num_rows, out_features, in_features, x_stride, weight_stride,
-    ROWS: tl.constexpr, FEATURES: tl.constexpr, QUARTER: tl.constexpr, GROUP: tl.constexpr, IS_WHOLE: tl.constexpr,
+def packed_kernel(
+    x, weight, groups, out, scales, bias, num_rows, out_features, in_features, x_stride, weight_stride,
+    ROWS: tl.constexpr, FEATURES: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
+    IS_WHOLE: tl.constexpr, IS_FLOAT8: tl.constexpr,
 ):  # fmt: skip
-    """Compute one tile of a product with a weight of four bits, which is the first operand and stays in registers.
+    """Compute one tile of a product with a packed weight, which is the first operand and stays in registers.
 
     Args:
         x, out: Pointers to [num_rows, in_features] and [num_rows, out_features].
-        weight, groups: Pointers to the parts of a `PackedInt4`.
-        bias: See `linear.finish`.
-        QUARTER: Channels of a quarter of a block.
+        weight, groups: Pointers to the parts of a `PackedInt4`; or the first to that of a `PackedBytes`, and None.
+        scales, bias: See `linear.finish`.
+        PART: Channels of a part of a block, one word's lowest bits each.
+        PARTS: Of a block, four quarters or two halves.
         GROUP: Channels that share a scale.
         IS_WHOLE: Whether blocks divide `in_features`; a last one that is not whole has activations of zero.
+        IS_FLOAT8: Which eight bits.
     """
     dtype: tl.constexpr = x.dtype.element_ty
     first_row, first_feature = tile_at(tl.program_id(0), num_rows, out_features, ROWS, FEATURES)
     row, feature = first_row + tl.arange(0, ROWS), first_feature + tl.arange(0, FEATURES)
-    channel, there = tl.arange(0, QUARTER), tl.minimum(feature, out_features - 1)
+    channel, there = tl.arange(0, PART), tl.minimum(feature, out_features - 1)
     x_at = x + tl.minimum(row, num_rows - 1).to(tl.int64)[None, :] * x_stride + channel[:, None]
     weight_at = weight + there.to(tl.int64)[:, None] * weight_stride + channel[None, :]
     sums = tl.zeros((FEATURES, ROWS), dtype=tl.float32)
-    for start in range(0, in_features, 4 * QUARTER):
+    for start in range(0, in_features, PARTS * PART):
         words = tl.load(weight_at)
-        group = _group(groups, there, start, out_features, in_features, QUARTER, GROUP)
-        for place in tl.static_range(4):
-            first = start + place * QUARTER
-            if place > 0 and GROUP % (4 * QUARTER) != 0:
-                group = _group(groups, there, first, out_features, in_features, QUARTER, GROUP)
+        for place in tl.static_range(PARTS):
+            first = start + place * PART
             v = tl.load(x_at) if IS_WHOLE else tl.load(x_at, mask=channel[:, None] < in_features - first, other=0.0)
-            w, words = _dequantize(words, group, dtype)
+            if groups is None:
+                w, words = _widen(words, dtype, IS_FLOAT8)
+            else:
+                if place == 0 or GROUP % (PARTS * PART) != 0:
+                    group = _group(groups, there, first, out_features, in_features, PART, GROUP)
+                w, words = _dequantize(words, group, dtype)
             sums = dot(w, v, sums)
-            x_at += QUARTER
-        weight_at += QUARTER
-    result = finish(tl.trans(sums), row, feature, None, None, bias, num_rows, out_features)
+            x_at += PART
+        weight_at += PART
+    result = finish(tl.trans(sums), row, feature, scales, None, bias, num_rows, out_features)
     out_at = out + row.to(tl.int64)[:, None] * out_features + feature[None, :]
     inside = (row < num_rows)[:, None] & (feature < out_features)[None, :]
     tl.store(out_at, result.to(dtype), mask=inside)

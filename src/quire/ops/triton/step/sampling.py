@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from quire.ops.triton.sampling_kernels import (
+from quire.ops.triton.step.sampling_kernels import (
     BINS,
     allow_kernel,
     choose_kernel,
