@@ -88,7 +88,7 @@ COMPILATIONS = (
     _streamed("fp8e4nv", 64, 64, 128, 4, 6),
     _streamed("i8", 128, 256, 128, 8, 3),
     _streamed("i8", 128, 256, 128, 8, 3, out="fp32"),
-    _gathered(_BF16, "bfloat16", (16, 64, 128, 4, 6)),
+    _gathered(_BF16, "bfloat16", (16, 64, 128, 4, 10)),
     _gathered(_BF16, "bfloat16", (64, 128, 128, 4, 3)),
     _gathered(_BF16, "bfloat16", (128, 128, 64, 8, 3)),
     _gathered(_BF16, "bfloat16", (64, 64, 32, 4, 6), is_whole=False),
