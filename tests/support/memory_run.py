@@ -56,7 +56,7 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
     load, *steps = trace.spans()
     most, largest = max(_beside(steps, load.left_tensors))
     probes = sum(proofs.probe.rows.nbytes for proofs in linear._PROOFS.values())
-    return Measured(load.left_tensors - probes, runner._kv_cache.nbytes, most, largest)
+    return Measured(load.left_tensors - probes, runner._loaded.kv_cache.nbytes, most, largest)
 
 
 def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,8 @@ def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.Monk
 
     patch.setattr(cpu_runner, "build_inputs", build_inputs)
     runner._sample = sampled
-    runner._executor._calls = [recorded(call) for call in runner._executor._calls]
+    executor_ = runner._loaded.executor
+    executor_._calls = [recorded(call) for call in executor_._calls]
 
 
 def _beside(spans: Sequence[Span], weights: int) -> Iterator[tuple[int, str]]:
