@@ -56,7 +56,7 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
     load, *steps = trace.spans()
     most, largest = max(_beside(steps, load.left_tensors))
     probes = sum(proofs.probe.rows.nbytes for proofs in linear._PROOFS.values())
-    return Measured(load.left_tensors - probes, runner._kv_cache.nbytes, most, largest)
+    return Measured(load.left_tensors - probes, runner._loaded.kv_cache.nbytes, most, largest)
 
 
 def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.MonkeyPatch) -> None:
