@@ -1,7 +1,7 @@
-"""Linear layers by the libraries of a GPU's vendor, as far as the references do not call them already.
+"""Linear layers by the libraries of a GPU's vendor, for many rows: few wait for the weight, whoever computes them.
 
 A row's bits depend on how many rows there are: cuBLAS chooses its algorithm by them (H100, bfloat16: 1 to 200 rows
-against the same rows of more). `linear`'s reference is such a tactic itself.
+against the same rows of more). So these serve where nobody asked for equal bits.
 """
 
 from __future__ import annotations
@@ -12,8 +12,21 @@ import torch
 from torch import Tensor
 
 from quire.ops.spec import TensorLike, dtype_of, sizes_of
+from quire.ops.triton import linear as triton_linear
+from quire.ops.triton.quantized_linear import linear_w8a8
+from quire.ops.triton.tiles import FEW_ROWS
 
 _LEAST_ROWS = 32  # `torch._int_mm` refuses 16 and fewer
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `x @ weight.T + bias`, of more than a few rows by cuBLAS; see `ops.linear.linear`.
+
+    H100: 5 to 17 percent faster at 128 and 256 rows, as fast at 2,048 and more.
+    """
+    if prod(x.shape[:-1]) <= FEW_ROWS:
+        return triton_linear.linear(x, weight, bias)
+    return torch.nn.functional.linear(x, weight, bias)
 
 
 def is_float8(
@@ -28,10 +41,13 @@ def is_float8(
 def scaled_mm(
     x: Tensor, x_scales: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None = None, dtype: str = "bfloat16"
 ) -> Tensor:
-    """Return the product of rows and weight in float8; see `ops.linear.linear_w8a8`."""
+    """Return the product of rows and weight in float8, of more than a few by cuBLAS; see `ops.linear.linear_w8a8`.
+
+    H100: up to 16 percent faster at 256 rows and more of wide layers, slower in some others.
+    """
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    if not len(rows):
-        return torch.empty(*x.shape[:-1], weight.shape[0], dtype=dtype_of(dtype), device=x.device)
+    if len(rows) <= FEW_ROWS:
+        return linear_w8a8(x, x_scales, weight, scales, bias, dtype)
     out = torch._scaled_mm(
         rows, weight.t(), x_scales.reshape(-1, 1).contiguous(), scales.view(1, -1), bias,
         out_dtype=dtype_of(dtype), use_fast_accum=True,

@@ -221,7 +221,8 @@ def _ahead(x: Tensor, weight: Tensor, tile: Tile) -> int:
     """
     if x.shape[0] > FEW_ROWS or not overlap(x)["IS_OVERLAPPED"]:
         return 0
-    return min(1 << (tile.channels * tile.num_stages // 4).bit_length() - 1, 1 << weight.shape[1].bit_length() - 1)
+    channels = 1 << min(tile.channels * tile.num_stages // 4, weight.shape[1]).bit_length() - 1
+    return channels if channels * weight.element_size() >= 128 else 0  # less than a line
 
 
 _TRITON_NAMES = {
