@@ -91,6 +91,6 @@ def test_tiles_are_as_large_as_keeps_the_chip_busy(monkeypatch):
     assert tile(100, 4096) == (64, 64)
     assert tile(100, 4096, is_streamed=False) == (64, 64)
     assert tile(16, 4096) == (16, 64)
-    assert tile(17, 28672) == (64, 128)
+    assert tile(17, 28672) == (64, 64)
     assert tile(1, 4096, False, bits=8) == tile(1, 28672, False, bits=8) == tile(1, 4096, False, bits=4) == (16, 32)
     assert tile(64, 28672, False, bits=4) == (64, 64)
