@@ -144,9 +144,9 @@ def edited(directory, change):
 def test_foreign_formats_and_paths_that_lead_outside(model, tmp_path):
     open_plan(model).save(tmp_path)
     edited(tmp_path, lambda content: content.update(quire_format=99))
-    with pytest.raises(PlanError, match="expected engine format 2, got 99"):
+    with pytest.raises(PlanError, match="expected engine format 3, got 99"):
         Plan.load(tmp_path)
-    edited(tmp_path, lambda content: content.update(quire_format=2, files={"../x": "0"}))
+    edited(tmp_path, lambda content: content.update(quire_format=3, files={"../x": "0"}))
     with pytest.raises(PlanError, match="names of files inside the directory"):
         Plan.load(tmp_path)
     edited(tmp_path, lambda content: content.update(files={}))

@@ -29,7 +29,7 @@ from quire.core.model_spec import ServingSpec
 from quire.plan.stored_weights import StoredTensor
 from quire.plan.tactics import DIRECTORY as TACTICS
 
-FORMAT = 2
+FORMAT = 3
 CONFIG, GRAPH, REPORT, PAGE = "config.json", "graph.json", "report.json", "report.html"
 RECORDING = "recording.json"
 

@@ -21,7 +21,7 @@ class StoredTensor(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
     """One tensor of a saved plan.
 
     Attributes:
-        hash: SHA-256 of its bytes as they are stored.
+        hash: BLAKE3 of its bytes as they are stored.
         file: The safetensors file that holds it, relative to the engine directory; empty for the engine's own.
         name: What it is called there; empty if as in the network.
     """

@@ -7,7 +7,6 @@ and its tensors are only 8-byte aligned, which some kernels cannot bear.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import weakref
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from blake3 import blake3
 
 from quire.core.errors import PlanError
 from quire.ops.spec import TensorSpec, num_bytes
@@ -154,12 +154,12 @@ class TensorFile:
 
 
 def tensor_hash(tensor: torch.Tensor) -> str:
-    """Return the SHA-256 of a tensor's bytes, in hex.
+    """Return the BLAKE3 of a tensor's bytes, in hex.
 
-    Processors have instructions for it: 2.4 times as fast as BLAKE2b (Intel Xeon with SHA extensions, one thread).
+    With one thread 4.0 GB/s, where SHA-256 by the processor's own instructions takes 1.1 (Intel Xeon with AVX-512).
     """
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy().data).hexdigest()
+    return blake3(flat.numpy().data).hexdigest()
 
 
 def write_tensor_file(
