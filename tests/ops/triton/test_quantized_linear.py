@@ -177,6 +177,5 @@ def test_workspace_has_the_expanded_weight():
 
 @pytest.mark.parametrize("op", ["linear", "moe", "linear_w8a8", "linear_w8a16", "linear_w4a16"])
 def test_the_default_keeps_bits(op):
-    first, *others = tactics_for(op, "cuda")
-    assert (first.name, first.keeps_bits) == ("triton", True)
-    assert not any(tactic.keeps_bits for tactic in others)
+    (kept,) = [tactic for tactic in tactics_for(op, "cuda") if tactic.keeps_bits]
+    assert kept.name == "triton"
