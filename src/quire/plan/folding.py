@@ -7,7 +7,7 @@ tensor at a time: when an executor binds a graph, or when a plan whose weights c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from threading import Lock
 from typing import Any
@@ -81,26 +81,38 @@ class Constants:
         return self._values[node]
 
     def _joined(self, node: fx.Node) -> torch.Tensor:
-        """Join weights, holding one of the parts at a time.
+        """Join weights: where they are, if they lie one behind the other, or else in memory of its own.
 
-        In memory of its own, as weights that are read have; where the first part has the others behind it, there.
+        Then one of the parts is held at a time.
         """
         declared, dim, start = spec(node), int(str(node.kwargs["dim"])), 0
-        parts = node.kwargs["tensors"]
-        assert isinstance(parts, (list, tuple)) and isinstance(parts[0], fx.Node)
-        first = self.value(parts[0])
-        is_there = dim == 0 and first.storage_offset() == 0 and first.untyped_storage().nbytes() == num_bytes(declared)
-        joined = first.as_strided(sizes_of(declared), first.stride()) if is_there else empty_weight(declared)
+        parts = [part for part in node.kwargs["tensors"] if isinstance(part, fx.Node)]  # type: ignore[union-attr]
+        joined = self._in_place(parts, declared) if dim == 0 else None
+        is_there = joined is not None
+        joined = empty_weight(declared) if joined is None else joined
         last = {part: place for place, part in enumerate(parts)}
         for place, part in enumerate(parts):
-            assert isinstance(part, fx.Node)
-            size, value = int(spec(part).shape[dim]), self.value(part)
-            slot = joined.narrow(dim, start, size)
-            if slot.data_ptr() != value.data_ptr():
-                slot.copy_(value)
+            size = int(spec(part).shape[dim])
+            if not is_there:
+                joined.narrow(dim, start, size).copy_(self.value(part))
             start += size
             if last[part] == place:
                 self.release(part)
+        return joined
+
+    def _in_place(self, parts: Sequence[fx.Node], declared: TensorSpec) -> torch.Tensor | None:
+        """Return the memory that parts lie in one behind the other, and nothing else does; None if there is none."""
+        first = self.value(parts[0])
+        if first.storage_offset() != 0 or first.untyped_storage().nbytes() != num_bytes(declared):
+            return None
+        address = first.data_ptr()
+        for part in parts:
+            value = self.value(part)
+            if value.data_ptr() != address or not value.is_contiguous():
+                return None
+            address += value.nbytes
+        sizes = sizes_of(declared)
+        joined: torch.Tensor = first.as_strided(sizes, torch.empty(sizes, device="meta").stride())
         return joined
 
     def release(self, node: fx.Node) -> None:
