@@ -5,31 +5,3 @@ and last-dimension `softmax` treat every element alike wherever it lies; `sigmoi
 float32 do not (the vectorised body and the scalar tail round differently). GEMMs change a row's bits with the number
 of rows for some shapes. The tactics here are built from the first kind, and prove the second.
 """
-
-from quire.ops.cpu import (
-    attention,
-    attention_bytes,
-    dense_attention,
-    elementwise,
-    fused,
-    linear,
-    moe,
-    quantize,
-    quantized_linear,
-    references,
-    rope,
-)
-
-__all__ = [
-    "attention",
-    "attention_bytes",
-    "dense_attention",
-    "elementwise",
-    "fused",
-    "linear",
-    "moe",
-    "quantize",
-    "quantized_linear",
-    "references",
-    "rope",
-]

@@ -1,4 +1,3 @@
-# mypy: disallow-incomplete-defs=False
 """Paged attention: one kernel for prompts, their chunks, decoding, and any mix of them; a second one merges.
 
 A row (a query head of a token) is defined by absolute key positions alone. They are cut into splits of `SPLIT`

@@ -1,4 +1,3 @@
-# mypy: disallow-incomplete-defs=False
 """A step's attention cut into work items, on the device: no length is ever read by the host.
 
 The queries of a sequence are cut into tiles, and what a tile sees into splits of `split` positions. An item is a tile

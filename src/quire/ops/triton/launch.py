@@ -63,8 +63,13 @@ def overlap(x: torch.Tensor) -> dict[str, bool]:
     Between two kernels of a graph pass one to two microseconds, and each takes as long again until its reads arrive: of
     a decode step of an 8B model an eighth, of a 1B model a third. Since compute capability 9.0.
     """
-    is_able = x.is_cuda and _capability(x.device.index or 0) >= (9, 0)
+    is_able = x.is_cuda and capability(x) >= (9, 0)
     return {"IS_OVERLAPPED": True, "launch_pdl": True} if is_able else {"IS_OVERLAPPED": False}
+
+
+def capability(x: torch.Tensor) -> tuple[int, int]:
+    """Return the compute capability of a tensor's device; Hopper's where kernels are interpreted."""
+    return _capability(x.device.index or 0) if x.is_cuda else (9, 0)
 
 
 @cache

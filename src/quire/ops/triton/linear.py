@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from quire.ops.triton.launch import dot, let_next_start, num_programs, overlap, prefetch, wait_for_last
+from quire.ops.triton.launch import capability, dot, let_next_start, num_programs, overlap, prefetch, wait_for_last
 from quire.ops.triton.tiles import FEW_ROWS, Tile, tile_at, tile_for
 
 
@@ -170,11 +170,6 @@ def as_matrix(x: Tensor) -> Tensor:
     """Return [*rows, channels] as [num_rows, channels] whose rows may lie apart; a copy only where it must be."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
-
-
-def capability(x: Tensor) -> tuple[int, int]:
-    """Return the compute capability of a tensor's device; Hopper's where kernels are interpreted."""
-    return torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0)
 
 
 def _is_streamed(x: Tensor, weight: Tensor, out: Tensor) -> bool:

@@ -1,4 +1,3 @@
-# mypy: disallow-incomplete-defs=False
 """Rotary embedding and the KV write: one launch rotates queries and keys and writes keys and values into the cache.
 
 A program moves `_ROWS` rows (a head of a token each): the first programs queries, the others keys with their values.
