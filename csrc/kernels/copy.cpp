@@ -1,0 +1,13 @@
+#include <cstring>
+
+#include "kernels/declarations.hpp"
+
+namespace quire::QUIRE_ISA {
+
+void copy(const Tensor* operands, const double*, Worker& worker) {
+  const Tensor &out = operands[0], &x = operands[1];
+  const int64_t bytes = x.last() * size_of(x.dtype);
+  worker.for_each(x.rows(), [&](int64_t row) { std::memcpy(out.data + row * bytes, x.data + row * bytes, bytes); });
+}
+
+}  // namespace quire::QUIRE_ISA

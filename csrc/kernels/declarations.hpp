@@ -1,0 +1,11 @@
+// Every kernel, declared in the namespace of the set of instructions that a file is compiled for.
+#pragma once
+
+#include "kernels.hpp"
+
+namespace quire::QUIRE_ISA {
+
+// out [rows, last], x [rows, last]: out = x, both contiguous, of one dtype.
+void copy(const Tensor* operands, const double* numbers, Worker& worker);
+
+}  // namespace quire::QUIRE_ISA

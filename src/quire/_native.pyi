@@ -1,0 +1,9 @@
+from collections.abc import Sequence
+
+Operand = tuple[int, int, Sequence[int], Sequence[int]]
+
+def isas() -> list[str]: ...
+def kernel_names(isa: str) -> list[str]: ...
+def call(
+    name: str, operands: Sequence[Operand | None], numbers: Sequence[float], num_threads: int, isa: str = ""
+) -> None: ...

@@ -1,0 +1,1 @@
+"""Kernels in C++ (`csrc/`), compiled per set of instructions and chosen by what the processor has."""

@@ -1,0 +1,75 @@
+"""The compiled kernels of this installation, if it has any that this processor runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from quire.core.errors import TacticError
+from quire.core.log import get_logger
+
+_log = get_logger(__name__)
+
+DTYPES = (
+    torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8, torch.int32, torch.int64,
+    torch.float8_e4m3fn, torch.bool,
+)  # fmt: skip
+"""In the order of `DType` in csrc/tensor.hpp."""
+
+_NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}
+
+
+@cache
+def library() -> Any:
+    """Return the module `quire._native`, or None where it was not compiled or the processor is too old."""
+    try:
+        from quire import _native
+    except ImportError:
+        _log.info("no compiled CPU kernels in this installation: torch computes instead, slower")
+        return None
+    return _native if _native.isas() else None
+
+
+@cache
+def kernel_names(isa: str = "") -> frozenset[str]:
+    """Return the kernels there are, of one set of instructions or of all that this processor has."""
+    native: ModuleType | None = library()
+    if native is None:
+        return frozenset()
+    return frozenset(name for each in ([isa] if isa else native.isas()) for name in native.kernel_names(each))
+
+
+def operand(tensor: torch.Tensor | None) -> tuple[int, int, list[int], list[int]] | None:
+    """Return a tensor as a kernel takes it: address, dtype, shape, strides."""
+    if tensor is None:
+        return None
+    return tensor.data_ptr(), _NUMBERS[tensor.dtype], list(tensor.shape), list(tensor.stride())
+
+
+def call(
+    name: str,
+    tensors: Sequence[torch.Tensor | None],
+    numbers: Sequence[float] = (),
+    num_threads: int | None = None,
+    isa: str = "",
+) -> None:
+    """Run one kernel; see csrc/kernels/declarations.hpp for its operands.
+
+    Args:
+        name: Which.
+        tensors: Results first, then arguments; None for absent ones. The caller keeps them alive.
+        numbers: Attributes.
+        num_threads: None: as many as torch uses.
+        isa: Set of instructions; empty for the best.
+
+    Raises:
+        TacticError: There are no compiled kernels.
+    """
+    native = library()
+    if native is None:
+        raise TacticError(f"kernel {name}: expected compiled CPU kernels, got none; install Quire with a C++ compiler.")
+    native.call(name, [operand(t) for t in tensors], list(numbers), num_threads or torch.get_num_threads(), isa)
