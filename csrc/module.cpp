@@ -1,6 +1,7 @@
 // The Python module `quire._native`: tensors arrive as addresses, so nothing here knows torch.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -11,6 +12,7 @@
 #include <tuple>
 
 #include "isa.hpp"
+#include "program.hpp"
 
 namespace nb = nanobind;
 using namespace quire;
@@ -69,6 +71,37 @@ std::vector<std::string> kernel_names(const std::string& isa) {
   return names;
 }
 
+// Sizes arrive as pairs: factor and symbol, the symbol negative where the factor is the size.
+using Shape = std::vector<std::pair<int64_t, int>>;
+
+Program::Register register_of(Program::Kind kind, int dtype, const Shape& shape) {
+  Program::Register r{kind, static_cast<DType>(dtype), {}, {}};
+  for (const auto& [factor, symbol] : shape) r.shape.push_back({factor, symbol});
+  return r;
+}
+
+int add_view(Program& program, int source, int64_t offset, int dtype, const Shape& shape,
+             const std::vector<int64_t>& stride) {
+  Program::Register r = register_of(Program::Kind::view, dtype, shape);
+  r.source = source;
+  r.offset = offset;
+  r.stride = stride;
+  return program.add_register(std::move(r));
+}
+
+int add_constant(Program& program, const Operand& operand) {
+  const auto& [address, dtype, shape, stride] = operand;
+  Program::Register r{Program::Kind::constant, static_cast<DType>(dtype), {}, stride};
+  for (int64_t size : shape) r.shape.push_back({size, -1});
+  r.address = reinterpret_cast<std::byte*>(address);
+  return program.add_register(std::move(r));
+}
+
+void add_call(Program& program, const std::string& name, const std::vector<int>& operands,
+              const std::vector<double>& numbers) {
+  program.add_call(&entry_of(name, "", operands.size(), numbers.size()), operands, numbers);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -76,4 +109,18 @@ NB_MODULE(_native, m) {
   m.def("kernel_names", &kernel_names, nb::arg("isa"), "Kernels of one set of instructions.");
   m.def("call", &call, nb::arg("name"), nb::arg("operands").none(), nb::arg("numbers"), nb::arg("num_threads"),
         nb::arg("isa") = "", "Run one kernel.");
+  nb::class_<Program>(m, "Program", "Kernels one after the other; see csrc/program.hpp.")
+      .def(nb::init<>())
+      .def("outside", [](Program& p, int dtype, const Shape& shape) {
+        return p.add_register(register_of(Program::Kind::outside, dtype, shape));
+      })
+      .def("result", [](Program& p, int dtype, const Shape& shape) {
+        return p.add_register(register_of(Program::Kind::arena, dtype, shape));
+      })
+      .def("constant", &add_constant)
+      .def("view", &add_view)
+      .def("call", &add_call)
+      .def("run", &Program::run, nb::call_guard<nb::gil_scoped_release>())
+      .def("arena_bytes", &Program::arena_bytes)
+      .def("held_bytes", &Program::held_bytes);
 }

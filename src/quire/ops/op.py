@@ -130,6 +130,22 @@ def op(infer: Callable[..., Result], mutates: tuple[str, ...] = ()) -> Callable[
 
 
 @dataclass(frozen=True, slots=True)
+class Kernel:
+    """How a tactic is one compiled kernel, so that calls in a row run as one program, without Python between them.
+
+    Attributes:
+        name: Of the kernel; csrc/kernels/declarations.hpp says what it takes.
+        operands: What it takes after its results: names of the op's arguments, and of fields of packed ones, as in
+            "weight.blocks". An argument that is None stays away.
+        numbers: Takes the op's arguments by name, tensors as `TensorSpec`s, and returns the kernel's attributes.
+    """
+
+    name: str
+    operands: tuple[str, ...]
+    numbers: Callable[..., tuple[float, ...]] = field(default=lambda **arguments: ())
+
+
+@dataclass(frozen=True, slots=True)
 class Tactic:
     """An implementation of an op.
 
@@ -158,6 +174,7 @@ class Tactic:
         prepare: Takes the op's arguments by name before the step's first use. It may read the values of the arguments
             in `prepare_reads`, and of all others only their shapes.
         prepare_reads: Names of those arguments; all of them inputs of the step or plain values.
+        kernel: The compiled kernel that does the same as `run`, if it is one.
         keeps_bits: Whether a row's bits do not depend on the rows beside it. Others are there for networks of any kind,
             and never chosen for their speed.
     """
@@ -175,6 +192,7 @@ class Tactic:
     library_bytes: Callable[..., tuple[object, int]] | None = None
     prepare: Callable[..., Any] | None = None
     prepare_reads: tuple[str, ...] = ()
+    kernel: Kernel | None = None
     keeps_bits: bool = True
 
 

@@ -1,0 +1,218 @@
+"""A network's calls bound to tactics: constants folded, weights packed, compiled kernels joined to programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from quire.graph.network import Network
+from quire.graph.nodes import op_of
+from quire.ops.op import Tactic
+from quire.plan.device import torch_device
+from quire.plan.folding import Constants, constant_nodes
+from quire.plan.tactics import choose, prepared_key
+from quire.plan.weight_source import WeightSource
+from quire.runner.native_program import NativeProgram, Step, is_view
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One instruction: `registers[result] = run(*arguments)`, then forget what is dead.
+
+    Attributes:
+        run: What to call.
+        arguments: Register numbers, or tuples of them for a list of tensors.
+        is_flat: Whether there are no such tuples.
+        prepared: Register of what was prepared for this step, or None.
+        result: Where the result goes; several registers for a program with several results.
+        dead: Registers that nobody reads any more.
+    """
+
+    run: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    is_flat: bool
+    prepared: int | None
+    result: int | tuple[int, ...]
+    dead: tuple[int, ...]
+
+
+def group(nodes: Sequence[fx.Node], native: Collection[fx.Node]) -> list[fx.Node | list[fx.Node]]:
+    """Put calls that can be one program together, in an order that is still right.
+
+    A view of what a program makes belongs to it; a view of anything else comes before the program, of which it reads
+    nothing. Every other call ends the program.
+
+    Args:
+        nodes: Calls in order.
+        native: Those of them that are compiled kernels.
+
+    Returns:
+        Calls, and lists of calls that begin with a native one.
+    """
+    grouped: list[fx.Node | list[fx.Node]] = []
+    current: dict[fx.Node, None] = {}
+    for node in nodes:
+        is_inside = any(used in current for used in node.all_input_nodes)
+        if node in native or (is_inside and is_view(node)):
+            current[node] = None
+            continue
+        if current and not is_view(node):
+            grouped.append(list(current))
+            current = {}
+        grouped.append(node)
+    return [*grouped, list(current)] if current else grouped
+
+
+class Binder:
+    """Builds the list of calls: folds constants, packs weights, shares what is prepared per step."""
+
+    def __init__(
+        self,
+        network: Network,
+        weights: WeightSource,
+        device: str,
+        on_progress: Callable[[int], None] | None,
+        chosen: Mapping[str, str],
+    ) -> None:
+        self.registers: list[Any] = []
+        self.calls: list[Call] = []
+        self._constants = Constants(network, weights, self._count_read, torch_device(device))
+        self._on_progress = on_progress or (lambda done: None)
+        self._num_read = 0
+        self._of_node: dict[fx.Node, int] = {}
+        self._of_constant: dict[Any, int] = {}
+        self._prepared: dict[Any, int] = {}
+        self._constant_nodes = constant_nodes(network)
+        self.inputs = {str(n.target): self.register(n) for n in network.graph.nodes if n.op == "placeholder"}
+        self._last_use = self._last_uses(network)
+        self._outputs = set(network.outputs.values())
+        nodes = [node for node in network.calls() if node not in self._constant_nodes]
+        tactics = {node: choose(node, self._constant_nodes, device, chosen) for node in nodes}
+        for each in group(nodes, {node for node in nodes if tactics[node].kernel is not None}):
+            if isinstance(each, fx.Node):
+                self._bind(each, tactics[each])
+            else:
+                self._bind_program(each, tactics)
+        self._fold_outputs(network)
+
+    def register(self, node: fx.Node) -> int:
+        """Return the register of a node's value."""
+        if node not in self._of_node:
+            self._of_node[node] = self._new(None)
+        return self._of_node[node]
+
+    def _new(self, value: Any) -> int:
+        self.registers.append(value)
+        return len(self.registers) - 1
+
+    def _last_uses(self, network: Network) -> dict[fx.Node, fx.Node]:
+        kept = set(network.outputs.values())
+        uses = {used: node for node in network.calls() for used in node.all_input_nodes}
+        return {used: node for used, node in uses.items() if used not in kept and used.op == "call_function"}
+
+    def _bind(self, node: fx.Node, tactic: Tactic) -> None:
+        packed = self._pack(node, tactic)
+        arguments = tuple(
+            packed[name] if name in packed else self._argument(node.kwargs[name])
+            for name in op_of(node).signature.parameters
+        )
+        prepared = self._prepare(node, tactic, arguments) if tactic.prepare else None
+        self._release(node)
+        is_flat = not any(isinstance(argument, tuple) for argument in arguments)
+        self.calls.append(Call(tactic.run, arguments, is_flat, prepared, self.register(node), self._dead([node])))
+
+    def _bind_program(self, nodes: Sequence[fx.Node], tactics: Mapping[fx.Node, Tactic]) -> None:
+        """Bind calls as one program, then those of its views that are used outside of it."""
+        steps = [self._step(node, tactics[node]) for node in nodes]
+        used = dict.fromkeys(used for node in nodes for used in node.all_input_nodes)
+        constants = {each: self.registers[self._argument(each)] for each in used if each in self._constant_nodes}
+        inside = set(nodes)
+        inputs = [each for each in used if each not in constants and each not in inside]
+        outside = self._used_outside(nodes)
+        outputs = [node for node in nodes if node in outside and not is_view(node)]
+        program = NativeProgram(steps, inputs, outputs, constants)
+        for node in nodes:
+            self._release(node)
+        registers = tuple(map(self.register, outputs))
+        arguments = tuple(map(self.register, inputs))
+        self.calls.append(Call(program.run, arguments, True, None, registers, self._dead(nodes, kept=outputs)))
+        for node in nodes:
+            if node in outside and is_view(node):
+                self._bind(node, tactics[node])
+
+    def _step(self, node: fx.Node, tactic: Tactic) -> Step:
+        packed = {name: self.registers[register] for name, register in self._pack(node, tactic).items()}
+        return Step(node, None if is_view(node) else tactic.kernel, packed)
+
+    def _used_outside(self, nodes: Sequence[fx.Node]) -> set[fx.Node]:
+        """Return the calls of a program whose results are used outside of it, and what their views are views of."""
+        found: set[fx.Node] = set()
+        for node in reversed(nodes):
+            if node in self._outputs or any(
+                user not in nodes or (user in found and is_view(user)) for user in node.users
+            ):
+                found.add(node)
+        return found
+
+    def _release(self, node: fx.Node) -> None:
+        for used in node.all_input_nodes:
+            self._constants.release(used)
+
+    def _dead(self, nodes: Sequence[fx.Node], kept: Sequence[fx.Node] = ()) -> tuple[int, ...]:
+        """Return the registers that nobody reads after some calls."""
+        used = dict.fromkeys(used for node in nodes for used in node.all_input_nodes)
+        return tuple(
+            self.register(each)
+            for each in used
+            if self._last_use.get(each) in nodes
+            and each in self._of_node
+            and each not in kept
+            and each not in self._constant_nodes
+        )
+
+    def _pack(self, node: fx.Node, tactic: Tactic) -> dict[str, int]:
+        """Return the registers of a tactic's packed arguments; nodes with the same constants share them."""
+        if tactic.pack is None:
+            return {}
+        pack, values = tactic.pack, [node.kwargs[name] for name in tactic.pack_args]
+        fold = self._constants.value
+        made = self._constant(
+            (pack, *values), lambda: pack(*(fold(v) if isinstance(v, fx.Node) else v for v in values))
+        )
+        return {**dict.fromkeys(tactic.pack_args, self._argument(None)), tactic.pack_args[0]: made}
+
+    def _prepare(self, node: fx.Node, tactic: Tactic, arguments: tuple[Any, ...]) -> int:
+        """Return the register of what the tactic prepares, adding the call that fills it unless a node before did."""
+        assert tactic.prepare is not None
+        key = prepared_key(node, tactic)
+        if key not in self._prepared:
+            self._prepared[key] = self._new(None)
+            self.calls.append(Call(tactic.prepare, arguments, True, None, self._prepared[key], ()))
+        return self._prepared[key]
+
+    def _argument(self, value: Any) -> Any:
+        """Return the register (or a tuple of them) that holds an argument."""
+        if isinstance(value, (list, tuple)) and any(isinstance(item, fx.Node) for item in value):
+            return tuple(self._argument(item) for item in value)
+        if not isinstance(value, fx.Node):
+            return self._constant(("value", type(value), str(value)), lambda: value)
+        if value not in self._constant_nodes:
+            return self.register(value)
+        return self._constant(value, lambda: self._constants.value(value))
+
+    def _constant(self, key: Any, make: Callable[[], Any]) -> int:
+        if key not in self._of_constant:
+            self._of_constant[key] = self._new(make())
+        return self._of_constant[key]
+
+    def _count_read(self) -> None:
+        self._num_read += 1
+        self._on_progress(self._num_read)
+
+    def _fold_outputs(self, network: Network) -> None:
+        for node in network.outputs.values():
+            if node in self._constant_nodes:
+                self.registers[self.register(node)] = self._constants.value(node)
