@@ -47,6 +47,16 @@ struct Tensor {
     return count;
   }
   int64_t last() const { return shape[rank - 1]; }
+
+  // Elements before the first of row `row`, for any strides.
+  int64_t row_offset(int64_t row, int inner = 1) const {
+    int64_t offset = 0;
+    for (int i = rank - inner - 1; i >= 0; --i) {
+      offset += row % shape[i] * stride[i];
+      row /= shape[i];
+    }
+    return offset;
+  }
 };
 
 }  // namespace quire

@@ -5,7 +5,7 @@
 
 namespace quire::QUIRE_ISA {
 
-// out [rows, last], x [rows, last]: out = x, both contiguous, of one dtype.
+// out [rows, last], x [rows, last]: out = x, of one dtype; elements of a row lie side by side.
 void copy(const Tensor* operands, const double* numbers, Worker& worker);
 
 }  // namespace quire::QUIRE_ISA

@@ -39,20 +39,31 @@ class Call:
     dead: tuple[int, ...]
 
 
-def group(nodes: Sequence[fx.Node], native: Collection[fx.Node]) -> list[fx.Node | list[fx.Node]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Calls that run as one program.
+
+    Attributes:
+        nodes: In order; views among them.
+        outputs: Those, but for views, whose results are used outside.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+
+def group(nodes: Sequence[fx.Node], native: Collection[fx.Node], outputs: Collection[fx.Node]) -> list[fx.Node | Group]:
     """Put calls that can be one program together, in an order that is still right.
 
-    A view of what a program makes belongs to it; a view of anything else comes before the program, of which it reads
-    nothing. Every other call ends the program.
+    A view of what a program makes belongs to it, and follows it once more if it is used outside; a view of anything
+    else comes before the program, of which it reads nothing. Every other call ends the program.
 
     Args:
         nodes: Calls in order.
         native: Those of them that are compiled kernels.
-
-    Returns:
-        Calls, and lists of calls that begin with a native one.
+        outputs: What the network returns.
     """
-    grouped: list[fx.Node | list[fx.Node]] = []
+    grouped: list[fx.Node | Group] = []
     current: dict[fx.Node, None] = {}
     for node in nodes:
         is_inside = any(used in current for used in node.all_input_nodes)
@@ -60,10 +71,34 @@ def group(nodes: Sequence[fx.Node], native: Collection[fx.Node]) -> list[fx.Node
             current[node] = None
             continue
         if current and not is_view(node):
-            grouped.append(list(current))
+            grouped += _closed(current, outputs)
             current = {}
         grouped.append(node)
-    return [*grouped, list(current)] if current else grouped
+    return [*grouped, *_closed(current, outputs)] if current else grouped
+
+
+def _closed(nodes: dict[fx.Node, None], outputs: Collection[fx.Node]) -> list[fx.Node | Group]:
+    """Return a program of calls, then those of its views that are used outside of it."""
+    outside: dict[fx.Node, None] = {}
+    for node in reversed(nodes):
+        users = (user not in nodes or (user in outside and is_view(user)) for user in node.users)
+        if node in outputs or any(users):
+            outside[node] = None
+    made = [node for node in nodes if node in outside]
+    views = [node for node in made if is_view(node)]
+    return [Group(tuple(nodes), tuple(node for node in made if not is_view(node))), *views]
+
+
+def _used_by(bound: fx.Node | Group) -> list[fx.Node]:
+    nodes = bound.nodes if isinstance(bound, Group) else (bound,)
+    return list(dict.fromkeys(used for node in nodes for used in node.all_input_nodes))
+
+
+def _last_uses(groups: Sequence[fx.Node | Group], network: Network) -> dict[fx.Node, fx.Node | Group]:
+    """Return by value who reads it last; nothing of inputs and outputs of the network, which are kept."""
+    kept = set(network.outputs.values())
+    uses = {used: each for each in groups for used in _used_by(each)}
+    return {used: each for used, each in uses.items() if used not in kept and used.op == "call_function"}
 
 
 class Binder:
@@ -87,15 +122,15 @@ class Binder:
         self._prepared: dict[Any, int] = {}
         self._constant_nodes = constant_nodes(network)
         self.inputs = {str(n.target): self.register(n) for n in network.graph.nodes if n.op == "placeholder"}
-        self._last_use = self._last_uses(network)
-        self._outputs = set(network.outputs.values())
         nodes = [node for node in network.calls() if node not in self._constant_nodes]
         tactics = {node: choose(node, self._constant_nodes, device, chosen) for node in nodes}
-        for each in group(nodes, {node for node in nodes if tactics[node].kernel is not None}):
-            if isinstance(each, fx.Node):
-                self._bind(each, tactics[each])
-            else:
+        groups = group(nodes, {node for node in nodes if tactics[node].kernel is not None}, network.outputs.values())
+        self._last_use = _last_uses(groups, network)
+        for each in groups:
+            if isinstance(each, Group):
                 self._bind_program(each, tactics)
+            else:
+                self._bind(each, tactics[each])
         self._fold_outputs(network)
 
     def register(self, node: fx.Node) -> int:
@@ -108,11 +143,6 @@ class Binder:
         self.registers.append(value)
         return len(self.registers) - 1
 
-    def _last_uses(self, network: Network) -> dict[fx.Node, fx.Node]:
-        kept = set(network.outputs.values())
-        uses = {used: node for node in network.calls() for used in node.all_input_nodes}
-        return {used: node for used, node in uses.items() if used not in kept and used.op == "call_function"}
-
     def _bind(self, node: fx.Node, tactic: Tactic) -> None:
         packed = self._pack(node, tactic)
         arguments = tuple(
@@ -122,55 +152,33 @@ class Binder:
         prepared = self._prepare(node, tactic, arguments) if tactic.prepare else None
         self._release(node)
         is_flat = not any(isinstance(argument, tuple) for argument in arguments)
-        self.calls.append(Call(tactic.run, arguments, is_flat, prepared, self.register(node), self._dead([node])))
+        self.calls.append(Call(tactic.run, arguments, is_flat, prepared, self.register(node), self._dead(node)))
 
-    def _bind_program(self, nodes: Sequence[fx.Node], tactics: Mapping[fx.Node, Tactic]) -> None:
-        """Bind calls as one program, then those of its views that are used outside of it."""
-        steps = [self._step(node, tactics[node]) for node in nodes]
-        used = dict.fromkeys(used for node in nodes for used in node.all_input_nodes)
+    def _bind_program(self, group: Group, tactics: Mapping[fx.Node, Tactic]) -> None:
+        steps = [self._step(node, tactics[node]) for node in group.nodes]
+        used, inside = _used_by(group), set(group.nodes)
         constants = {each: self.registers[self._argument(each)] for each in used if each in self._constant_nodes}
-        inside = set(nodes)
         inputs = [each for each in used if each not in constants and each not in inside]
-        outside = self._used_outside(nodes)
-        outputs = [node for node in nodes if node in outside and not is_view(node)]
-        program = NativeProgram(steps, inputs, outputs, constants)
-        for node in nodes:
+        program = NativeProgram(steps, inputs, group.outputs, constants)
+        for node in group.nodes:
             self._release(node)
-        registers = tuple(map(self.register, outputs))
-        arguments = tuple(map(self.register, inputs))
-        self.calls.append(Call(program.run, arguments, True, None, registers, self._dead(nodes, kept=outputs)))
-        for node in nodes:
-            if node in outside and is_view(node):
-                self._bind(node, tactics[node])
+        results, arguments = tuple(map(self.register, group.outputs)), tuple(map(self.register, inputs))
+        self.calls.append(Call(program.run, arguments, True, None, results, self._dead(group)))
 
     def _step(self, node: fx.Node, tactic: Tactic) -> Step:
         packed = {name: self.registers[register] for name, register in self._pack(node, tactic).items()}
         return Step(node, None if is_view(node) else tactic.kernel, packed)
 
-    def _used_outside(self, nodes: Sequence[fx.Node]) -> set[fx.Node]:
-        """Return the calls of a program whose results are used outside of it, and what their views are views of."""
-        found: set[fx.Node] = set()
-        for node in reversed(nodes):
-            if node in self._outputs or any(
-                user not in nodes or (user in found and is_view(user)) for user in node.users
-            ):
-                found.add(node)
-        return found
-
     def _release(self, node: fx.Node) -> None:
         for used in node.all_input_nodes:
             self._constants.release(used)
 
-    def _dead(self, nodes: Sequence[fx.Node], kept: Sequence[fx.Node] = ()) -> tuple[int, ...]:
-        """Return the registers that nobody reads after some calls."""
-        used = dict.fromkeys(used for node in nodes for used in node.all_input_nodes)
+    def _dead(self, bound: fx.Node | Group) -> tuple[int, ...]:
+        """Return the registers that nobody reads after a call."""
         return tuple(
-            self.register(each)
-            for each in used
-            if self._last_use.get(each) in nodes
-            and each in self._of_node
-            and each not in kept
-            and each not in self._constant_nodes
+            self._of_node[each]
+            for each in _used_by(bound)
+            if self._last_use.get(each) is bound and each in self._of_node and each not in self._constant_nodes
         )
 
     def _pack(self, node: fx.Node, tactic: Tactic) -> dict[str, int]:

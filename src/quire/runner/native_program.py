@@ -44,7 +44,7 @@ class NativeProgram:
 
     Args:
         steps: The calls in order.
-        inputs: Nodes whose values come with each run, contiguous; all symbolic sizes occur in their specs.
+        inputs: Nodes whose values come with each run; all symbolic sizes occur in their specs.
         outputs: Nodes of `steps`, no views, whose values are wanted; their results follow each other.
         constants: By node the value of each constant that a call takes unpacked. The caller keeps all constants alive.
 
@@ -83,7 +83,8 @@ class NativeProgram:
         """Run the calls; returns what each of `outputs` returns."""
         sizes = [inputs[place].shape[dim] for place, dim in self._sources]
         made = [[self._empty(result, sizes) for result in results(node)] for node in self.outputs]
-        addresses = [tensor.data_ptr() for tensor in inputs]
+        given = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in inputs]
+        addresses = [tensor.data_ptr() for tensor in given]
         addresses += [tensor.data_ptr() for each in made for tensor in each]
         self._program.run(sizes, addresses, torch.get_num_threads())
         return tuple(each[0] if len(each) == 1 else tuple(each) for each in made)
