@@ -32,9 +32,12 @@ void silu_mul_quant(const Tensor* operands, const double* numbers, Worker& worke
 void silu(const Tensor* operands, const double* numbers, Worker& worker);
 void relu(const Tensor* operands, const double* numbers, Worker& worker);
 void gelu(const Tensor* operands, const double* numbers, Worker& worker);
-// out [*rows, width], x, y or none; y: x + y, x * y, of tensors (floats, i32, i64) or with the number.
+// out [*rows, width], x, y: x + y, x * y, of floats, i32 or i64, which broadcast in all dimensions but the last.
 void add(const Tensor* operands, const double* numbers, Worker& worker);
 void mul(const Tensor* operands, const double* numbers, Worker& worker);
+// out [*rows, width], x; number: x + number, x * number.
+void add_number(const Tensor* operands, const double* numbers, Worker& worker);
+void mul_number(const Tensor* operands, const double* numbers, Worker& worker);
 
 // out [num_tokens, num_heads, head_dim], x, positions [num_tokens] i32 or i64, table [max_position, rotary_dim] f32: rope.
 void rope(const Tensor* operands, const double* numbers, Worker& worker);

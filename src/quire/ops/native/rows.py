@@ -106,38 +106,43 @@ def _map(kernel: str, x: Tensor, numbers: list[float]) -> Tensor:
     return out
 
 
-def is_row_arithmetic(x: TensorLike | float, y: TensorLike | float) -> bool:
-    """Return whether `add` and `mul` here take these: a tensor with at least one dimension, and a number or a tensor of
-    the same last size that broadcasts."""
+def is_of_rows(x: TensorLike | float, y: TensorLike | float) -> bool:
+    """Return whether `add` and `mul` here take these: two tensors with the same last size that broadcast."""
     tensors = [each for each in (x, y) if not isinstance(each, (int, float))]
-    if any(each.dtype not in (*FLOATS, *INTS) or not len(each.shape) for each in tensors):
-        return False
-    return len({each.shape[-1] for each in tensors}) == 1
+    known = all(each.dtype in (*FLOATS, *INTS) and len(each.shape) for each in tensors)
+    return known and len(tensors) == 2 and tensors[0].shape[-1] == tensors[1].shape[-1]
 
 
-def add(x: Tensor | float, y: Tensor | float) -> Tensor:
+def is_with_number(x: TensorLike | float, y: TensorLike | float) -> bool:
+    """Return whether `add_number` and `mul_number` take these: a tensor, and after it a number."""
+    return not isinstance(x, (int, float)) and isinstance(y, (int, float)) and x.dtype in (*FLOATS, *INTS)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
     """Return `x + y`; see `ops.elementwise.add`."""
     return _combine("add", x, y)
 
 
-def mul(x: Tensor | float, y: Tensor | float) -> Tensor:
+def mul(x: Tensor, y: Tensor) -> Tensor:
     """Return `x * y`; see `ops.elementwise.mul`."""
     return _combine("mul", x, y)
 
 
-def _combine(kernel: str, x: Tensor | float, y: Tensor | float) -> Tensor:
-    """Call a kernel that is commutative, broadcasting by strides of 0."""
-    if not isinstance(x, Tensor):
-        x, y = y, x
-    assert isinstance(x, Tensor), "checked by the op"
-    if not isinstance(y, Tensor):
-        out = torch.empty(x.shape, dtype=x.dtype)
-        call(kernel, [out, _contiguous_rows(x), None], [y])
-        return out
+def _combine(kernel: str, x: Tensor, y: Tensor) -> Tensor:
     shape = broadcast(tuple(x.shape), tuple(y.shape))
     out = torch.empty([int(size) for size in shape], dtype=x.dtype)
-    call(kernel, [out, _contiguous_rows(x).expand(shape), _contiguous_rows(y).expand(shape)], [0.0])
+    call(kernel, [out, _contiguous_rows(x), _contiguous_rows(y)])
     return out
+
+
+def add_number(x: Tensor, y: float) -> Tensor:
+    """Return `x + y`; see `ops.elementwise.add`."""
+    return _map("add_number", x, [y])
+
+
+def mul_number(x: Tensor, y: float) -> Tensor:
+    """Return `x * y`; see `ops.elementwise.mul`."""
+    return _map("mul_number", x, [y])
 
 
 def rope(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
