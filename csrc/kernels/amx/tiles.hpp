@@ -1,13 +1,13 @@
-// AMX: tile registers, and how matrix products lay weights out for them.
+// AMX's tile registers.
 //
-// A product of at most 32 rows of x with a panel of 32 output columns holds its sums in four tiles:
+// A product of at most 32 rows of x with a panel (see panels.hpp) holds its sums in four tiles:
 //
-//            B0    B1            x [rows, K] is read as it lies, 64 bytes of a row at a time;
-//      A0    C00   C01           a panel lies step by step, [K / step][2 tiles][16 rows][16 columns][4 bytes],
-//      A1    C10   C11           where 4 bytes are the 2 bf16 or 4 int8 of a column that follow one another in k.
+//            B0    B1            x [rows, depth] is read as it lies, 64 bytes of a row at a time: 32 bf16 or 64 int8
+//      A0    C00   C01
+//      A1    C10   C11
 //
-// A step is 64 bytes of k: 32 bf16 or 64 int8. What is added to an element of C, and in which order, depends on k
-// alone: not on the number of rows, which only tells the processor where to stop.
+// What is added to an element of C, and in which order, depends on k alone: not on the number of rows, which only tells
+// the processor where to stop.
 //
 // The compiler's own functions are not used: GCC 12's tell it too little about memory (their configuration's stores may
 // be dropped, and stores move past tile loads).
@@ -15,22 +15,13 @@
 
 #include <cstdint>
 
+#include "kernels/panels.hpp"
+
 namespace quire::QUIRE_ISA {
 
-constexpr int64_t kTileRows = 16;
-constexpr int64_t kTileRowBytes = 64;
-constexpr int64_t kTileBytes = kTileRows * kTileRowBytes;
-constexpr int64_t kTileColumns = 16;  // of 4 bytes
-constexpr int64_t kPanelColumns = 2 * kTileColumns;
-constexpr int64_t kPanelStepBytes = 2 * kTileBytes;
-constexpr int64_t kBlockRows = 2 * kTileRows;  // of x that share the loads of a panel
-
-// Steps of k for rows of so many bytes; the last one is filled up with zeros.
-constexpr int64_t num_steps(int64_t row_bytes) { return (row_bytes + kTileRowBytes - 1) / kTileRowBytes; }
-constexpr int64_t num_panels(int64_t columns) { return (columns + kPanelColumns - 1) / kPanelColumns; }
-constexpr int64_t panel_bytes(int64_t row_bytes) { return num_steps(row_bytes) * kPanelStepBytes; }
-
 enum Tile { C00, C01, C10, C11, A0, A1, B0, B1 };
+
+constexpr int64_t kBlockRows = 2 * kTileRows;  // of x, that share the loads of a panel
 
 // Configures all tiles for 1 to 32 rows of x, and zeroes them.
 inline void configure_tiles(int64_t rows) {
