@@ -26,6 +26,8 @@ static constexpr KernelEntry kEntries[] = {
     {"append_kv", append_kv, 5, 0},
     {"rope_append_kv", rope_append_kv, 9, 0},
     {"gather_rows", gather_rows, 3, 0},
+    {"linear", linear, 6, 0},
+    {"pack_linear", pack_linear, 2, 0},
 };
 
 extern const KernelTable kernels = {QUIRE_TEXT(QUIRE_ISA), kEntries, sizeof(kEntries) / sizeof(kEntries[0])};

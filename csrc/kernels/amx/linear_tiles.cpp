@@ -1,0 +1,181 @@
+// Matrix products with packed weights in AMX tiles, for x of bf16. Weights of eight and four bits become bf16 in the
+// first cache, exactly.
+#include "kernels/amx/tiles.hpp"
+#include "kernels/linear.hpp"
+
+namespace quire::QUIRE_ISA {
+namespace {
+
+// While memory brings one step of a panel, those that follow are asked for: so many bytes ahead.
+constexpr int64_t kAhead = 8192;
+
+template <class Weight>
+constexpr bool kIsBf16 = std::is_same_v<Weight, bf16>;
+
+// Sixteen words of four int8 as two rows of pairs.
+QUIRE_INLINE void widen_words(__m512i words, int8_t, std::byte* to) {
+  for (int pair = 0; pair < 2; ++pair) {
+    const __m512i even = _mm512_srai_epi32(_mm512_slli_epi32(words, 24 - 16 * pair), 24);
+    const __m512i odd = _mm512_srai_epi32(pair == 0 ? _mm512_slli_epi32(words, 16) : words, 24);
+    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(even)), 16);
+    const __m512i high = _mm512_castps_si512(_mm512_cvtepi32_ps(odd));
+    _mm512_store_si512(to + pair * kTileRowBytes, _mm512_mask_blend_epi16(0xaaaaaaaa, low, high));
+  }
+}
+
+// Sixteen words of eight int4 as four rows of pairs. A lane of the table is chosen by five bits, of which the fifth is
+// a neighbour's: so the table is there twice.
+QUIRE_INLINE void widen_words(__m512i words, int4x2, std::byte* to) {
+  alignas(32) static constexpr uint16_t kTable[16] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
+                                                      0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
+  const __m512i table = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(kTable)));
+  for (int pair = 0; pair < 4; ++pair) {
+    const __m512i index = pair == 0 ? words : _mm512_srli_epi16(words, 4 * pair);
+    _mm512_store_si512(to + pair * kTileRowBytes, _mm512_permutexvar_epi16(index, table));
+  }
+}
+
+QUIRE_INLINE void prefetch(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
+// a: the upper 16 rows of a step of x; `lower` bytes from there, the others.
+template <bool has_lower, bool is_streamed>
+void add_steps(const std::byte* a, int64_t stride, int64_t lower, int64_t a_step, const std::byte* b, int64_t steps) {
+  for (int64_t step = 0; step < steps; ++step, a += a_step, b += kPanelStepBytes) {
+    if constexpr (is_streamed) {
+      for (int64_t line = 0; line < kPanelStepBytes; line += 64) prefetch(b + kAhead + line);
+    }
+    load_tile<B0>(b);
+    load_tile<B1>(b + kTileBytes);
+    load_tile<A0>(a, stride);
+    multiply_bf16<C00, A0, B0>();
+    multiply_bf16<C01, A0, B1>();
+    if constexpr (has_lower) {
+      load_tile<A1>(a + lower, stride);
+      multiply_bf16<C10, A1, B0>();
+      multiply_bf16<C11, A1, B1>();
+    }
+  }
+}
+
+template <bool has_lower>
+void load_sums(const float* sums) {
+  constexpr int64_t kStride = kPanelColumns * sizeof(float);
+  load_tile<C00>(sums, kStride);
+  load_tile<C01>(sums + kTileColumns, kStride);
+  if constexpr (has_lower) {
+    load_tile<C10>(sums + kTileRows * kPanelColumns, kStride);
+    load_tile<C11>(sums + kTileRows * kPanelColumns + kTileColumns, kStride);
+  }
+}
+
+template <bool has_lower>
+void store_sums(float* sums) {
+  constexpr int64_t kStride = kPanelColumns * sizeof(float);
+  store_tile<C00>(sums, kStride);
+  store_tile<C01>(sums + kTileColumns, kStride);
+  if constexpr (has_lower) {
+    store_tile<C10>(sums + kTileRows * kPanelColumns, kStride);
+    store_tile<C11>(sums + kTileRows * kPanelColumns + kTileColumns, kStride);
+  }
+}
+
+class Tiles {
+ public:
+  static constexpr int64_t kRows = kBlockRows;
+  static constexpr int64_t kStep = kTileRowBytes / sizeof(bf16);
+  static constexpr int64_t kStepBytes = kPanelStepBytes;
+  static constexpr int64_t kChunk = 16;  // 32 KiB of a panel
+  template <class Weight>
+  static constexpr bool kIsDirect = kIsBf16<Weight>;
+
+  Tiles() = default;
+  Tiles(const Tiles&) = delete;
+  ~Tiles() { release_tiles(); }
+
+  // Many rows are copied: as tiles, they lie in few sets of no cache.
+  static bool reads_x(const Product& product) {
+    return product.rows <= kFewRows && product.depth % kStep == 0;
+  }
+  static int64_t row_bytes(const Product& product) {
+    return reads_x(product) ? 0 : ceil_div(product.depth, kStep) * kTileRowBytes;
+  }
+
+  static void prepare(const Product& product, int64_t first, int64_t count, std::byte* rows) {
+    if (reads_x(product)) return;
+    const int64_t steps = ceil_div(product.depth, kStep), bytes = product.depth * static_cast<int64_t>(sizeof(bf16));
+    std::byte* block = rows + first * steps * kTileRowBytes;
+    for (int64_t row = 0; row < count; ++row) {
+      const std::byte* x = product.x.data + (first + row) * product.row_stride() * sizeof(bf16);
+      std::byte* to = block + row * kTileRowBytes;
+      int64_t byte = 0;
+      for (; byte + kTileRowBytes <= bytes; byte += kTileRowBytes, to += kRows * kTileRowBytes) {
+        std::memcpy(to, x + byte, kTileRowBytes);
+      }
+      if (byte == bytes) continue;
+      std::memset(to, 0, kTileRowBytes);
+      std::memcpy(to, x + byte, bytes - byte);
+    }
+  }
+
+  template <class Weight>
+  static const std::byte* widen(const std::byte* panel, int64_t step, int64_t steps, std::byte* buffer) {
+    if constexpr (kIsBf16<Weight>) {
+      return panel + step * kPanelStepBytes;
+    } else {
+      constexpr int64_t kParts = kPerWord<Weight> / kPerWord<bf16>, kPartBytes = kTileBytes / kParts;
+      std::byte* to = buffer;
+      for (int64_t s = step; s < step + steps; ++s) {
+        const std::byte* from = panel + s / kParts * kPanelStepBytes + s % kParts * kPartBytes;
+        for (int64_t tile = 0; tile < 2; ++tile, from += kTileBytes) {
+          for (int64_t row = 0; row < kPartBytes; row += kTileRowBytes, to += kParts * kTileRowBytes) {
+            prefetch(from + row + kAhead);
+            widen_words(_mm512_load_si512(from + row), Weight{}, to);
+          }
+        }
+      }
+      return buffer;
+    }
+  }
+
+  void add(const Product& product, const std::byte* rows, int64_t block, int64_t count, int64_t step, int64_t steps,
+           const std::byte* values, float* sums, bool from_zero) {
+    if (count != configured_) configure_tiles(configured_ = count);
+    const bool is_direct = reads_x(product);
+    const int64_t stride = is_direct ? product.row_stride() * sizeof(bf16) : kTileRowBytes;
+    const int64_t a_step = is_direct ? kTileRowBytes : kRows * kTileRowBytes;
+    const std::byte* a = is_direct ? product.x.data : rows + block * ceil_div(product.depth, kStep) * a_step;
+    const bool is_streamed = product.rows <= kRows && product.weight.dtype == DType::bf16;
+    const auto run = count > kTileRows ? (is_streamed ? add_to<true, true> : add_to<true, false>)
+                                       : (is_streamed ? add_to<false, true> : add_to<false, false>);
+    run(a + step * a_step, stride, a_step, values, steps, sums, from_zero);
+  }
+
+ private:
+  template <bool has_lower, bool is_streamed>
+  static void add_to(const std::byte* a, int64_t stride, int64_t a_step, const std::byte* b, int64_t steps, float* sums,
+                     bool from_zero) {
+    if (from_zero) {
+      zero_tile<C00>();
+      zero_tile<C01>();
+      if constexpr (has_lower) zero_tile<C10>(), zero_tile<C11>();
+    } else {
+      load_sums<has_lower>(sums);
+    }
+    add_steps<has_lower, is_streamed>(a, stride, kTileRows * stride, a_step, b, steps);
+    store_sums<has_lower>(sums);
+  }
+
+  int64_t configured_ = 0;
+};
+
+}  // namespace
+
+void linear_in_tiles(const Product& product, Worker& worker) {
+  switch (product.weight.dtype) {
+    case DType::u8: return multiply<Tiles, int4x2>(product, worker);
+    case DType::i8: return multiply<Tiles, int8_t>(product, worker);
+    default: return multiply<Tiles, bf16>(product, worker);
+  }
+}
+
+}  // namespace quire::QUIRE_ISA

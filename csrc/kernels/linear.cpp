@@ -1,0 +1,146 @@
+// Matrix products with packed weights, and their engine of vectors: fused multiply-adds in float32, k by k.
+#include "kernels/linear.hpp"
+
+#include "kernels/declarations.hpp"
+
+namespace quire::QUIRE_ISA {
+namespace {
+
+using Words = int32_t __attribute__((vector_size(4 * kLanes)));
+using Lanes = float __attribute__((vector_size(4 * kLanes)));
+
+QUIRE_INLINE Floats from_bits(Words bits) { return reinterpret_cast<Floats>(bits); }
+QUIRE_INLINE Floats from_integers(Words values) {
+  return reinterpret_cast<Floats>(__builtin_convertvector(values, Lanes));
+}
+
+// Value `i` of each word.
+template <class Weight>
+QUIRE_INLINE Floats value_of(Words words, int i) {
+  if constexpr (std::is_same_v<Weight, bf16>) {
+    return from_bits(i == 0 ? words << 16 : words & static_cast<int32_t>(0xffff0000));
+  } else if constexpr (kIsInt4<Weight>) {
+    return from_integers((words >> (i / 2 * 4 + i % 2 * 16) & 15) - 8);
+  } else {
+    return from_integers(words << (24 - 8 * i) >> 24);
+  }
+}
+
+// c[rows][32] (+)= a[rows][k] b[k][32], as vectors two wide: with AVX-512 of both tiles, else of one after the other.
+template <int rows>
+void add_rows(const float* a, int64_t stride, const float* b, int64_t steps, float* c, bool from_zero) {
+  constexpr int64_t kTileFloats = kTileBytes / sizeof(float), kWide = 2 * kLanes;
+  constexpr int64_t kSecond = kWide == kPanelColumns ? kTileFloats : kLanes;
+  for (int64_t column = 0; column < kPanelColumns; column += kWide) {
+    Floats sums[rows][2];
+    for (int row = 0; row < rows; ++row) {
+      for (int i = 0; i < 2; ++i) {
+        sums[row][i] = from_zero ? zeros() : load(c + row * kPanelColumns + column + i * kLanes);
+      }
+    }
+    const float* values = b + column / kTileColumns * kTileFloats;
+    for (int64_t step = 0; step < steps; ++step, values += 2 * kTileFloats) {
+      for (int64_t k = 0; k < kTileRows; ++k) {
+        const Floats first = load(values + k * kTileColumns), second = load(values + k * kTileColumns + kSecond);
+        for (int row = 0; row < rows; ++row) {
+          const Floats x = broadcast(a[row * stride + step * kTileRows + k]);
+          sums[row][0] = fma(x, first, sums[row][0]);
+          sums[row][1] = fma(x, second, sums[row][1]);
+        }
+      }
+    }
+    for (int row = 0; row < rows; ++row) {
+      for (int i = 0; i < 2; ++i) store(c + row * kPanelColumns + column + i * kLanes, sums[row][i]);
+    }
+  }
+}
+
+struct Vectors {
+  static constexpr int64_t kRows = kLanes == 16 ? 12 : 6;  // twice as many sums, and room to load what they need
+  static constexpr int64_t kStep = kTileRows;
+  static constexpr int64_t kStepBytes = kPanelStepBytes;
+  static constexpr int64_t kChunk = 8;  // 16 KiB of float32
+  template <class Weight>
+  static constexpr bool kIsDirect = std::is_same_v<Weight, float>;
+
+  static bool reads_x(const Product& product) {
+    return product.x.dtype == DType::f32 && product.depth % kStep == 0;
+  }
+  static int64_t row_floats(const Product& product) { return ceil_div(product.depth, kStep) * kStep; }
+  static int64_t row_bytes(const Product& product) {
+    return reads_x(product) ? 0 : row_floats(product) * static_cast<int64_t>(sizeof(float));
+  }
+
+  static void prepare(const Product& product, int64_t first, int64_t count, std::byte* rows) {
+    if (reads_x(product)) return;
+    const int64_t length = row_floats(product);
+    by_float(product.x.dtype, [&](auto element) {
+      for (int64_t row = first; row < first + count; ++row) {
+        const auto* x = product.x.template as<decltype(element)>() + row * product.row_stride();
+        float* to = reinterpret_cast<float*>(rows) + row * length;
+        for_vectors(product.depth, [&](int64_t i, auto n) { store(to + i, load(x + i, n), n); });
+        for (int64_t i = product.depth; i < length; ++i) to[i] = 0.0f;
+      }
+    });
+  }
+
+  // Steps of a panel in float32; a step of a smaller dtype is several of these.
+  template <class Weight>
+  static const std::byte* widen(const std::byte* panel, int64_t step, int64_t steps, std::byte* buffer) {
+    if constexpr (kIsDirect<Weight>) return panel + step * kPanelStepBytes;
+    constexpr int64_t kParts = kPerWord<Weight>, kPartBytes = kTileBytes / kParts;
+    float* to = reinterpret_cast<float*>(buffer);
+    for (int64_t s = step; s < step + steps; ++s) {
+      for (int64_t tile = 0; tile < 2; ++tile) {
+        const std::byte* from = panel + s / kParts * kPanelStepBytes + tile * kTileBytes + s % kParts * kPartBytes;
+        for (int64_t row = 0; row < kPartBytes; row += kTileRowBytes, to += kParts * kTileColumns) {
+          for (int64_t column = 0; column < kTileColumns; column += kLanes) {
+            Words words;
+            std::memcpy(&words, from + row + 4 * column, sizeof(words));
+            for (int i = 0; i < kParts; ++i) store(to + i * kTileColumns + column, value_of<Weight>(words, i));
+          }
+        }
+      }
+    }
+    return buffer;
+  }
+
+  void add(const Product& product, const std::byte* rows, int64_t block, int64_t count, int64_t step, int64_t steps,
+           const std::byte* values, float* sums, bool from_zero) {
+    const bool is_direct = reads_x(product);
+    const int64_t stride = is_direct ? product.row_stride() : row_floats(product);
+    const float* a = (is_direct ? product.x.as<float>() : reinterpret_cast<const float*>(rows)) +
+                     block * kRows * stride + step * kStep;
+    with_rows<kRows>(count, a, stride, reinterpret_cast<const float*>(values), steps, sums, from_zero);
+  }
+
+ private:
+  template <int rows, class... Arguments>
+  static void with_rows(int64_t count, Arguments... arguments) {
+    if (count == rows) return add_rows<rows>(arguments...);
+    if constexpr (rows > 1) with_rows<rows - 1>(count, arguments...);
+  }
+};
+
+}  // namespace
+
+#ifdef QUIRE_ISA_IS_amx
+void linear_in_tiles(const Product& product, Worker& worker);
+#endif
+
+void linear(const Tensor* operands, const double*, Worker& worker) {
+  const Tensor &out = operands[0], &x = operands[1], &weight = operands[2];
+  const Product product{out, x, weight, operands[3], operands[4], operands[5], x.rows(), out.last(), x.last(),
+                        operands[4] ? operands[4].shape[1] : 0};
+#ifdef QUIRE_ISA_IS_amx
+  if (x.dtype == DType::bf16) return linear_in_tiles(product, worker);
+#endif
+  switch (weight.dtype) {
+    case DType::u8: return multiply<Vectors, int4x2>(product, worker);
+    case DType::i8: return multiply<Vectors, int8_t>(product, worker);
+    case DType::bf16: return multiply<Vectors, bf16>(product, worker);
+    default: return multiply<Vectors, float>(product, worker);
+  }
+}
+
+}  // namespace quire::QUIRE_ISA

@@ -1,0 +1,250 @@
+// The product of rows with a packed weight, the same for every set of instructions: who computes what, in which order.
+//
+// An element of the result is summed over k by ascending chunks, each added to its float32 sum by an engine: AMX tiles
+// or vectors. Neither engine's order within a chunk depends on how many rows there are, and the order of chunks is that
+// of k whatever their size, so a row's bits depend on its values alone. Only int4 sums by group: from zero within a
+// group, then scaled and added.
+//
+// With one block of rows a worker takes a panel through all of k, as fast as memory brings it. With more it takes some
+// panels together: a chunk of a panel, widened if need be, stays in the first cache for all rows, and the rows' own
+// chunk in the second for all panels.
+#pragma once
+
+#include "kernels.hpp"
+#include "kernels/panels.hpp"
+#include "kernels/vectors.hpp"
+
+namespace quire::QUIRE_ISA {
+
+// Two values of four bits, as packed.
+struct int4x2 {
+  uint8_t bits;
+};
+
+// How many values of T are in the 4 bytes of a word.
+template <class T>
+constexpr int64_t kPerWord = 4 / sizeof(T);
+template <>
+inline constexpr int64_t kPerWord<int4x2> = 8;
+
+template <class T>
+constexpr bool kIsInt4 = std::is_same_v<T, int4x2>;
+
+constexpr int64_t kFewRows = 32;          // up to here each worker reads x for itself
+constexpr int64_t kGroupRows = 512;       // that share a chunk of a panel: their part of x and of the sums is half of L2
+constexpr int64_t kMostPanels = 8;        // that share a chunk of these rows
+constexpr int64_t kItemsPerWorker = 4;    // so that the last of them are not waited for
+
+struct Product {
+  const Tensor& out;
+  const Tensor& x;
+  const Tensor& weight;
+  const Tensor& scales;  // [columns] float32, or with int4 [panels, groups, 32]
+  const Tensor& zero_points;
+  const Tensor& bias;
+  int64_t rows, columns, depth, groups;
+
+  int64_t group() const { return groups ? depth / groups : depth; }
+  int64_t row_stride() const { return x.rank > 1 ? x.stride[x.rank - 2] : depth; }
+};
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
+constexpr int64_t whole_lines(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
+
+// The sums of a row's groups, which zero points are multiplied by.
+template <class T>
+QUIRE_INLINE void sum_groups(const T* row, const Product& product, float* sums) {
+  const int64_t group = product.group();  // a multiple of 32
+  for (int64_t i = 0; i < product.groups; ++i) {
+    Floats total = zeros();
+    for (int64_t k = 0; k < group; k += kLanes) total = total + load(row + i * group + k);
+    sums[i] = sum(total);
+  }
+}
+
+// What a worker knows of x: as its engine reads it, and the sums of its groups. For few rows its own, else the team's.
+template <class Engine>
+class Prepared {
+ public:
+  static int64_t bytes(const Product& product) {
+    return whole_lines(Engine::row_bytes(product) * ceil_div(product.rows, Engine::kRows) * Engine::kRows) +
+           whole_lines(product.rows * product.groups * sizeof(float));
+  }
+
+  Prepared(const Product& product, std::byte* memory) : product_(product) {
+    sums_ = reinterpret_cast<float*>(memory);
+    rows_ = memory + whole_lines(product.rows * product.groups * sizeof(float));
+  }
+
+  void prepare(int64_t block) const {
+    const int64_t first = block * Engine::kRows, count = least(Engine::kRows, product_.rows - first);
+    Engine::prepare(product_, first, count, rows_);
+    if (product_.groups == 0) return;
+    by_float(product_.x.dtype, [&](auto element) {
+      const auto* x = product_.x.template as<decltype(element)>();
+      for (int64_t row = first; row < first + count; ++row) {
+        sum_groups(x + row * product_.row_stride(), product_, sums_ + row * product_.groups);
+      }
+    });
+  }
+
+  const std::byte* rows() const { return rows_; }
+  float sum(int64_t row, int64_t group) const { return sums_[row * product_.groups + group]; }
+
+ private:
+  const Product& product_;
+  float* sums_;
+  std::byte* rows_;
+};
+
+QUIRE_INLINE Floats load_u8(const uint8_t* p) {
+#ifdef __AVX512F__
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#endif
+}
+
+// sums += (partial + (8 - zero point) * sum of the group's x) * scale: packed values of int4 are less by 8.
+template <class Scale, class Sums>
+QUIRE_INLINE void add_group(const Scale* scales, const uint8_t* zero_points, int64_t rows, Sums&& sum_of_row,
+                            const float* partial, float* sums, bool is_first) {
+  for (int64_t column = 0; column < kPanelColumns; column += kLanes) {
+    const Floats scale = load(scales + column), offset = broadcast(8.0f) - load_u8(zero_points + column);
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t at = row * kPanelColumns + column;
+      const Floats value = fma(offset, broadcast(sum_of_row(row)), load(partial + at));
+      store(sums + at, fma(scale, value, is_first ? zeros() : load(sums + at)));
+    }
+  }
+}
+
+// One panel's sums of some rows, as the result: scaled, with the bias added, rounded once.
+template <class T>
+QUIRE_INLINE void finish(const Product& product, int64_t panel, int64_t first, int64_t count, const float* sums) {
+  const int64_t begin = panel * kPanelColumns, end = least(product.columns, begin + kPanelColumns);
+  const int64_t stride = product.out.rank > 1 ? product.out.stride[product.out.rank - 2] : product.columns;
+  const float* scales = product.groups ? nullptr : product.scales.as<float>();
+  for (int64_t row = 0; row < count; ++row) {
+    T* out = product.out.as<T>() + (first + row) * stride;
+    for (int64_t column = begin; column < end; column += kLanes) {
+      const int present = static_cast<int>(least(kLanes, end - column));
+      Floats value = load(sums + row * kPanelColumns + (column - begin));
+      if (scales != nullptr) value = value * load_part(scales + column, present);
+      if (product.bias) value = value + load_part(product.bias.as<T>() + column, present);
+      if (present == kLanes) store(out + column, value);
+      else store_part(out + column, value, present);
+    }
+  }
+}
+
+// How the product is cut.
+template <class Engine, class Weight>
+struct Cut {
+  explicit Cut(const Product& product, int64_t workers)
+      : steps(ceil_div(product.depth, Engine::kStep)),
+        panels(num_panels(product.columns)),
+        blocks(ceil_div(product.rows, Engine::kRows)),
+        blocks_together(least(blocks, kGroupRows / Engine::kRows)),
+        row_groups(ceil_div(blocks, blocks_together)) {
+    chunk = most(1, least(steps, Engine::kChunk));
+    if (kIsInt4<Weight>) chunk = product.group() / Engine::kStep;
+    else if (blocks == 1 && Engine::template kIsDirect<Weight>) chunk = steps;
+    const int64_t fair = panels * row_groups / (workers * kItemsPerWorker);
+    panels_together = blocks == 1 ? 1 : most(1, least(fair, kMostPanels));
+    panel_groups = ceil_div(panels, panels_together);
+  }
+
+  int64_t widened_bytes() const { return Engine::template kIsDirect<Weight> ? 0 : chunk * Engine::kStepBytes; }
+  int64_t block_floats() const { return Engine::kRows * kPanelColumns; }
+  int64_t scratch_floats() const { return (blocks_together * panels_together + kIsInt4<Weight>)*block_floats(); }
+
+  int64_t steps, panels, blocks, blocks_together, row_groups, chunk, panels_together, panel_groups;
+};
+
+template <class Engine, class Weight>
+class Item {
+ public:
+  using Plan = Cut<Engine, Weight>;
+
+  Item(const Product& product, const Plan& cut, const Prepared<Engine>& x, std::byte* memory)
+      : product_(product), cut_(cut), x_(x), widened_(memory) {
+    sums_ = reinterpret_cast<float*>(memory + cut.widened_bytes());
+    partial_ = sums_ + cut.blocks_together * cut.panels_together * cut.block_floats();
+    panel_bytes_ = panel_bytes(ceil_div(product.depth, kPerWord<Weight>) * 4);
+  }
+
+  void operator()(int64_t index) {
+    first_block_ = index / cut_.panel_groups * cut_.blocks_together;
+    end_block_ = least(cut_.blocks, first_block_ + cut_.blocks_together);
+    first_panel_ = index % cut_.panel_groups * cut_.panels_together;
+    const int64_t end = least(cut_.panels, first_panel_ + cut_.panels_together);
+    for (int64_t step = 0; step < cut_.steps; step += cut_.chunk) {
+      for (int64_t panel = first_panel_; panel < end; ++panel) add_chunk(panel, step);
+    }
+    by_float(product_.out.dtype, [&](auto element) {
+      for (int64_t panel = first_panel_; panel < end; ++panel) {
+        for (int64_t block = first_block_; block < end_block_; ++block) {
+          finish<decltype(element)>(product_, panel, block * Engine::kRows, rows_of(block), sums_of(panel, block));
+        }
+      }
+    });
+  }
+
+ private:
+  void add_chunk(int64_t panel, int64_t step) {
+    const int64_t steps = least(cut_.chunk, cut_.steps - step);
+    const std::byte* packed = product_.weight.data + panel * panel_bytes_;
+    const std::byte* values = Engine::template widen<Weight>(packed, step, steps, widened_);
+    for (int64_t block = first_block_; block < end_block_; ++block) {
+      float* sums = sums_of(panel, block);
+      if constexpr (kIsInt4<Weight>) {
+        engine_.add(product_, x_.rows(), block, rows_of(block), step, steps, values, partial_, true);
+        scale_group(panel, block, step / cut_.chunk, sums);
+      } else {
+        engine_.add(product_, x_.rows(), block, rows_of(block), step, steps, values, sums, step == 0);
+      }
+    }
+  }
+
+  void scale_group(int64_t panel, int64_t block, int64_t group, float* sums) {
+    const int64_t at = (panel * product_.groups + group) * kPanelColumns;
+    by_float(product_.scales.dtype, [&](auto element) {
+      const auto* scales = product_.scales.template as<decltype(element)>() + at;
+      const auto sum_of_row = [&](int64_t row) { return x_.sum(block * Engine::kRows + row, group); };
+      add_group(scales, product_.zero_points.template as<uint8_t>() + at, rows_of(block), sum_of_row, partial_, sums,
+                group == 0);
+    });
+  }
+
+  int64_t rows_of(int64_t block) const { return least(Engine::kRows, product_.rows - block * Engine::kRows); }
+  float* sums_of(int64_t panel, int64_t block) const {
+    return sums_ + ((panel - first_panel_) * cut_.blocks_together + block - first_block_) * cut_.block_floats();
+  }
+
+  const Product& product_;
+  const Plan& cut_;
+  const Prepared<Engine>& x_;
+  std::byte* widened_;
+  float *sums_, *partial_;
+  int64_t panel_bytes_, first_block_ = 0, end_block_ = 0, first_panel_ = 0;
+  Engine engine_;
+};
+
+template <class Engine, class Weight>
+void multiply(const Product& product, Worker& worker) {
+  if (product.rows == 0 || product.columns == 0) return worker.barrier();
+  const Cut<Engine, Weight> cut(product, worker.size());
+  const bool is_shared = product.rows > kFewRows;
+  const int64_t x_bytes = Prepared<Engine>::bytes(product);
+  const int64_t own_bytes = cut.widened_bytes() + cut.scratch_floats() * static_cast<int64_t>(sizeof(float));
+  std::byte* own = worker.scratch(own_bytes + (is_shared ? 0 : x_bytes));
+  const Prepared<Engine> x(product, is_shared ? worker.shared(x_bytes) : own + own_bytes);
+  if (is_shared) worker.for_each(cut.blocks, [&](int64_t block) { x.prepare(block); });
+  else for (int64_t block = 0; block < cut.blocks; ++block) x.prepare(block);
+  worker.for_each(cut.row_groups * cut.panel_groups, Item<Engine, Weight>(product, cut, x, own));
+}
+
+}  // namespace quire::QUIRE_ISA
