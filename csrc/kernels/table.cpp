@@ -24,6 +24,7 @@ static constexpr KernelEntry kEntries[] = {
     {"append_kv", append_kv, 5, 0},
     {"rope_append_kv", rope_append_kv, 9, 0},
     {"gather_rows", gather_rows, 3, 0},
+    {"attention", attention, 7, 3},
 };
 
 extern const KernelTable kernels = {QUIRE_TEXT(QUIRE_ISA), kEntries, sizeof(kEntries) / sizeof(kEntries[0])};
