@@ -61,4 +61,14 @@ void pack_linear(const Tensor* operands, const double* numbers, Worker& worker);
 // Only x of f32 and f16 goes with a weight of f32.
 void linear(const Tensor* operands, const double* numbers, Worker& worker);
 
+// out [num_tokens, num_heads, head_dim], query, kv_cache [2, num_blocks, num_kv_heads, block_size, head_dim] of the dtype
+// of query, i8 or f8e4m3, block_table [num_seqs, max_blocks], seq_lens [num_seqs], query_start_loc [num_seqs + 1], each
+// i32 or i64, kv_scales [2, num_kv_heads] f32 or none; scale > 0, window or 0, soft_cap or 0: attention. Any strides but
+// in the last dimension, where it is contiguous. Rows past query_start_loc's last are left as they are.
+void attention(const Tensor* operands, const double* numbers, Worker& worker);
+#ifdef QUIRE_ISA_IS_amx
+// The same for queries in bf16; `attention` calls it.
+void attention_tiles(const Tensor* operands, const double* numbers, Worker& worker);
+#endif
+
 }  // namespace quire::QUIRE_ISA

@@ -28,6 +28,7 @@ static constexpr KernelEntry kEntries[] = {
     {"gather_rows", gather_rows, 3, 0},
     {"linear", linear, 6, 0},
     {"pack_linear", pack_linear, 2, 0},
+    {"attention", attention, 7, 3},
 };
 
 extern const KernelTable kernels = {QUIRE_TEXT(QUIRE_ISA), kEntries, sizeof(kEntries) / sizeof(kEntries[0])};

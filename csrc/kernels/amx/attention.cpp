@@ -1,0 +1,125 @@
+// Attention of bf16 queries in tiles: keys and values of bf16, or of 8 bits, which bf16 holds exactly.
+#include "kernels/attention.hpp"
+
+#include "kernels/amx/tiles.hpp"
+#include "kernels/declarations.hpp"
+#include "kernels/eight_bits.hpp"
+#include "kernels/transpose.hpp"
+
+namespace quire::QUIRE_ISA {
+namespace {
+
+static_assert(kPanel == kPanelColumns && kRowBlock == kBlockRows && kPanel * sizeof(bf16) == kTileRowBytes);
+
+// 32 elements from `p` on as bf16, those that `present` names; the others are 0.
+QUIRE_INLINE Ints words_of(const bf16* p, __mmask32 present) { return _mm512_maskz_loadu_epi16(present, p); }
+
+QUIRE_INLINE Ints words_of(const int8_t* p, __mmask32 present) {
+  const __m256i bytes = _mm256_maskz_loadu_epi8(present, p);
+  const __m512 lower = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+  const __m512 upper = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+  return reinterpret_cast<Ints>(_mm512_cvtne2ps_pbh(upper, lower));
+}
+
+// Exponent and mantissa of e4m3 where bf16 has them, with 120 more for bf16's bias; denormals, m 2**-9, from a table.
+QUIRE_INLINE Ints words_of(const f8e4m3* p, __mmask32 present) {
+  alignas(64) static constexpr uint16_t kDenormals[32] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
+  const Ints words = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(present, p));
+  const Ints magnitude = _mm512_and_si512(words, _mm512_set1_epi16(0x7f));
+  Ints x = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(120 << 7));
+  const __mmask32 is_denormal = _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(8));
+  x = _mm512_mask_permutexvar_epi16(x, is_denormal, magnitude, _mm512_load_si512(kDenormals));
+  x = _mm512_mask_mov_epi16(x, _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f)), _mm512_set1_epi16(0x7fc0));
+  const Ints sign = _mm512_slli_epi16(_mm512_xor_si512(words, magnitude), 8);
+  return _mm512_or_si512(x, sign);
+}
+
+template <class T>
+struct TileProducts {
+  using Element = bf16;
+
+  static void use_rows(int64_t rows) { configure_tiles(rows); }
+  static void end() { release_tiles(); }
+
+  QUIRE_INLINE void store_weights(bf16* p, Floats x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+  }
+
+  // Columns i.. of a row of sums, whose panels lie as `pack_values` leaves them: of every 8 columns, the first four in
+  // the first tile and the other four in the second.
+  QUIRE_INLINE Floats sums_at(const float* row, int64_t i) {
+    const Ints first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const Ints from = _mm512_add_epi32(first, _mm512_set1_epi32(static_cast<int>(i % kPanel / 2)));
+    const float* panel = row + i / kPanel * kPanel;
+    return _mm512_permutex2var_ps(load(panel), from, load(panel + kTileColumns));
+  }
+
+  static void pack_keys(const std::byte* const* rows, int64_t head_dim, bf16* panel) {
+    for (int64_t i = 0; i < head_dim; i += kPanel) {
+      const __mmask32 present = _bzhi_u32(~0u, static_cast<unsigned>(smaller(kPanel, head_dim - i)));
+      for (int64_t half = 0; half < kPanel; half += kTileRows) {
+        Floats pairs[kTileRows];
+#pragma GCC unroll 16
+        for (int j = 0; j < kTileRows; ++j) {
+          pairs[j] = floats_of(words_of(reinterpret_cast<const T*>(rows[half + j]) + i, present));
+        }
+        transpose(pairs);
+        float* tile = reinterpret_cast<float*>(panel + i * kPanel + half * kPanel);
+#pragma GCC unroll 16
+        for (int j = 0; j < kTileRows; ++j) store(tile + j * kTileColumns, pairs[j]);
+      }
+    }
+  }
+
+  // A row of a tile holds two keys, element by element; words are interleaved within quarters of a vector.
+  static void pack_values(const std::byte* const* rows, int64_t head_dim, bf16* values, int64_t panel_stride) {
+    for (int64_t i = 0; i < head_dim; i += kPanel, values += panel_stride) {
+      const __mmask32 present = _bzhi_u32(~0u, static_cast<unsigned>(smaller(kPanel, head_dim - i)));
+#pragma GCC unroll 4
+      for (int64_t key = 0; key < kPanel; key += 2) {
+        const Ints even = words_of(reinterpret_cast<const T*>(rows[key]) + i, present);
+        const Ints odd = words_of(reinterpret_cast<const T*>(rows[key + 1]) + i, present);
+        bf16* row = values + key * kTileColumns;
+        _mm512_storeu_si512(row, _mm512_unpacklo_epi16(even, odd));
+        _mm512_storeu_si512(row + kTileRows * kPanel, _mm512_unpackhi_epi16(even, odd));
+      }
+    }
+  }
+
+  static void multiply(int64_t rows, const bf16* a, int64_t a_stride, const bf16* panel, int64_t depth, float* c,
+                       int64_t c_stride) {
+    const bool has_lower = rows > kTileRows;
+    const int64_t a_bytes = a_stride * sizeof(bf16), c_bytes = c_stride * sizeof(float);
+    zero_tile<C00>(), zero_tile<C01>();
+    if (has_lower) zero_tile<C10>(), zero_tile<C11>();
+    for (int64_t k = 0; k < depth; k += kPanel) {
+      load_tile<B0>(panel + k * kPanel);
+      load_tile<B1>(panel + k * kPanel + kTileRows * kPanel);
+      load_tile<A0>(a + k, a_bytes);
+      multiply_bf16<C00, A0, B0>();
+      multiply_bf16<C01, A0, B1>();
+      if (!has_lower) continue;
+      load_tile<A1>(a + kTileRows * a_stride + k, a_bytes);
+      multiply_bf16<C10, A1, B0>();
+      multiply_bf16<C11, A1, B1>();
+    }
+    store_tile<C00>(c, c_bytes);
+    store_tile<C01>(c + kTileColumns, c_bytes);
+    if (!has_lower) return;
+    store_tile<C10>(c + kTileRows * c_stride, c_bytes);
+    store_tile<C11>(c + kTileRows * c_stride + kTileColumns, c_bytes);
+  }
+};
+
+}  // namespace
+
+void attention_tiles(const Tensor* operands, const double* numbers, Worker& worker) {
+  const AttentionStep step(operands, numbers);
+  switch (step.cache.dtype) {
+    case DType::i8: return Attention<TileProducts<int8_t>>::run(step, worker);
+    case DType::f8e4m3: return Attention<TileProducts<f8e4m3>>::run(step, worker);
+    default: return Attention<TileProducts<bf16>>::run(step, worker);
+  }
+}
+
+}  // namespace quire::QUIRE_ISA

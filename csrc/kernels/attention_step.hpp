@@ -1,0 +1,150 @@
+// A step of paged attention: where its keys and values lie, and how it is cut into items of work.
+#pragma once
+
+#include "kernels.hpp"
+
+namespace quire::QUIRE_ISA {
+
+constexpr int64_t kSpan = 256;      // keys of a softmax of its own, at multiples of it: scores of a row block fit in L1
+constexpr int64_t kPanel = 32;      // columns of a product, and keys that are packed together, at multiples of it
+constexpr int64_t kRowBlock = 32;   // rows of a product
+constexpr int64_t kSharedRows = 128;  // query rows that share a packed span
+constexpr int64_t kPartialFloats = 1 << 22;  // at most so many floats of partial results, 16 MiB
+
+inline int64_t round_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+inline int64_t int_at(const Tensor& tensor, int64_t index) {
+  return tensor.dtype == DType::i64 ? tensor.as<int64_t>()[index] : tensor.as<int32_t>()[index];
+}
+
+// Operands and numbers of `attention` by name.
+struct AttentionStep {
+  AttentionStep(const Tensor* operands, const double* numbers)
+      : out(operands[0]), query(operands[1]), cache(operands[2]), table(operands[3]), lens(operands[4]),
+        starts(operands[5]), scales(operands[6]), scale(static_cast<float>(numbers[0])),
+        window(static_cast<int64_t>(numbers[1])), soft_cap(static_cast<float>(numbers[2])) {}
+
+  const Tensor &out, &query, &cache, &table, &lens, &starts, &scales;
+  const float scale;
+  const int64_t window;  // 0: all
+  const float soft_cap;  // 0: none
+  const int64_t num_seqs = lens.shape[0];
+  const int64_t kv_heads = cache.shape[2], block_size = cache.shape[3], head_dim = cache.shape[4];
+  const int64_t group = query.shape[1] / kv_heads;
+  const int64_t width = round_up(head_dim, kPanel);
+  const int64_t tile_tokens = larger(1, kSharedRows / group);
+  const int64_t tile_rows = round_up(tile_tokens * group, kRowBlock);  // of memory; a tile may have fewer
+
+  float key_scale(int64_t head) const { return scales ? scales.as<float>()[head] : 1.0f; }
+  float value_scale(int64_t head) const { return scales ? scales.as<float>()[kv_heads + head] : 1.0f; }
+
+  // What a query at `position` sees first.
+  int64_t first_seen(int64_t position) const { return window > 0 ? larger(0, position - window + 1) : 0; }
+
+  // Addresses of the keys and values at kPanel positions; those at `length` and after are `zeros`.
+  void locate(int64_t sequence, int64_t head, int64_t position, int64_t length, const std::byte* zeros,
+              const std::byte** keys, const std::byte** values) const {
+    const int64_t bytes = size_of(cache.dtype), to_values = cache.stride[0] * bytes;
+    int64_t block = position / block_size, offset = position % block_size;
+    const int64_t present = smaller(kPanel, length - position);
+    int64_t i = 0;
+    for (; i < present; ++block, offset = 0) {
+      const int64_t id = int_at(table, sequence * table.stride[0] + block);
+      const std::byte* key =
+          cache.data + (id * cache.stride[1] + head * cache.stride[2] + offset * cache.stride[3]) * bytes;
+      for (const int64_t stop = smaller(present, i + block_size - offset); i < stop; ++i) {
+        keys[i] = key;
+        values[i] = key + to_values;
+        key += cache.stride[3] * bytes;
+      }
+    }
+    for (; i < kPanel; ++i) keys[i] = values[i] = zeros;
+  }
+};
+
+// Queries of a sequence that are attended together, for every KV head.
+struct QueryTile {
+  int64_t sequence, token, num_tokens;  // `token`: its first row of `query`
+  int64_t position, length;             // of its first token; tokens of the sequence
+  int64_t first_span, last_span;        // what its queries see lies in [first_span, last_span)
+  int64_t num_parts, part_spans;        // parts of so many spans are items of their own
+  int64_t first_item, first_join;
+  int64_t partials;  // where its partial results start: [kv_heads, spans]
+};
+
+// All items of a step. Every worker cuts it for itself, alike. How it is cut changes no bit: what a part leaves behind
+// is the result of each of its spans, and those are joined one after the other as they would be in one part.
+struct Cut {
+  QueryTile* tiles;
+  int64_t num_tiles = 0, num_items = 0, num_joins = 0, partial_floats = 0;
+
+  static int64_t most_tiles(const AttentionStep& step) {
+    return step.num_seqs + step.query.shape[0] / step.tile_tokens;
+  }
+
+  // Floats of a partial result: sums, peaks and totals.
+  static int64_t floats_of_span(const AttentionStep& step, const QueryTile& tile) {
+    return round_up(tile.num_tokens * step.group, kRowBlock) * (step.width + 2);
+  }
+
+  // What a tile costs a KV head: reading a span weighs as much as 64 rows.
+  static int64_t cost(const AttentionStep& step, const QueryTile& tile) {
+    return (tile.last_span - tile.first_span) * (64 + tile.num_tokens * step.group);
+  }
+
+  Cut(const AttentionStep& step, QueryTile* memory, int num_workers) : tiles(memory) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < step.num_seqs; ++i) total += add_sequence(step, i);
+    // An eighth of a worker's share is little enough to wait for at the end.
+    const int64_t most = num_workers == 1 ? total : total / (8 * num_workers) + 1;
+    for (int64_t i = 0; i < num_tiles; ++i) split(step, tiles[i], most);
+  }
+
+  // Its last tile comes first, as it sees the most.
+  int64_t add_sequence(const AttentionStep& step, int64_t sequence) {
+    const int64_t start = int_at(step.starts, sequence), stop = int_at(step.starts, sequence + 1);
+    const int64_t length = int_at(step.lens, sequence);
+    int64_t total = 0;
+    for (int64_t first = start + (stop - start - 1) / step.tile_tokens * step.tile_tokens; first >= start && start < stop;
+         first -= step.tile_tokens) {
+      QueryTile& tile = tiles[num_tiles++];
+      tile = {};
+      tile.sequence = sequence, tile.token = first, tile.num_tokens = smaller(step.tile_tokens, stop - first);
+      tile.position = length - stop + first, tile.length = length;
+      tile.last_span = larger(0, tile.position + tile.num_tokens + kSpan - 1) / kSpan;
+      tile.first_span = smaller(step.first_seen(larger(0, tile.position)) / kSpan, tile.last_span);
+      total += cost(step, tile) * step.kv_heads;
+    }
+    return total;
+  }
+
+  void split(const AttentionStep& step, QueryTile& tile, int64_t most) {
+    const int64_t spans = tile.last_span - tile.first_span;
+    const int64_t floats = floats_of_span(step, tile) * spans * step.kv_heads;
+    int64_t parts = smaller(spans, (cost(step, tile) + most - 1) / larger(1, most));
+    if (parts < 1 || partial_floats + floats > kPartialFloats) parts = 1;
+    tile.part_spans = larger(1, (spans + parts - 1) / parts);
+    tile.num_parts = larger(1, (spans + tile.part_spans - 1) / tile.part_spans);
+    tile.first_item = num_items;
+    num_items += step.kv_heads * tile.num_parts;
+    tile.first_join = num_joins;
+    if (tile.num_parts == 1) return;
+    num_joins += step.kv_heads;
+    tile.partials = partial_floats;
+    partial_floats += floats;
+  }
+
+  // The tile of an item (`which` = &QueryTile::first_item) or of a join.
+  const QueryTile& tile_of(int64_t index, int64_t QueryTile::*which) const {
+    int64_t low = 0, high = num_tiles;  // the last that starts at or before `index`
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      (tiles[middle].*which <= index ? low : high) = middle;
+    }
+    return tiles[low];
+  }
+};
+
+}  // namespace quire::QUIRE_ISA
