@@ -155,18 +155,21 @@ class Binder:
         self.calls.append(Call(tactic.run, arguments, is_flat, prepared, self.register(node), self._dead(node)))
 
     def _bind_program(self, group: Group, tactics: Mapping[fx.Node, Tactic]) -> None:
-        steps = [self._step(node, tactics[node]) for node in group.nodes]
-        used, inside = _used_by(group), set(group.nodes)
-        constants = {each: self.registers[self._argument(each)] for each in used if each in self._constant_nodes}
-        inputs = [each for each in used if each not in constants and each not in inside]
+        constants: dict[fx.Node, Any] = {}
+        steps = [self._step(node, tactics[node], constants) for node in group.nodes]
+        inside = {*group.nodes, *self._constant_nodes}
+        inputs = [each for each in _used_by(group) if each not in inside]
         program = NativeProgram(steps, inputs, group.outputs, constants)
-        for node in group.nodes:
-            self._release(node)
         results, arguments = tuple(map(self.register, group.outputs)), tuple(map(self.register, inputs))
         self.calls.append(Call(program.run, arguments, True, None, results, self._dead(group)))
 
-    def _step(self, node: fx.Node, tactic: Tactic) -> Step:
+    def _step(self, node: fx.Node, tactic: Tactic, constants: dict[fx.Node, Any]) -> Step:
+        """Pack a call's constants, and add those that it takes as they are to `constants`; then let go of the rest."""
         packed = {name: self.registers[register] for name, register in self._pack(node, tactic).items()}
+        for name, value in node.kwargs.items():
+            if name not in packed and isinstance(value, fx.Node) and value in self._constant_nodes:
+                constants[value] = self.registers[self._argument(value)]
+        self._release(node)
         return Step(node, None if is_view(node) else tactic.kernel, packed)
 
     def _release(self, node: fx.Node) -> None:
