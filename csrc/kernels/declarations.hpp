@@ -8,6 +8,10 @@ namespace quire::QUIRE_ISA {
 // out [rows, last], x [rows, last]: out = x, both contiguous, of one dtype.
 void copy(const Tensor* operands, const double* numbers, Worker& worker);
 
+// packed [panels, steps, 2, 16, 16, words of 4 bytes] (see panels.hpp), weight [columns, depth] f32, bf16 or i8, or
+// [columns, depth / 2] u8 of two int4 a byte; rows of weight may be strided.
+void pack_linear(const Tensor* operands, const double* numbers, Worker& worker);
+
 // Of rows: operands have any strides but in the last dimension, where they are contiguous; [*rows] means any number of
 // leading dimensions, 0 strides included. Floats are of one dtype. A row's bits depend on that row alone.
 
@@ -50,5 +54,13 @@ void rope_append_kv(const Tensor* operands, const double* numbers, Worker& worke
 // out [num_ids, *sizes], table [num_rows, *sizes], ids [num_ids] i32 or i64, each in [0, num_rows): embedding, and
 // index_select along dimension 0. Rows are contiguous; any dtype.
 void gather_rows(const Tensor* operands, const double* numbers, Worker& worker);
+
+// out [*rows, out_features], x [*rows, in_features] i8, rows equally far apart, x_scales [*rows, 1] f32, panels of
+// pack_linear, scales [out_features] f32, corrections of correct_w8a8, bias [out_features] of the dtype of out or none.
+// Scratch: rows of x of 1 MiB together, on AVX2 twice that.
+void linear_w8a8(const Tensor* operands, const double* numbers, Worker& worker);
+// corrections [num_panels * 32] i32: -128 * the sum of each column, panels [num_panels, num_steps * 2048] i8.
+void correct_w8a8(const Tensor* operands, const double* numbers, Worker& worker);
+void linear_w8a8_tiles(const Tensor* operands, Worker& worker);  // for many rows, on AMX alone
 
 }  // namespace quire::QUIRE_ISA

@@ -7,6 +7,7 @@ namespace quire::QUIRE_ISA {
 
 static constexpr KernelEntry kEntries[] = {
     {"copy", copy, 2, 0},
+    {"pack_linear", pack_linear, 2, 0},
     {"rms_norm", rms_norm, 3, 1},
     {"add_rms_norm", add_rms_norm, 5, 1},
     {"rms_norm_quant", rms_norm_quant, 4, 1},
@@ -26,6 +27,8 @@ static constexpr KernelEntry kEntries[] = {
     {"append_kv", append_kv, 5, 0},
     {"rope_append_kv", rope_append_kv, 9, 0},
     {"gather_rows", gather_rows, 3, 0},
+    {"linear_w8a8", linear_w8a8, 7, 0},
+    {"correct_w8a8", correct_w8a8, 2, 0},
 };
 
 extern const KernelTable kernels = {QUIRE_TEXT(QUIRE_ISA), kEntries, sizeof(kEntries) / sizeof(kEntries[0])};
