@@ -63,4 +63,14 @@ void linear_w8a8(const Tensor* operands, const double* numbers, Worker& worker);
 void correct_w8a8(const Tensor* operands, const double* numbers, Worker& worker);
 void linear_w8a8_tiles(const Tensor* operands, Worker& worker);  // for many rows, on AMX alone
 
+// ids [rows] i64, largest [rows] f32, logits [rows, vocab_size], reals [3, rows] i64: the bits of doubles, temperature (0:
+// the most likely), top_p and min_p; integers [2, rows] i64: top_k (0: all) and random bits; and edits, or none: starts
+// [rows + 1] i64, ids [num_edits] i64, kinds [num_edits] u8: keep (those of a row come first and drop all others), ban,
+// add, penalize; values [num_edits] f32: what is added, how often a token was generated; penalties [rows, 3] f32:
+// repetition, frequency, presence. A row's id is -1 if its largest logit is not finite. Scratch: 36 * vocab_size.
+void choose_tokens(const Tensor* operands, const double* numbers, Worker& worker);
+// ids [rows, 1 + most] i64, logprobs f32, ranks i64, logits [rows, vocab_size], tokens [rows] i64, nums [rows] i64, each
+// at most `most`: of each row a token, then the nums most likely ones. Scratch: 36 * vocab_size.
+void token_logprobs(const Tensor* operands, const double* numbers, Worker& worker);
+
 }  // namespace quire::QUIRE_ISA

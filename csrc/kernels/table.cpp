@@ -29,6 +29,8 @@ static constexpr KernelEntry kEntries[] = {
     {"gather_rows", gather_rows, 3, 0},
     {"linear_w8a8", linear_w8a8, 7, 0},
     {"correct_w8a8", correct_w8a8, 2, 0},
+    {"choose_tokens", choose_tokens, 10, 0},
+    {"token_logprobs", token_logprobs, 6, 0},
 };
 
 extern const KernelTable kernels = {QUIRE_TEXT(QUIRE_ISA), kEntries, sizeof(kEntries) / sizeof(kEntries[0])};
