@@ -8,6 +8,10 @@ namespace quire::QUIRE_ISA {
 // out [rows, last], x [rows, last]: out = x, of one dtype; elements of a row lie side by side.
 void copy(const Tensor* operands, const double* numbers, Worker& worker);
 
+// packed [panels, steps, 2, 16, 16, words of 4 bytes] (see panels.hpp), weight [columns, depth] f32, bf16 or i8, or
+// [columns, depth / 2] u8 of two int4 a byte; rows of weight may be strided.
+void pack_linear(const Tensor* operands, const double* numbers, Worker& worker);
+
 // Of rows: operands have any strides but in the last dimension, where they are contiguous; [*rows] means any number of
 // leading dimensions, 0 strides included. Floats are of one dtype. A row's bits depend on that row alone.
 
@@ -70,5 +74,23 @@ void attention(const Tensor* operands, const double* numbers, Worker& worker);
 // The same for queries in bf16; `attention` calls it.
 void attention_tiles(const Tensor* operands, const double* numbers, Worker& worker);
 #endif
+
+// out [*rows, out_features], x [*rows, in_features] i8, rows equally far apart, x_scales [*rows, 1] f32, panels of
+// pack_linear, scales [out_features] f32, corrections of correct_w8a8, bias [out_features] of the dtype of out or none.
+// Scratch: rows of x of 1 MiB together, on AVX2 twice that.
+void linear_w8a8(const Tensor* operands, const double* numbers, Worker& worker);
+// corrections [num_panels * 32] i32: -128 * the sum of each column, panels [num_panels, num_steps * 2048] i8.
+void correct_w8a8(const Tensor* operands, const double* numbers, Worker& worker);
+void linear_w8a8_tiles(const Tensor* operands, Worker& worker);  // for many rows, on AMX alone
+
+// ids [rows] i64, largest [rows] f32, logits [rows, vocab_size], reals [3, rows] i64: the bits of doubles, temperature (0:
+// the most likely), top_p and min_p; integers [2, rows] i64: top_k (0: all) and random bits; and edits, or none: starts
+// [rows + 1] i64, ids [num_edits] i64, kinds [num_edits] u8: keep (those of a row come first and drop all others), ban,
+// add, penalize; values [num_edits] f32: what is added, how often a token was generated; penalties [rows, 3] f32:
+// repetition, frequency, presence. A row's id is -1 if its largest logit is not finite. Scratch: 36 * vocab_size.
+void choose_tokens(const Tensor* operands, const double* numbers, Worker& worker);
+// ids [rows, 1 + most] i64, logprobs f32, ranks i64, logits [rows, vocab_size], tokens [rows] i64, nums [rows] i64, each
+// at most `most`: of each row a token, then the nums most likely ones. Scratch: 36 * vocab_size.
+void token_logprobs(const Tensor* operands, const double* numbers, Worker& worker);
 
 }  // namespace quire::QUIRE_ISA

@@ -1,8 +1,6 @@
 // Floats rounded to int8 and float8 e4m3, with scales.
 #pragma once
 
-#include <bit>
-
 #include "kernels/vectors.hpp"
 
 namespace quire {
@@ -65,7 +63,7 @@ QUIRE_INLINE float largest_magnitude(const float* x, int64_t length) {
   });
   int32_t largest = 0;
   for (int i = 0; i < kLanes; ++i) largest = most[i] > largest ? most[i] : largest;
-  return std::bit_cast<float>(largest);
+  return __builtin_bit_cast(float, largest);
 }
 
 // Rounds a row by a scale of its own and returns the scale. `x` is the row in float, already rounded to its dtype.

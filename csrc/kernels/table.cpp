@@ -7,6 +7,7 @@ namespace quire::QUIRE_ISA {
 
 static constexpr KernelEntry kEntries[] = {
     {"copy", copy, 2, 0},
+    {"pack_linear", pack_linear, 2, 0},
     {"rms_norm", rms_norm, 3, 1},
     {"add_rms_norm", add_rms_norm, 5, 1},
     {"rms_norm_quant", rms_norm_quant, 4, 1},
@@ -29,6 +30,10 @@ static constexpr KernelEntry kEntries[] = {
     {"linear", linear, 6, 0},
     {"pack_linear", pack_linear, 2, 0},
     {"attention", attention, 7, 3},
+    {"linear_w8a8", linear_w8a8, 7, 0},
+    {"correct_w8a8", correct_w8a8, 2, 0},
+    {"choose_tokens", choose_tokens, 10, 0},
+    {"token_logprobs", token_logprobs, 6, 0},
 };
 
 extern const KernelTable kernels = {QUIRE_TEXT(QUIRE_ISA), kEntries, sizeof(kEntries) / sizeof(kEntries[0])};

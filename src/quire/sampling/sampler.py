@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quire.core.errors import ShapeError
 from quire.core.request import TokenLogprobs
+from quire.sampling import compiled
 from quire.sampling.choice import choose_greedily, choose_randomly
 from quire.sampling.edits import apply_edits
 from quire.sampling.logprobs import token_logprobs
@@ -44,12 +45,28 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         raise ShapeError(
             f"logits: expected floating [{len(rows)}, vocab_size], got {logits.dtype} {list(logits.shape)}."
         )
+    if compiled.is_compiled(logits):
+        return _sample_compiled(logits if logits.stride(1) == 1 else logits.contiguous(), rows)
     step = max(1, CHUNK_ELEMENTS * torch.get_num_threads() // max(1, logits.shape[1]))
     results: list[SampledToken] = []
     for start in range(0, len(rows), step):
         chunk = logits[start : start + step].to(torch.float32).contiguous()
         results += _sample_chunk(chunk, rows[start : start + step])
     return results
+
+
+def _sample_compiled(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+    errors = [row.problem(logits.shape[1]) for row in rows]
+    token_ids, largest = compiled.choose(logits, [None if error else row for row, error in zip(rows, errors, strict=True)])
+    for index, token_id in enumerate(token_ids):
+        if token_id < 0 and errors[index] is None:
+            errors[index] = _unusable(largest[index])
+    chosen = {index: token_id for index, token_id in enumerate(token_ids) if errors[index] is None}
+    nums = {index: num for index in chosen if (num := rows[index].params.logprobs) is not None}
+    wanted = [chosen[index] for index in nums], list(nums.values())
+    entries = compiled.token_logprobs(_take(logits, list(nums)), *wanted) if nums else []
+    logprobs = dict(zip(nums, entries, strict=True))
+    return [SampledToken(chosen.get(index, -1), logprobs.get(index), error) for index, error in enumerate(errors)]
 
 
 def _sample_chunk(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
@@ -65,11 +82,14 @@ def _find_unusable(logits: Tensor, errors: list[str | None]) -> None:
     """Write an error for every row from which nothing can be chosen. NaN wins every maximum, so one pass tells."""
     for index, largest in enumerate(logits.amax(-1).tolist()):
         if errors[index] is None and not math.isfinite(largest):
-            errors[index] = (
-                "no token is left to sample: all logits are -inf. Relax allowed_token_ids, bad_words or min_tokens."
-                if largest == -math.inf
-                else f"logits: expected finite numbers, got {largest}. Check the model's weights and the penalties."
-            )
+            errors[index] = _unusable(largest)
+
+
+def _unusable(largest: float) -> str:
+    """Return why nothing can be chosen from logits whose largest is not finite."""
+    if largest == -math.inf:
+        return "no token is left to sample: all logits are -inf. Relax allowed_token_ids, bad_words or min_tokens."
+    return f"logits: expected finite numbers, got {largest}. Check the model's weights and the penalties."
 
 
 def _edit(logits: Tensor, rows: Sequence[SamplingRow], errors: list[str | None]) -> Tensor:

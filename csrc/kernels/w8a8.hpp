@@ -1,0 +1,194 @@
+// Products of rows and weights of int8: sums of integers, exact however they are added up, then one scaling for all.
+#pragma once
+
+#include "kernels/amx/tiles.hpp"
+#include "kernels/eight_bits.hpp"
+#include "kernels/rows.hpp"
+
+namespace quire::QUIRE_ISA {
+
+// Some rows with a panel of 32 columns (see panels.hpp).
+struct Int8Panel {
+  const int8_t* weights;       // [num_steps][2 tiles][16][16 columns][4 k]
+  const int32_t* corrections;  // [32]: -128 * sum of a column, for kernels that add 128 to x
+  int64_t steps;
+};
+
+// Of one row: out = sums * scales * x_scale + bias, each product and sum rounded, as the reference does.
+template <class T>
+QUIRE_INLINE void scale_sums(const int32_t* sums, const float* scales, float x_scale, const T* bias, T* out, int64_t columns) {
+  for_vectors(columns, [&](int64_t i, auto n) {
+    IntLanes whole;
+    std::memcpy(&whole, sums + i, sizeof(whole));
+    Floats y = __builtin_convertvector(whole, Floats) * load(scales + i, n) * broadcast(x_scale);
+    if (bias != nullptr) y += load(bias + i, n);
+    store(out + i, y, n);
+  });
+}
+
+// The product of all rows by an `Engine`, which prepares groups of rows in this worker's scratch and then multiplies
+// at most Engine::kRows of them with a panel. A group stays in the second cache while panels pass by.
+template <class Engine>
+void multiply_int8(const Tensor* operands, Worker& worker) {
+  constexpr int64_t kGroupBytes = 1 << 20;  // half of the second cache
+  const Tensor &out = operands[0], &x = operands[1], &x_scales = operands[2], &panels = operands[3];
+  const Tensor &scales = operands[4], &corrections = operands[5], &bias = operands[6];
+  const int64_t rows = x.rows(), width = x.last(), columns = out.last(), steps = num_steps(width);
+  const int64_t fitting = kGroupBytes / (steps * kTileRowBytes) / kBlockRows * kBlockRows;
+  const int64_t group = fitting < kBlockRows ? kBlockRows : fitting, count = num_panels(columns);
+  Engine engine(worker, rows < group ? rows : group, width);
+  int64_t prepared = -1;
+  worker.for_each((rows + group - 1) / group * count, [&](int64_t item) {
+    const int64_t first = item / count * group, column = item % count * kPanelColumns;
+    const int64_t last = first + group < rows ? first + group : rows;
+    if (first != prepared) engine.prepare(row_of<int8_t>(x, first), x.rank > 1 ? x.stride[x.rank - 2] : 0, last - first);
+    prepared = first;
+    const Int8Panel panel{panels.as<int8_t>() + item % count * steps * kPanelStepBytes, corrections.as<int32_t>() + column, steps};
+    const int64_t wide = columns - column < kPanelColumns ? columns - column : kPanelColumns;
+    alignas(64) int32_t sums[kBlockRows * kPanelColumns];
+    for (int64_t row = first; row < last; row += Engine::kRows) {
+      const int64_t some = last - row < Engine::kRows ? last - row : Engine::kRows;
+      engine.multiply(row - first, some, panel, sums);
+      by_float(out.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        for (int64_t i = 0; i < some; ++i) {
+          scale_sums(sums + i * kPanelColumns, scales.as<float>() + column, *row_of<float>(x_scales, row + i),
+                     bias ? bias.as<T>() + column : nullptr, row_of<T>(out, row + i) + column, wide);
+        }
+      });
+    }
+  });
+}
+
+#ifdef __AVX512VNNI__
+
+// VNNI multiplies unsigned by signed bytes: x + 128, and the sums start at what that adds too much.
+class VnniRows {
+ public:
+  static constexpr int64_t kRows = 8;
+
+  VnniRows(Worker& worker, int64_t rows, int64_t width)
+      : width_(width), stride_(num_steps(width) * kTileRowBytes), rows_(worker.scratch<uint8_t>(rows * stride_)) {}
+
+  void prepare(const int8_t* x, int64_t stride, int64_t rows) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const int8_t* from = x + row * stride;
+      uint8_t* to = rows_ + row * stride_;
+      for (int64_t k = 0; k < width_; ++k) to[k] = static_cast<uint8_t>(from[k]) ^ 0x80;
+      std::memset(to + width_, 0x80, stride_ - width_);
+    }
+  }
+
+  void multiply(int64_t first, int64_t rows, const Int8Panel& panel, int32_t* sums) const {
+    switch (rows) {
+      case 1: return add_up<1>(first, panel, sums);
+      case 2: return add_up<2>(first, panel, sums);
+      case 3: return add_up<3>(first, panel, sums);
+      case 4: return add_up<4>(first, panel, sums);
+      case 5: return add_up<5>(first, panel, sums);
+      case 6: return add_up<6>(first, panel, sums);
+      case 7: return add_up<7>(first, panel, sums);
+      default: return add_up<8>(first, panel, sums);
+    }
+  }
+
+ private:
+  template <int rows>
+  void add_up(int64_t first, const Int8Panel& panel, int32_t* sums) const {
+    constexpr int64_t kAhead = 4096;  // bytes to prefetch before they are needed: 24 against 19 GB/s of two threads
+    const uint8_t* x = rows_ + first * stride_;
+    const int8_t* w = panel.weights;
+    __m512i left[rows], right[rows];
+    for (int i = 0; i < rows; ++i) left[i] = _mm512_loadu_si512(panel.corrections);
+    for (int i = 0; i < rows; ++i) right[i] = _mm512_loadu_si512(panel.corrections + kTileColumns);
+    for (int64_t step = 0; step < panel.steps; ++step, w += kPanelStepBytes, x += kTileRowBytes) {
+#pragma GCC unroll 4
+      for (int64_t row = 0; row < kTileRows; ++row) {
+        const int8_t* at = w + row * kTileRowBytes;
+        _mm_prefetch(at + kAhead, _MM_HINT_T0);
+        _mm_prefetch(at + kAhead + kTileBytes, _MM_HINT_T0);
+        const __m512i w0 = _mm512_loadu_si512(at), w1 = _mm512_loadu_si512(at + kTileBytes);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; ++i) {
+          int32_t four;
+          std::memcpy(&four, x + i * stride_ + row * 4, 4);
+          left[i] = _mm512_dpbusd_epi32(left[i], _mm512_set1_epi32(four), w0);
+          right[i] = _mm512_dpbusd_epi32(right[i], _mm512_set1_epi32(four), w1);
+        }
+      }
+    }
+    for (int i = 0; i < rows; ++i) {
+      _mm512_storeu_si512(sums + i * kPanelColumns, left[i]);
+      _mm512_storeu_si512(sums + i * kPanelColumns + kTileColumns, right[i]);
+    }
+  }
+
+  int64_t width_, stride_;
+  uint8_t* rows_;
+};
+
+#else
+
+// Sums of products of 16 bits, which cannot overflow: two neighbours in k at a time.
+class WideRows {
+ public:
+  static constexpr int64_t kRows = 2;
+
+  WideRows(Worker& worker, int64_t rows, int64_t width)
+      : width_(width), stride_(num_steps(width) * kTileRowBytes), rows_(worker.scratch<int16_t>(rows * stride_)) {}
+
+  void prepare(const int8_t* x, int64_t stride, int64_t rows) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const int8_t* from = x + row * stride;
+      int16_t* to = rows_ + row * stride_;
+      for (int64_t k = 0; k < width_; ++k) to[k] = from[k];
+      std::memset(to + width_, 0, (stride_ - width_) * sizeof(int16_t));
+    }
+  }
+
+  void multiply(int64_t first, int64_t rows, const Int8Panel& panel, int32_t* sums) const {
+    for (int64_t tile = 0; tile < 2; ++tile) {
+      if (rows == 1) add_up<1>(first, panel, tile, sums);
+      else add_up<2>(first, panel, tile, sums);
+    }
+  }
+
+ private:
+  template <int rows>
+  void add_up(int64_t first, const Int8Panel& panel, int64_t tile, int32_t* sums) const {
+    constexpr int kParts = 4;  // of four columns each
+    __m256i total[rows][kParts] = {};
+    for (int64_t step = 0; step < panel.steps; ++step) {
+      const int8_t* w = panel.weights + step * kPanelStepBytes + tile * kTileBytes;
+      const int16_t* x = rows_ + first * stride_ + step * kTileRowBytes;
+      for (int64_t row = 0; row < kTileRows; ++row, w += kTileRowBytes, x += 4) {
+        __m256i four[rows];
+        for (int i = 0; i < rows; ++i) {
+          int64_t bits;
+          std::memcpy(&bits, x + i * stride_, 8);
+          four[i] = _mm256_set1_epi64x(bits);
+        }
+#pragma GCC unroll 4
+        for (int part = 0; part < kParts; ++part) {
+          const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + part * 16)));
+          for (int i = 0; i < rows; ++i) {
+            total[i][part] = _mm256_add_epi32(total[i][part], _mm256_madd_epi16(wide, four[i]));
+          }
+        }
+      }
+    }
+    for (int i = 0; i < rows; ++i) {
+      int32_t pairs[8 * kParts];
+      std::memcpy(pairs, total[i], sizeof(pairs));
+      int32_t* to = sums + i * kPanelColumns + tile * kTileColumns;
+      for (int column = 0; column < kTileColumns; ++column) to[column] = pairs[2 * column] + pairs[2 * column + 1];
+    }
+  }
+
+  int64_t width_, stride_;
+  int16_t* rows_;
+};
+
+#endif
+
+}  // namespace quire::QUIRE_ISA

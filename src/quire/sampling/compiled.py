@@ -1,0 +1,103 @@
+"""The choice and the logprobs by compiled kernels: the same order of operations, one pass over a row for each step.
+
+Weights are whole numbers here too, of `exp((logit - largest) / temperature)`; only the exponential is not torch's, so a
+weight may differ in its last bits, and with it a token if a random number falls just between two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from quire.core.request import TokenLogprobs
+from quire.ops.native.library import call, kernel_names
+from quire.ops.spec import FLOATS
+from quire.sampling.random_bits import random_bits
+from quire.sampling.row import SamplingRow
+
+_KEEP, _BAN, _ADD, _PENALIZE = range(4)
+
+Array = npt.NDArray[np.generic]
+
+
+def is_compiled(logits: Tensor) -> bool:
+    """Return whether there are kernels for these logits."""
+    return logits.device.type == "cpu" and logits.dtype in FLOATS and "choose_tokens" in kernel_names()
+
+
+def choose(logits: Tensor, rows: Sequence[SamplingRow | None]) -> tuple[list[int], list[float]]:
+    """Return the chosen token of each row, -1 where there is none, and the largest logit that was left.
+
+    Args:
+        logits: [num_rows, vocab_size], float32 | bfloat16 | float16, rows contiguous.
+        rows: One per row, all their ids inside the vocabulary; None for rows whose choice is not wanted.
+    """
+    ids, largest = torch.empty(len(rows), dtype=torch.int64), torch.empty(len(rows))
+    reals = np.zeros((3, len(rows)), dtype=np.float64)
+    integers = np.zeros((2, len(rows)), dtype=np.uint64)
+    for index, row in enumerate(rows):
+        if row is not None and not row.params.is_greedy:
+            params = row.params
+            reals[:, index] = params.temperature, params.top_p, params.min_p
+            integers[:, index] = max(0, params.top_k), random_bits(params.seed or 0, len(row.output_token_ids))
+    parameters = [torch.from_numpy(reals.view(np.int64)), torch.from_numpy(integers.view(np.int64))]
+    call("choose_tokens", [ids, largest, logits, *parameters, *_edits(rows)])
+    return ids.tolist(), largest.tolist()
+
+
+def _edits(rows: Sequence[SamplingRow | None]) -> list[Tensor | None]:
+    """Return starts, ids, kinds, values and penalties as the kernel takes them; all None without an edit."""
+    if not any(row is not None and row.has_edits for row in rows):
+        return [None] * 5
+    parts: list[tuple[Array, int, Array | float]] = []
+    counts, penalties = [0], np.ones((len(rows), 3), dtype=np.float32)
+    for index, row in enumerate(rows):
+        own = [] if row is None else _of_row(row)
+        parts += own
+        counts.append(sum(len(ids) for ids, _, _ in own))
+        if row is not None and row.counts is not None:
+            params = row.params
+            penalties[index] = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
+    ids = np.concatenate([ids for ids, _, _ in parts] or [np.zeros(0)]).astype(np.int64)
+    kinds, values = np.empty(len(ids), dtype=np.uint8), np.zeros(len(ids), dtype=np.float32)
+    start = 0
+    for part, kind, value in parts:
+        kinds[start : start + len(part)] = kind
+        values[start : start + len(part)] = value
+        start += len(part)
+    return [torch.from_numpy(array) for array in (np.cumsum(counts), ids, kinds, values, penalties)]
+
+
+def _of_row(row: SamplingRow) -> list[tuple[Array, int, Array | float]]:
+    """Return ids, kind and values of what a row asks for, in the order in which it is done."""
+    found: list[tuple[Array, int, Array | float]] = []
+    if row.allowed is not None:
+        found.append((row.allowed, _KEEP, 0.0))
+    found.append((row.banned_ids(), _BAN, 0.0))
+    if row.bias is not None:
+        found.append((row.bias[0], _ADD, row.bias[1]))
+    if row.counts is not None:
+        found.append((row.counts.token_ids, _PENALIZE, row.counts.counts))
+    return found
+
+
+def token_logprobs(logits: Tensor, token_ids: Sequence[int], nums_logprobs: Sequence[int]) -> list[TokenLogprobs]:
+    """Return for each row the logprobs of one token and of the most likely ones, ties in order of id.
+
+    Args:
+        logits: [num_rows, vocab_size], float32 | bfloat16 | float16, rows contiguous. The largest of each is finite.
+        token_ids: The token to report first, one per row.
+        nums_logprobs: How many most likely tokens follow, one per row; -1 for the vocabulary.
+    """
+    vocab_size = logits.shape[1]
+    nums = [vocab_size if num < 0 else min(num, vocab_size) for num in nums_logprobs]
+    shape = len(nums), 1 + max(nums, default=0)
+    ids, ranks = torch.empty(shape, dtype=torch.int64), torch.empty(shape, dtype=torch.int64)
+    logprobs = torch.empty(shape)
+    call("token_logprobs", [ids, logprobs, ranks, logits, torch.tensor(token_ids), torch.tensor(nums)])
+    entries = zip(ids.tolist(), logprobs.tolist(), ranks.tolist(), nums, strict=True)
+    return [TokenLogprobs(*(tuple(each[: 1 + num]) for each in parts)) for *parts, num in entries]
