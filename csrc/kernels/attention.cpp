@@ -50,10 +50,10 @@ constexpr int kVectors = kPanel / kLanes;
 // `kRows` rows of c [.., kPanel] = a [.., depth] panel [depth, kPanel], each element summed from the first on.
 template <int kRows>
 QUIRE_INLINE void multiply_rows(const float* a, int64_t a_stride, const float* panel, int64_t depth, float* c,
-                                int64_t c_stride) {
+                                int64_t c_stride, bool adds) {
   Floats sums[kRows][kVectors];
-  for (auto& row : sums) {
-    for (Floats& sum : row) sum = zeros();
+  for (int row = 0; row < kRows; ++row) {
+    for (int i = 0; i < kVectors; ++i) sums[row][i] = adds ? load(c + row * c_stride + i * kLanes) : zeros();
   }
   for (int64_t k = 0; k < depth; ++k) {
     Floats b[kVectors];
@@ -77,33 +77,37 @@ struct FloatProducts {
   QUIRE_INLINE void store_weights(float* p, Floats x) { store(p, x); }
   QUIRE_INLINE Floats sums_at(const float* row, int64_t i) { return load(row + i); }
 
-  static void pack_keys(const std::byte* const* rows, int64_t head_dim, float* panel) {
+  static void pack_keys(const std::byte* const* rows, const std::byte* const* ahead, int64_t head_dim, float* panel) {
     for (int64_t key = 0; key < kPanel; key += kLanes) {
       for (int64_t i = 0; i < round_up(head_dim, kPanel); i += kLanes) {
         Floats square[kLanes];
-        for (int j = 0; j < kLanes; ++j) square[j] = widened(reinterpret_cast<const T*>(rows[key + j]) + i, head_dim - i);
+        for (int j = 0; j < kLanes; ++j) {
+          fetch(ahead[key + j] + i * sizeof(T));
+          square[j] = widened(reinterpret_cast<const T*>(rows[key + j]) + i, head_dim - i);
+        }
         transpose(square);
         for (int j = 0; j < kLanes; ++j) store(panel + (i + j) * kPanel + key, square[j]);
       }
     }
   }
 
-  static void pack_values(const std::byte* const* rows, int64_t head_dim, float* values, int64_t panel_stride) {
+  static void pack_values(const std::byte* const* rows, const std::byte* const* ahead, int64_t head_dim, float* values, int64_t panel_stride) {
     for (int64_t key = 0; key < kPanel; ++key) {
       const T* row = reinterpret_cast<const T*>(rows[key]);
       for (int64_t i = 0; i < round_up(head_dim, kPanel); i += kLanes) {
+        fetch(ahead[key] + i * sizeof(T));
         store(values + i / kPanel * panel_stride + key * kPanel + i % kPanel, widened(row + i, head_dim - i));
       }
     }
   }
 
   static void multiply(int64_t rows, const float* a, int64_t a_stride, const float* panel, int64_t depth, float* c,
-                       int64_t c_stride) {
+                       int64_t c_stride, bool adds) {
     constexpr int kMost = kLanes == 16 ? 8 : 2;  // as many rows as registers hold sums of
     int64_t row = 0;
     const auto take = [&](auto count) {
       for (; row + count <= rows; row += count) {
-        multiply_rows<count>(a + row * a_stride, a_stride, panel, depth, c + row * c_stride, c_stride);
+        multiply_rows<count>(a + row * a_stride, a_stride, panel, depth, c + row * c_stride, c_stride, adds);
       }
     };
     take(std::integral_constant<int, kMost>{});

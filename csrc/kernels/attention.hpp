@@ -18,6 +18,9 @@
 
 namespace quire::QUIRE_ISA {
 
+// Into the first cache.
+QUIRE_INLINE void fetch(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
 constexpr float kLowest = -1e30f;  // the peak of no keys: finite, so that differences are
 
 // 2**x within 2 units in the last place for x <= 1, exactly 1 for 0; 0 below -150. A polynomial on |r| <= 1/2 whose
@@ -217,24 +220,15 @@ class Attention {
     store_rows(tile, head);
   }
 
-  // The keys from `start` on that anyone in the tile sees, and all rows with them.
-  void attend_span(const QueryTile& tile, int64_t head, int64_t start, Sums into) {
-    const Range keys = seen(tile, 0, tile.num_tokens - 1, start);
-    for (int64_t key = keys.first; key < keys.last; key += kPanel) {
-      const std::byte *key_rows[kPanel], *value_rows[kPanel];
-      step_.locate(tile.sequence, head, start + key, tile.length, scratch_.zeros, key_rows, value_rows);
-      Products::pack_keys(key_rows, step_.head_dim, scratch_.keys + key * step_.width);
-      Products::pack_values(value_rows, step_.head_dim, scratch_.values + key * kPanel, kSpan * kPanel);
-    }
-    const int64_t rows = tile.num_tokens * step_.group;
-    const Scoring scoring(step_, head);
-    for (int64_t row = 0; row < rows; row += kRowBlock) {
-      attend_block(tile, row, smaller(kRowBlock, rows - row), start, scoring, into.from(row, step_.width));
-    }
-  }
-
   struct Range {
     int64_t first, last;
+  };
+
+  // What a tile sees of a span: `keys` are counted from its `start`.
+  struct Part {
+    const QueryTile& tile;
+    int64_t head, start;
+    Range keys;
   };
 
   // Whole panels that hold what the tokens from `a` to `b` of a tile see of the span at `start`, counted from there.
@@ -243,28 +237,81 @@ class Attention {
     return {larger(0, first) & -kPanel, smaller(kSpan, round_up(larger(0, last), kPanel))};
   }
 
-  void attend_block(const QueryTile& tile, int64_t row, int64_t rows, int64_t start, Scoring scoring, Sums into) {
-    const Range keys = seen(tile, row / step_.group, (row + rows - 1) / step_.group, start);
+  // All rows with the span at `start`. Several row blocks share packed keys and values; for a single one, each panel is
+  // packed when it is its turn, in memory that stays in the first cache.
+  void attend_span(const QueryTile& tile, int64_t head, int64_t start, Sums into) {
+    const Part part{tile, head, start, seen(tile, 0, tile.num_tokens - 1, start)};
+    const int64_t rows = tile.num_tokens * step_.group;
+    if (rows > kRowBlock) {
+      for (int64_t key = part.keys.first; key < part.keys.last; key += kPanel) {
+        pack_keys(part, key, scratch_.keys + key * step_.width);
+        pack_values(part, key, scratch_.values + key * kPanel, kSpan * kPanel);
+      }
+    }
+    for (int64_t row = 0; row < rows; row += kRowBlock) {
+      attend_block(part, row, smaller(kRowBlock, rows - row), rows > kRowBlock, into.from(row, step_.width));
+    }
+  }
+
+  // Keys are read in order, then values, then the next span's keys: the panel `index` of that order.
+  void locate(const Part& part, int64_t index, const std::byte** rows) const {
+    const int64_t panels = (part.keys.last - part.keys.first) / kPanel;
+    const bool is_value = index >= panels && index < 2 * panels;
+    const int64_t key = part.keys.first + (index >= panels ? index - panels : index) * kPanel;
+    step_.locate(is_value, part.tile.sequence, part.head, part.start + key, part.tile.length, scratch_.zeros, rows);
+  }
+
+  void pack_keys(const Part& part, int64_t key, Element* to) const {
+    const std::byte *rows[kPanel], *ahead[kPanel];
+    const int64_t index = (key - part.keys.first) / kPanel;
+    locate(part, index, rows);
+    locate(part, index + 1, ahead);
+    Products::pack_keys(rows, ahead, step_.head_dim, to);
+  }
+
+  void pack_values(const Part& part, int64_t key, Element* to, int64_t panel_stride) const {
+    const std::byte *rows[kPanel], *ahead[kPanel];
+    const int64_t index = (key - part.keys.first + part.keys.last - part.keys.first) / kPanel;
+    locate(part, index, rows);
+    locate(part, index + 1, ahead);
+    Products::pack_values(rows, ahead, step_.head_dim, to, panel_stride);
+  }
+
+  void attend_block(const Part& part, int64_t row, int64_t rows, bool is_packed, Sums into) {
+    const QueryTile& tile = part.tile;
+    const Range keys = seen(tile, row / step_.group, (row + rows - 1) / step_.group, part.start);
     if (keys.first >= keys.last) return;
     const int64_t width = step_.width;
     float* scores = scratch_.scores;
-    const Element* queries = scratch_.queries + row * width;
     Products::use_rows(rows);
     for (int64_t key = keys.first; key < keys.last; key += kPanel) {
-      Products::multiply(rows, queries, width, scratch_.keys + key * width, width, scores + key, Scratch::kStride);
+      if (!is_packed) pack_keys(part, key, scratch_.keys);
+      Products::multiply(rows, scratch_.queries + row * width, width, scratch_.keys + (is_packed ? key * width : 0),
+                         width, scores + key, Scratch::kStride, false);
     }
+    const Scoring scoring(step_, part.head);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t position = tile.position + (row + i) / step_.group;
-      weigh<Products>(scores + i * Scratch::kStride, keys.first, keys.last, step_.first_seen(position) - start,
-                      position + 1 - start, scoring, scratch_.block.peaks + i, scratch_.block.totals + i);
+      weigh<Products>(scores + i * Scratch::kStride, keys.first, keys.last, step_.first_seen(position) - part.start,
+                      position + 1 - part.start, scoring, scratch_.block.peaks + i, scratch_.block.totals + i);
     }
-    const Element* weights = reinterpret_cast<const Element*>(scores) + keys.first;
-    constexpr int64_t kWeightStride = Scratch::kStride * sizeof(float) / sizeof(Element);
-    for (int64_t column = 0; column < width; column += kPanel) {
-      Products::multiply(rows, weights, kWeightStride, scratch_.values + column * kSpan + keys.first * kPanel,
-                         keys.last - keys.first, scratch_.block.sums + column, width);
-    }
+    add_values(part, keys, rows, is_packed);
     join(into, scratch_.block, rows, width, scoring.factor);
+  }
+
+  // The sums of a row block from its weights, which lie where its scores were.
+  void add_values(const Part& part, Range keys, int64_t rows, bool is_packed) {
+    constexpr int64_t kWeightStride = Scratch::kStride * sizeof(float) / sizeof(Element);
+    const Element* weights = reinterpret_cast<const Element*>(scratch_.scores);
+    const int64_t width = step_.width, depth = is_packed ? keys.last - keys.first : kPanel;
+    for (int64_t key = keys.first; key < keys.last; key += depth) {
+      if (!is_packed) pack_values(part, key, scratch_.values, kPanel * kPanel);
+      for (int64_t column = 0; column < width; column += kPanel) {
+        const Element* panel = scratch_.values + (is_packed ? column * kSpan + key * kPanel : column * kPanel);
+        Products::multiply(rows, weights + key, kWeightStride, panel, depth, scratch_.block.sums + column, width,
+                           key > keys.first);
+      }
+    }
   }
 
   void load_queries(const QueryTile& tile, int64_t head) {
@@ -274,7 +321,8 @@ class Attention {
       for (int64_t row = 0; row < tile.num_tokens * step_.group; ++row, to += step_.width) {
         const auto* from = query + (tile.token + row / step_.group) * step_.query.stride[0] +
                            (head * step_.group + row % step_.group) * step_.query.stride[1];
-        for_vectors(step_.head_dim, [&](int64_t i, auto n) { store(to + i, load(from + i, n), n); });
+        if constexpr (std::is_same_v<decltype(type), Element>) std::memcpy(to, from, step_.head_dim * sizeof(Element));
+        else for_vectors(step_.head_dim, [&](int64_t i, auto n) { store(to + i, load(from + i, n), n); });
         std::memset(to + step_.head_dim, 0, (step_.width - step_.head_dim) * sizeof(Element));
       }
     });

@@ -43,24 +43,23 @@ struct AttentionStep {
   // What a query at `position` sees first.
   int64_t first_seen(int64_t position) const { return window > 0 ? larger(0, position - window + 1) : 0; }
 
-  // Addresses of the keys and values at kPanel positions; those at `length` and after are `zeros`.
-  void locate(int64_t sequence, int64_t head, int64_t position, int64_t length, const std::byte* zeros,
-              const std::byte** keys, const std::byte** values) const {
-    const int64_t bytes = size_of(cache.dtype), to_values = cache.stride[0] * bytes;
+  // Addresses of the keys (`which` = 0) or values (1) at kPanel positions; those at `length` and after are `zeros`.
+  void locate(int64_t which, int64_t sequence, int64_t head, int64_t position, int64_t length, const std::byte* zeros,
+              const std::byte** rows) const {
+    const int64_t bytes = size_of(cache.dtype);
     int64_t block = position / block_size, offset = position % block_size;
     const int64_t present = smaller(kPanel, length - position);
     int64_t i = 0;
     for (; i < present; ++block, offset = 0) {
       const int64_t id = int_at(table, sequence * table.stride[0] + block);
-      const std::byte* key =
-          cache.data + (id * cache.stride[1] + head * cache.stride[2] + offset * cache.stride[3]) * bytes;
+      const std::byte* row = cache.data + (which * cache.stride[0] + id * cache.stride[1] + head * cache.stride[2] +
+                                           offset * cache.stride[3]) * bytes;
       for (const int64_t stop = smaller(present, i + block_size - offset); i < stop; ++i) {
-        keys[i] = key;
-        values[i] = key + to_values;
-        key += cache.stride[3] * bytes;
+        rows[i] = row;
+        row += cache.stride[3] * bytes;
       }
     }
-    for (; i < kPanel; ++i) keys[i] = values[i] = zeros;
+    for (; i < kPanel; ++i) rows[i] = zeros;
   }
 };
 

@@ -54,13 +54,14 @@ struct TileProducts {
     return _mm512_permutex2var_ps(load(panel), from, load(panel + kTileColumns));
   }
 
-  static void pack_keys(const std::byte* const* rows, int64_t head_dim, bf16* panel) {
+  static void pack_keys(const std::byte* const* rows, const std::byte* const* ahead, int64_t head_dim, bf16* panel) {
     for (int64_t i = 0; i < head_dim; i += kPanel) {
       const __mmask32 present = _bzhi_u32(~0u, static_cast<unsigned>(smaller(kPanel, head_dim - i)));
       for (int64_t half = 0; half < kPanel; half += kTileRows) {
         Floats pairs[kTileRows];
 #pragma GCC unroll 16
         for (int j = 0; j < kTileRows; ++j) {
+          fetch(ahead[half + j] + i * sizeof(T));
           pairs[j] = floats_of(words_of(reinterpret_cast<const T*>(rows[half + j]) + i, present));
         }
         transpose(pairs);
@@ -72,11 +73,13 @@ struct TileProducts {
   }
 
   // A row of a tile holds two keys, element by element; words are interleaved within quarters of a vector.
-  static void pack_values(const std::byte* const* rows, int64_t head_dim, bf16* values, int64_t panel_stride) {
+  static void pack_values(const std::byte* const* rows, const std::byte* const* ahead, int64_t head_dim, bf16* values, int64_t panel_stride) {
     for (int64_t i = 0; i < head_dim; i += kPanel, values += panel_stride) {
       const __mmask32 present = _bzhi_u32(~0u, static_cast<unsigned>(smaller(kPanel, head_dim - i)));
 #pragma GCC unroll 4
       for (int64_t key = 0; key < kPanel; key += 2) {
+        fetch(ahead[key] + i * sizeof(T));
+        fetch(ahead[key + 1] + i * sizeof(T));
         const Ints even = words_of(reinterpret_cast<const T*>(rows[key]) + i, present);
         const Ints odd = words_of(reinterpret_cast<const T*>(rows[key + 1]) + i, present);
         bf16* row = values + key * kTileColumns;
@@ -87,11 +90,18 @@ struct TileProducts {
   }
 
   static void multiply(int64_t rows, const bf16* a, int64_t a_stride, const bf16* panel, int64_t depth, float* c,
-                       int64_t c_stride) {
+                       int64_t c_stride, bool adds) {
     const bool has_lower = rows > kTileRows;
     const int64_t a_bytes = a_stride * sizeof(bf16), c_bytes = c_stride * sizeof(float);
-    zero_tile<C00>(), zero_tile<C01>();
-    if (has_lower) zero_tile<C10>(), zero_tile<C11>();
+    if (adds) {
+      load_tile<C00>(c, c_bytes);
+      load_tile<C01>(c + kTileColumns, c_bytes);
+      if (has_lower) load_tile<C10>(c + kTileRows * c_stride, c_bytes);
+      if (has_lower) load_tile<C11>(c + kTileRows * c_stride + kTileColumns, c_bytes);
+    } else {
+      zero_tile<C00>(), zero_tile<C01>();
+      if (has_lower) zero_tile<C10>(), zero_tile<C11>();
+    }
     for (int64_t k = 0; k < depth; k += kPanel) {
       load_tile<B0>(panel + k * kPanel);
       load_tile<B1>(panel + k * kPanel + kTileRows * kPanel);
