@@ -6,9 +6,6 @@
 namespace quire::QUIRE_ISA {
 namespace {
 
-// While memory brings one step of a panel, those that follow are asked for: so many bytes ahead.
-constexpr int64_t kAhead = 8192;
-
 template <class Weight>
 constexpr bool kIsBf16 = std::is_same_v<Weight, bf16>;
 
@@ -35,15 +32,12 @@ QUIRE_INLINE void widen_words(__m512i words, int4x2, std::byte* to) {
   }
 }
 
-QUIRE_INLINE void prefetch(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
-
 // a: the upper 16 rows of a step of x; `lower` bytes from there, the others.
-template <bool has_lower, bool is_streamed>
-void add_steps(const std::byte* a, int64_t stride, int64_t lower, int64_t a_step, const std::byte* b, int64_t steps) {
+template <bool has_lower>
+void add_steps(const std::byte* a, int64_t stride, int64_t lower, int64_t a_step, const std::byte* b, int64_t steps,
+               Ahead ahead) {
   for (int64_t step = 0; step < steps; ++step, a += a_step, b += kPanelStepBytes) {
-    if constexpr (is_streamed) {
-      for (int64_t line = 0; line < kPanelStepBytes; line += 64) prefetch(b + kAhead + line);
-    }
+    for (int64_t line = 0; line < ahead.lines; ++line, ahead.from += 64) prefetch(ahead.from);
     load_tile<B0>(b);
     load_tile<B1>(b + kTileBytes);
     load_tile<A0>(a, stride);
@@ -84,7 +78,9 @@ class Tiles {
   static constexpr int64_t kRows = kBlockRows;
   static constexpr int64_t kStep = kTileRowBytes / sizeof(bf16);
   static constexpr int64_t kStepBytes = kPanelStepBytes;
-  static constexpr int64_t kChunk = 16;  // 32 KiB of a panel
+  static constexpr int64_t kFirstCache = 8, kSecondCache = 32;  // steps: 16 and 64 KiB of a panel
+  static constexpr int64_t kAhead = 8192;  // bytes of a panel asked for while memory brings a step of it
+  using Element = bf16;
   template <class Weight>
   static constexpr bool kIsDirect = kIsBf16<Weight>;
 
@@ -138,22 +134,20 @@ class Tiles {
   }
 
   void add(const Product& product, const std::byte* rows, int64_t block, int64_t count, int64_t step, int64_t steps,
-           const std::byte* values, float* sums, bool from_zero) {
+           const std::byte* values, Ahead ahead, float* sums, bool from_zero) {
     if (count != configured_) configure_tiles(configured_ = count);
     const bool is_direct = reads_x(product);
     const int64_t stride = is_direct ? product.row_stride() * sizeof(bf16) : kTileRowBytes;
     const int64_t a_step = is_direct ? kTileRowBytes : kRows * kTileRowBytes;
     const std::byte* a = is_direct ? product.x.data : rows + block * ceil_div(product.depth, kStep) * a_step;
-    const bool is_streamed = product.rows <= kRows && product.weight.dtype == DType::bf16;
-    const auto run = count > kTileRows ? (is_streamed ? add_to<true, true> : add_to<true, false>)
-                                       : (is_streamed ? add_to<false, true> : add_to<false, false>);
-    run(a + step * a_step, stride, a_step, values, steps, sums, from_zero);
+    const auto run = count > kTileRows ? add_to<true> : add_to<false>;
+    run(a + step * a_step, stride, a_step, values, steps, ahead, sums, from_zero);
   }
 
  private:
-  template <bool has_lower, bool is_streamed>
-  static void add_to(const std::byte* a, int64_t stride, int64_t a_step, const std::byte* b, int64_t steps, float* sums,
-                     bool from_zero) {
+  template <bool has_lower>
+  static void add_to(const std::byte* a, int64_t stride, int64_t a_step, const std::byte* b, int64_t steps, Ahead ahead,
+                     float* sums, bool from_zero) {
     if (from_zero) {
       zero_tile<C00>();
       zero_tile<C01>();
@@ -161,7 +155,7 @@ class Tiles {
     } else {
       load_sums<has_lower>(sums);
     }
-    add_steps<has_lower, is_streamed>(a, stride, kTileRows * stride, a_step, b, steps);
+    add_steps<has_lower>(a, stride, kTileRows * stride, a_step, b, steps, ahead);
     store_sums<has_lower>(sums);
   }
 
