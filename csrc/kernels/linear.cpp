@@ -20,7 +20,7 @@ QUIRE_INLINE Floats value_of(Words words, int i) {
   if constexpr (std::is_same_v<Weight, bf16>) {
     return from_bits(i == 0 ? words << 16 : words & static_cast<int32_t>(0xffff0000));
   } else if constexpr (kIsInt4<Weight>) {
-    return from_integers((words >> (i / 2 * 4 + i % 2 * 16) & 15) - 8);
+    return from_integers(words >> (i / 2 * 4 + i % 2 * 16) & 15);
   } else {
     return from_integers(words << (24 - 8 * i) >> 24);
   }
@@ -61,6 +61,7 @@ struct Vectors {
   static constexpr int64_t kStepBytes = kPanelStepBytes;
   static constexpr int64_t kFirstCache = 8, kSecondCache = 64;  // steps: 16 and 128 KiB of a panel
   static constexpr int64_t kAhead = 4096;
+  static constexpr float kInt4Base = 0.0f;
   using Element = float;
   template <class Weight>
   static constexpr bool kIsDirect = std::is_same_v<Weight, float>;

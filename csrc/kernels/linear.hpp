@@ -106,12 +106,12 @@ QUIRE_INLINE Floats load_u8(const uint8_t* p) {
 #endif
 }
 
-// sums += (partial + (8 - zero point) * sum of the group's x) * scale: packed values of int4 are less by 8.
+// sums += (partial - (base + zero point) * sum of the group's x) * scale, for values of int4 that are more by `base`.
 template <class Scale, class Sums>
-QUIRE_INLINE void add_group(const Scale* scales, const uint8_t* zero_points, int64_t rows, Sums&& sum_of_row,
-                            const float* partial, float* sums, bool is_first) {
+QUIRE_INLINE void add_group(const Scale* scales, const uint8_t* zero_points, float base, int64_t rows,
+                            Sums&& sum_of_row, const float* partial, float* sums, bool is_first) {
   for (int64_t column = 0; column < kPanelColumns; column += kLanes) {
-    const Floats scale = load(scales + column), offset = broadcast(8.0f) - load_u8(zero_points + column);
+    const Floats scale = load(scales + column), offset = broadcast(-base) - load_u8(zero_points + column);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t at = row * kPanelColumns + column;
       const Floats value = fma(offset, broadcast(sum_of_row(row)), load(partial + at));
@@ -232,8 +232,8 @@ class Item {
       by_float(product_.scales.dtype, [&](auto element) {
         const auto* scales = product_.scales.template as<decltype(element)>() + at;
         const auto sum_of_row = [&](int64_t row) { return x_.sum(block * Engine::kRows + row, group); };
-        add_group(scales, product_.zero_points.template as<uint8_t>() + at, rows, sum_of_row, partial_, sums,
-                  group == 0);
+        add_group(scales, product_.zero_points.template as<uint8_t>() + at, Engine::kInt4Base, rows, sum_of_row,
+                  partial_, sums, group == 0);
       });
     }
   }
