@@ -8,7 +8,7 @@ namespace quire::QUIRE_ISA {
 // out [rows, last], x [rows, last]: out = x, of one dtype; elements of a row lie side by side.
 void copy(const Tensor* operands, const double* numbers, Worker& worker);
 
-// packed [panels, steps, 2, 16, 16, words of 4 bytes] (see panels.hpp), weight [columns, depth] f32, bf16 or i8, or
+// packed [panels, steps, 2, 16, 64 bytes] (see panels.hpp), weight [columns, depth] f32, bf16 or i8, or
 // [columns, depth / 2] u8 of two int4 a byte; rows of weight may be strided.
 void pack_linear(const Tensor* operands, const double* numbers, Worker& worker);
 

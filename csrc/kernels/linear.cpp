@@ -20,7 +20,7 @@ QUIRE_INLINE Floats value_of(Words words, int i) {
   if constexpr (std::is_same_v<Weight, bf16>) {
     return from_bits(i == 0 ? words << 16 : words & static_cast<int32_t>(0xffff0000));
   } else if constexpr (kIsInt4<Weight>) {
-    return from_integers((words >> (i / 2 * 4 + i % 2 * 16) & 15) - 8);
+    return from_integers(words >> (i / 2 * 4 + i % 2 * 16) & 15);
   } else {
     return from_integers(words << (24 - 8 * i) >> 24);
   }
@@ -59,7 +59,10 @@ struct Vectors {
   static constexpr int64_t kRows = kLanes == 16 ? 12 : 6;  // twice as many sums, and room to load what they need
   static constexpr int64_t kStep = kTileRows;
   static constexpr int64_t kStepBytes = kPanelStepBytes;
-  static constexpr int64_t kChunk = 8;  // 16 KiB of float32
+  static constexpr int64_t kFirstCache = 8, kSecondCache = 64;  // steps: 16 and 128 KiB of a panel
+  static constexpr int64_t kAhead = 4096;
+  static constexpr float kInt4Base = 0.0f;
+  using Element = float;
   template <class Weight>
   static constexpr bool kIsDirect = std::is_same_v<Weight, float>;
 
@@ -106,7 +109,8 @@ struct Vectors {
   }
 
   void add(const Product& product, const std::byte* rows, int64_t block, int64_t count, int64_t step, int64_t steps,
-           const std::byte* values, float* sums, bool from_zero) {
+           const std::byte* values, Ahead ahead, float* sums, bool from_zero) {
+    for (int64_t line = 0; line < ahead.lines * steps; ++line) prefetch(ahead.from + 64 * line);
     const bool is_direct = reads_x(product);
     const int64_t stride = is_direct ? product.row_stride() : row_floats(product);
     const float* a = (is_direct ? product.x.as<float>() : reinterpret_cast<const float*>(rows)) +

@@ -1,13 +1,12 @@
 // The product of rows with a packed weight, the same for every set of instructions: who computes what, in which order.
 //
-// An element of the result is summed over k by ascending chunks, each added to its float32 sum by an engine: AMX tiles
-// or vectors. Neither engine's order within a chunk depends on how many rows there are, and the order of chunks is that
-// of k whatever their size, so a row's bits depend on its values alone. Only int4 sums by group: from zero within a
-// group, then scaled and added.
+// An element of the result is summed over k in ascending order, in float32, by an engine: AMX tiles or vectors. Neither
+// engine's order depends on how many rows there are or where a sum is put down and taken up again, so a row's bits
+// depend on its values alone. Only int4 sums by group: from zero within a group, then scaled and added.
 //
-// With one block of rows a worker takes a panel through all of k, as fast as memory brings it. With more it takes some
-// panels together: a chunk of a panel, widened if need be, stays in the first cache for all rows, and the rows' own
-// chunk in the second for all panels.
+// With one block of rows a worker takes a panel through all of k, as fast as memory brings it. With more, the rows'
+// part of a chunk of k stays in the second cache, and so does a panel's, for all these rows; what comes next is fetched
+// meanwhile. Weights of fewer bits are widened once for all these rows.
 #pragma once
 
 #include "kernels.hpp"
@@ -31,9 +30,9 @@ template <class T>
 constexpr bool kIsInt4 = std::is_same_v<T, int4x2>;
 
 constexpr int64_t kFewRows = 32;          // up to here each worker reads x for itself
-constexpr int64_t kGroupRows = 512;       // that share a chunk of a panel: their part of x and of the sums is half of L2
-constexpr int64_t kMostPanels = 8;        // that share a chunk of these rows
-constexpr int64_t kItemsPerWorker = 4;    // so that the last of them are not waited for
+constexpr int64_t kGroupRows = 512;       // that share a chunk of a panel
+constexpr int64_t kPanelsTogether = 8;    // that share a chunk of these rows, if there are several chunks
+constexpr int64_t kRunsPerWorker = 4;     // of neighbouring panels: more would break streams, fewer be waited for
 
 struct Product {
   const Tensor& out;
@@ -107,18 +106,30 @@ QUIRE_INLINE Floats load_u8(const uint8_t* p) {
 #endif
 }
 
-// sums += (partial + (8 - zero point) * sum of the group's x) * scale: packed values of int4 are less by 8.
+// sums += (partial - (base + zero point) * sum of the group's x) * scale, for values of int4 that are more by `base`.
 template <class Scale, class Sums>
-QUIRE_INLINE void add_group(const Scale* scales, const uint8_t* zero_points, int64_t rows, Sums&& sum_of_row,
-                            const float* partial, float* sums, bool is_first) {
+QUIRE_INLINE void add_group(const Scale* scales, const uint8_t* zero_points, float base, int64_t rows,
+                            Sums&& sum_of_row, const float* partial, float* sums, bool is_first) {
   for (int64_t column = 0; column < kPanelColumns; column += kLanes) {
-    const Floats scale = load(scales + column), offset = broadcast(8.0f) - load_u8(zero_points + column);
+    const Floats scale = load(scales + column), offset = broadcast(-base) - load_u8(zero_points + column);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t at = row * kPanelColumns + column;
       const Floats value = fma(offset, broadcast(sum_of_row(row)), load(partial + at));
       store(sums + at, fma(scale, value, is_first ? zeros() : load(sums + at)));
     }
   }
+}
+
+template <class T>
+QUIRE_INLINE void store_rounded(T* out, Floats value, int count) {
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<T, bf16>) {  // takes denormals for zero, as tiles do
+    const __m256i bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
+    return _mm256_mask_storeu_epi16(out, first(count), bits);
+  }
+#endif
+  if (count == kLanes) store(out, value);
+  else store_part(out, value, count);
 }
 
 // One panel's sums of some rows, as the result: scaled, with the bias added, rounded once.
@@ -134,8 +145,7 @@ QUIRE_INLINE void finish(const Product& product, int64_t panel, int64_t first, i
       Floats value = load(sums + row * kPanelColumns + (column - begin));
       if (scales != nullptr) value = value * load_part(scales + column, present);
       if (product.bias) value = value + load_part(product.bias.as<T>() + column, present);
-      if (present == kLanes) store(out + column, value);
-      else store_part(out + column, value, present);
+      store_rounded(out + column, value, present);
     }
   }
 }
@@ -145,23 +155,33 @@ template <class Engine, class Weight>
 struct Cut {
   explicit Cut(const Product& product, int64_t workers)
       : steps(ceil_div(product.depth, Engine::kStep)),
+        group_steps(kIsInt4<Weight> ? product.group() / Engine::kStep : 1),
         panels(num_panels(product.columns)),
         blocks(ceil_div(product.rows, Engine::kRows)),
         blocks_together(least(blocks, kGroupRows / Engine::kRows)),
         row_groups(ceil_div(blocks, blocks_together)) {
-    chunk = most(1, least(steps, Engine::kChunk));
-    if (kIsInt4<Weight>) chunk = product.group() / Engine::kStep;
-    else if (blocks == 1 && Engine::template kIsDirect<Weight>) chunk = steps;
-    const int64_t fair = panels * row_groups / (workers * kItemsPerWorker);
-    panels_together = blocks == 1 ? 1 : most(1, least(fair, kMostPanels));
+    if (blocks == 1 && is_direct) chunk = steps;
+    else chunk = ceil_div(least(steps, blocks == 1 ? Engine::kFirstCache : Engine::kSecondCache), group_steps) * group_steps;
+    panels_together = blocks == 1 || chunk >= steps ? 1 : kPanelsTogether;
     panel_groups = ceil_div(panels, panels_together);
+    run = most(1, row_groups * panel_groups / (workers * kRunsPerWorker));
   }
 
-  int64_t widened_bytes() const { return Engine::template kIsDirect<Weight> ? 0 : chunk * Engine::kStepBytes; }
+  int64_t widened_bytes() const { return is_direct ? 0 : chunk * Engine::kStepBytes; }
   int64_t block_floats() const { return Engine::kRows * kPanelColumns; }
-  int64_t scratch_floats() const { return (blocks_together * panels_together + kIsInt4<Weight>)*block_floats(); }
+  int64_t num_sums() const { return chunk >= steps ? 1 : blocks_together * panels_together; }
+  int64_t floats() const { return (num_sums() + kIsInt4<Weight>)*block_floats(); }
 
-  int64_t steps, panels, blocks, blocks_together, row_groups, chunk, panels_together, panel_groups;
+  static constexpr bool is_direct = Engine::template kIsDirect<Weight>;
+  int64_t steps, group_steps, panels, blocks, blocks_together, row_groups, chunk, panels_together, panel_groups, run;
+};
+
+QUIRE_INLINE void prefetch(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
+// Memory to fetch while other things are computed: so many lines in each step.
+struct Ahead {
+  const std::byte* from;
+  int64_t lines;
 };
 
 template <class Engine, class Weight>
@@ -172,7 +192,7 @@ class Item {
   Item(const Product& product, const Plan& cut, const Prepared<Engine>& x, std::byte* memory)
       : product_(product), cut_(cut), x_(x), widened_(memory) {
     sums_ = reinterpret_cast<float*>(memory + cut.widened_bytes());
-    partial_ = sums_ + cut.blocks_together * cut.panels_together * cut.block_floats();
+    partial_ = sums_ + cut.num_sums() * cut.block_floats();
     panel_bytes_ = panel_bytes(ceil_div(product.depth, kPerWord<Weight>) * 4);
   }
 
@@ -180,47 +200,63 @@ class Item {
     first_block_ = index / cut_.panel_groups * cut_.blocks_together;
     end_block_ = least(cut_.blocks, first_block_ + cut_.blocks_together);
     first_panel_ = index % cut_.panel_groups * cut_.panels_together;
-    const int64_t end = least(cut_.panels, first_panel_ + cut_.panels_together);
+    end_panel_ = least(cut_.panels, first_panel_ + cut_.panels_together);
     for (int64_t step = 0; step < cut_.steps; step += cut_.chunk) {
-      for (int64_t panel = first_panel_; panel < end; ++panel) add_chunk(panel, step);
+      for (int64_t panel = first_panel_; panel < end_panel_; ++panel) add_chunk(panel, step);
     }
-    by_float(product_.out.dtype, [&](auto element) {
-      for (int64_t panel = first_panel_; panel < end; ++panel) {
-        for (int64_t block = first_block_; block < end_block_; ++block) {
-          finish<decltype(element)>(product_, panel, block * Engine::kRows, rows_of(block), sums_of(panel, block));
-        }
-      }
-    });
   }
 
  private:
   void add_chunk(int64_t panel, int64_t step) {
     const int64_t steps = least(cut_.chunk, cut_.steps - step);
-    const std::byte* packed = product_.weight.data + panel * panel_bytes_;
-    const std::byte* values = Engine::template widen<Weight>(packed, step, steps, widened_);
+    const std::byte* values = Engine::template widen<Weight>(packed(panel, 0), step, steps, widened_);
     for (int64_t block = first_block_; block < end_block_; ++block) {
       float* sums = sums_of(panel, block);
-      if constexpr (kIsInt4<Weight>) {
-        engine_.add(product_, x_.rows(), block, rows_of(block), step, steps, values, partial_, true);
-        scale_group(panel, block, step / cut_.chunk, sums);
-      } else {
-        engine_.add(product_, x_.rows(), block, rows_of(block), step, steps, values, sums, step == 0);
-      }
+      const Ahead ahead = ahead_of(panel, step, block);
+      if constexpr (kIsInt4<Weight>) add_groups(panel, block, step, steps, values, ahead, sums);
+      else engine_.add(product_, x_.rows(), block, rows_of(block), step, steps, values, ahead, sums, step == 0);
+      if (step + steps < cut_.steps) continue;
+      by_float(product_.out.dtype, [&](auto element) {
+        finish<decltype(element)>(product_, panel, block * Engine::kRows, rows_of(block), sums);
+      });
     }
   }
 
-  void scale_group(int64_t panel, int64_t block, int64_t group, float* sums) {
-    const int64_t at = (panel * product_.groups + group) * kPanelColumns;
-    by_float(product_.scales.dtype, [&](auto element) {
-      const auto* scales = product_.scales.template as<decltype(element)>() + at;
-      const auto sum_of_row = [&](int64_t row) { return x_.sum(block * Engine::kRows + row, group); };
-      add_group(scales, product_.zero_points.template as<uint8_t>() + at, rows_of(block), sum_of_row, partial_, sums,
-                group == 0);
-    });
+  void add_groups(int64_t panel, int64_t block, int64_t step, int64_t steps, const std::byte* values, Ahead ahead,
+                  float* sums) {
+    const int64_t rows = rows_of(block), count = cut_.group_steps;
+    for (int64_t s = 0; s < steps; s += count, values += count * Engine::kStepBytes) {
+      engine_.add(product_, x_.rows(), block, rows, step + s, count, values, ahead, partial_, true);
+      ahead.from += count * ahead.lines * 64;
+      const int64_t group = (step + s) / count, at = (panel * product_.groups + group) * kPanelColumns;
+      by_float(product_.scales.dtype, [&](auto element) {
+        const auto* scales = product_.scales.template as<decltype(element)>() + at;
+        const auto sum_of_row = [&](int64_t row) { return x_.sum(block * Engine::kRows + row, group); };
+        add_group(scales, product_.zero_points.template as<uint8_t>() + at, Engine::kInt4Base, rows, sum_of_row,
+                  partial_, sums, group == 0);
+      });
+    }
   }
 
+  // A block's share of the chunk that comes after this one.
+  Ahead ahead_of(int64_t panel, int64_t step, int64_t block) const {
+    if (cut_.blocks == 1) return {packed(panel, step) + Engine::kAhead, cut_.is_direct ? kPanelStepBytes / 64 : 0};
+    const bool is_last = panel + 1 == end_panel_, is_end = step + cut_.chunk >= cut_.steps;
+    const std::byte* next = !is_last ? packed(panel + 1, step)
+                            : is_end ? packed(panel + 1, 0)  // as if this worker went on there
+                                     : packed(first_panel_, step + cut_.chunk);
+    const int64_t lines = ceil_div(kPanelStepBytes / 64 * kPerWord<typename Engine::Element>,
+                                   kPerWord<Weight> * (end_block_ - first_block_));
+    return {next + (block - first_block_) * lines * cut_.chunk * 64, lines};
+  }
+
+  const std::byte* packed(int64_t panel, int64_t step) const {
+    const int64_t bytes = step * kPanelStepBytes * kPerWord<typename Engine::Element> / kPerWord<Weight>;
+    return product_.weight.data + panel * panel_bytes_ + bytes;
+  }
   int64_t rows_of(int64_t block) const { return least(Engine::kRows, product_.rows - block * Engine::kRows); }
   float* sums_of(int64_t panel, int64_t block) const {
+    if (cut_.num_sums() == 1) return sums_;
     return sums_ + ((panel - first_panel_) * cut_.blocks_together + block - first_block_) * cut_.block_floats();
   }
 
@@ -229,7 +265,7 @@ class Item {
   const Prepared<Engine>& x_;
   std::byte* widened_;
   float *sums_, *partial_;
-  int64_t panel_bytes_, first_block_ = 0, end_block_ = 0, first_panel_ = 0;
+  int64_t panel_bytes_, first_block_ = 0, end_block_ = 0, first_panel_ = 0, end_panel_ = 0;
   Engine engine_;
 };
 
@@ -239,12 +275,12 @@ void multiply(const Product& product, Worker& worker) {
   const Cut<Engine, Weight> cut(product, worker.size());
   const bool is_shared = product.rows > kFewRows;
   const int64_t x_bytes = Prepared<Engine>::bytes(product);
-  const int64_t own_bytes = cut.widened_bytes() + cut.scratch_floats() * static_cast<int64_t>(sizeof(float));
+  const int64_t own_bytes = cut.widened_bytes() + cut.floats() * static_cast<int64_t>(sizeof(float));
   std::byte* own = worker.scratch(own_bytes + (is_shared ? 0 : x_bytes));
   const Prepared<Engine> x(product, is_shared ? worker.shared(x_bytes) : own + own_bytes);
   if (is_shared) worker.for_each(cut.blocks, [&](int64_t block) { x.prepare(block); });
   else for (int64_t block = 0; block < cut.blocks; ++block) x.prepare(block);
-  worker.for_each(cut.row_groups * cut.panel_groups, Item<Engine, Weight>(product, cut, x, own));
+  worker.for_each(cut.row_groups * cut.panel_groups, Item<Engine, Weight>(product, cut, x, own), cut.run);
 }
 
 }  // namespace quire::QUIRE_ISA

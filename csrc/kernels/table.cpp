@@ -28,7 +28,6 @@ static constexpr KernelEntry kEntries[] = {
     {"rope_append_kv", rope_append_kv, 9, 0},
     {"gather_rows", gather_rows, 3, 0},
     {"linear", linear, 6, 0},
-    {"pack_linear", pack_linear, 2, 0},
     {"attention", attention, 7, 3},
     {"linear_w8a8", linear_w8a8, 7, 0},
     {"correct_w8a8", correct_w8a8, 2, 0},

@@ -6,44 +6,54 @@
 namespace quire::QUIRE_ISA {
 namespace {
 
-// While memory brings one step of a panel, those that follow are asked for: so many bytes ahead.
-constexpr int64_t kAhead = 8192;
-
 template <class Weight>
 constexpr bool kIsBf16 = std::is_same_v<Weight, bf16>;
 
-// Sixteen words of four int8 as two rows of pairs.
+// Moves byte `from` of each word, and the one after it, to the word's first two.
+constexpr int32_t moved(int from) { return 0x01010101 * from + 0x03020100; }
+QUIRE_INLINE __m512i move_bytes(__m512i words, int from, __m512i others, __mmask64 which) {
+  const __m512i places = _mm512_add_epi8(_mm512_set1_epi32(moved(from)), _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0));
+  return _mm512_mask_shuffle_epi8(others, which, words, places);
+}
+
+// Sixteen words of four int8 as two rows of pairs. A byte u = value + 128 as the last bits of a float 2^23 + u (or
+// 2^15 + u, eight bits up) becomes the value by a subtraction; of the difference the upper half is the bf16.
 QUIRE_INLINE void widen_words(__m512i words, int8_t, std::byte* to) {
-  for (int pair = 0; pair < 2; ++pair) {
-    const __m512i even = _mm512_srai_epi32(_mm512_slli_epi32(words, 24 - 16 * pair), 24);
-    const __m512i odd = _mm512_srai_epi32(pair == 0 ? _mm512_slli_epi32(words, 16) : words, 24);
-    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(even)), 16);
-    const __m512i high = _mm512_castps_si512(_mm512_cvtepi32_ps(odd));
-    _mm512_store_si512(to + pair * kTileRowBytes, _mm512_mask_blend_epi16(0xaaaaaaaa, low, high));
-  }
+  constexpr int kMaskedOr = 0xea;  // (a & b) | c
+  constexpr __mmask64 kFirstByte = 0x1111111111111111, kFirstTwo = 0x3333333333333333;
+  const __m512i biased = _mm512_xor_si512(words, _mm512_set1_epi32(static_cast<int32_t>(0x80808080)));
+  const __m512i large = _mm512_set1_epi32(0x4b000000), small = _mm512_set1_epi32(0x47000000);
+  const auto minus = [](__m512i bits, float offset) {
+    return _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(offset)));
+  };
+  const __m512i values[] = {
+      minus(_mm512_ternarylogic_epi32(biased, _mm512_set1_epi32(0xff), large, kMaskedOr), 8388608.0f + 128.0f),
+      minus(_mm512_ternarylogic_epi32(biased, _mm512_set1_epi32(0xff00), small, kMaskedOr), 32768.0f + 128.0f),
+      minus(move_bytes(biased, 2, large, kFirstByte), 8388608.0f + 128.0f),
+      minus(move_bytes(biased, 3, large, kFirstByte), 8388608.0f + 128.0f)};
+  _mm512_store_si512(to, move_bytes(values[0], 2, values[1], kFirstTwo));
+  _mm512_store_si512(to + kTileRowBytes, move_bytes(values[2], 2, values[3], kFirstTwo));
 }
 
-// Sixteen words of eight int4 as four rows of pairs. A lane of the table is chosen by five bits, of which the fifth is
-// a neighbour's: so the table is there twice.
+// Sixteen words of eight int4 as four rows of pairs: four bits q at the top of the mantissa of 16 make 16 + q.
 QUIRE_INLINE void widen_words(__m512i words, int4x2, std::byte* to) {
-  alignas(32) static constexpr uint16_t kTable[16] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
-                                                      0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
-  const __m512i table = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(kTable)));
-  for (int pair = 0; pair < 4; ++pair) {
-    const __m512i index = pair == 0 ? words : _mm512_srli_epi16(words, 4 * pair);
-    _mm512_store_si512(to + pair * kTileRowBytes, _mm512_permutexvar_epi16(index, table));
-  }
+  constexpr int kMaskedOr = 0xea;
+  const __m512i mask = _mm512_set1_epi16(0x0078), sixteen = _mm512_set1_epi16(0x4180);
+  const auto store = [&](int pair, __m512i shifted) {
+    _mm512_store_si512(to + pair * kTileRowBytes, _mm512_ternarylogic_epi32(shifted, mask, sixteen, kMaskedOr));
+  };
+  store(0, _mm512_slli_epi16(words, 3));
+  store(1, _mm512_srli_epi16(words, 1));
+  store(2, _mm512_srli_epi16(words, 5));
+  store(3, _mm512_srli_epi16(words, 9));
 }
-
-QUIRE_INLINE void prefetch(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
 // a: the upper 16 rows of a step of x; `lower` bytes from there, the others.
-template <bool has_lower, bool is_streamed>
-void add_steps(const std::byte* a, int64_t stride, int64_t lower, int64_t a_step, const std::byte* b, int64_t steps) {
+template <bool has_lower>
+void add_steps(const std::byte* a, int64_t stride, int64_t lower, int64_t a_step, const std::byte* b, int64_t steps,
+               Ahead ahead) {
   for (int64_t step = 0; step < steps; ++step, a += a_step, b += kPanelStepBytes) {
-    if constexpr (is_streamed) {
-      for (int64_t line = 0; line < kPanelStepBytes; line += 64) prefetch(b + kAhead + line);
-    }
+    for (int64_t line = 0; line < ahead.lines; ++line, ahead.from += 64) prefetch(ahead.from);
     load_tile<B0>(b);
     load_tile<B1>(b + kTileBytes);
     load_tile<A0>(a, stride);
@@ -84,7 +94,10 @@ class Tiles {
   static constexpr int64_t kRows = kBlockRows;
   static constexpr int64_t kStep = kTileRowBytes / sizeof(bf16);
   static constexpr int64_t kStepBytes = kPanelStepBytes;
-  static constexpr int64_t kChunk = 16;  // 32 KiB of a panel
+  static constexpr int64_t kFirstCache = 8, kSecondCache = 32;  // steps: 16 and 64 KiB of a panel
+  static constexpr int64_t kAhead = 8192;  // bytes of a panel asked for while memory brings a step of it
+  static constexpr float kInt4Base = 16.0f;
+  using Element = bf16;
   template <class Weight>
   static constexpr bool kIsDirect = kIsBf16<Weight>;
 
@@ -138,22 +151,20 @@ class Tiles {
   }
 
   void add(const Product& product, const std::byte* rows, int64_t block, int64_t count, int64_t step, int64_t steps,
-           const std::byte* values, float* sums, bool from_zero) {
+           const std::byte* values, Ahead ahead, float* sums, bool from_zero) {
     if (count != configured_) configure_tiles(configured_ = count);
     const bool is_direct = reads_x(product);
     const int64_t stride = is_direct ? product.row_stride() * sizeof(bf16) : kTileRowBytes;
     const int64_t a_step = is_direct ? kTileRowBytes : kRows * kTileRowBytes;
     const std::byte* a = is_direct ? product.x.data : rows + block * ceil_div(product.depth, kStep) * a_step;
-    const bool is_streamed = product.rows <= kRows && product.weight.dtype == DType::bf16;
-    const auto run = count > kTileRows ? (is_streamed ? add_to<true, true> : add_to<true, false>)
-                                       : (is_streamed ? add_to<false, true> : add_to<false, false>);
-    run(a + step * a_step, stride, a_step, values, steps, sums, from_zero);
+    const auto run = count > kTileRows ? add_to<true> : add_to<false>;
+    run(a + step * a_step, stride, a_step, values, steps, ahead, sums, from_zero);
   }
 
  private:
-  template <bool has_lower, bool is_streamed>
-  static void add_to(const std::byte* a, int64_t stride, int64_t a_step, const std::byte* b, int64_t steps, float* sums,
-                     bool from_zero) {
+  template <bool has_lower>
+  static void add_to(const std::byte* a, int64_t stride, int64_t a_step, const std::byte* b, int64_t steps, Ahead ahead,
+                     float* sums, bool from_zero) {
     if (from_zero) {
       zero_tile<C00>();
       zero_tile<C01>();
@@ -161,7 +172,7 @@ class Tiles {
     } else {
       load_sums<has_lower>(sums);
     }
-    add_steps<has_lower, is_streamed>(a, stride, kTileRows * stride, a_step, b, steps);
+    add_steps<has_lower>(a, stride, kTileRows * stride, a_step, b, steps, ahead);
     store_sums<has_lower>(sums);
   }
 
