@@ -57,7 +57,9 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
 
 def _sample_compiled(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
     errors = [row.problem(logits.shape[1]) for row in rows]
-    token_ids, largest = compiled.choose(logits, [None if error else row for row, error in zip(rows, errors, strict=True)])
+    token_ids, largest = compiled.choose(
+        logits, [None if error else row for row, error in zip(rows, errors, strict=True)]
+    )
     for index, token_id in enumerate(token_ids):
         if token_id < 0 and errors[index] is None:
             errors[index] = _unusable(largest[index])

@@ -17,6 +17,7 @@ from quire.ops.cpu import (
     rope,
 )
 from quire.ops.cpu import quantized_linear as quantized
+from quire.ops.native import table as native
 from quire.ops.op import REFERENCE, Tactic
 from quire.ops.registry import OPS
 from quire.ops.spec import dtype_name
@@ -45,6 +46,7 @@ _ROTATES = ("positions", "table", "slot_mapping")
 _ATTENDS = ("block_table", "seq_lens", "query_start_loc", "window")
 
 TACTICS = (
+    *native.TACTICS,
     Tactic("linear", "onednn_rows", linear.run, pack=linear.pack, pack_args=("weight",),
            packed_bytes=linear.packed_bytes, workspace_bytes=linear.linear_bytes, result_bytes=linear.result_bytes,
            library_bytes=linear.kernels_bytes),

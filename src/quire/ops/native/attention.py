@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from quire.ops.native.library import call
-from quire.ops.spec import TensorLike, sizes_of
+from quire.ops.spec import TensorLike
 
 KERNEL = "attention"
 OPERANDS = ("out", "query", "kv_cache", "block_table", "seq_lens", "query_start_loc", "kv_scales")
@@ -47,3 +47,15 @@ def attention(
     operands = (out, query, kv_cache, block_table, seq_lens, query_start_loc, kv_scales)
     call(KERNEL, operands, (scale, window or 0, soft_cap or 0.0), num_threads, isa)
     return out
+
+
+def numbers(
+    scale: float, window: int | None = None, soft_cap: float | None = None, **rest: object
+) -> tuple[float, ...]:
+    """Return the kernel's numbers."""
+    return scale, window or 0, soft_cap or 0.0
+
+
+def is_valid(query: TensorLike, kv_cache: TensorLike, **rest: object) -> bool:
+    """Return whether the kernel takes these heads."""
+    return True

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quire.ops.native.library import call, kernel_names
-from quire.ops.spec import TensorLike, num_bytes, sizes_of
+from quire.ops.spec import TensorLike, sizes_of
 
 KERNEL = "linear"
 """Its operands: the result, `x`, the packed weight, its scales and zero points, `bias`."""

@@ -194,3 +194,13 @@ def index_select(x: Tensor, index: Tensor, dim: int = 0) -> Tensor:
     out = torch.empty((*index.shape, *x.shape[1:]), dtype=x.dtype)
     call("gather_rows", [out, rows, index])
     return out
+
+
+def gelu_numbers(x: TensorLike, approximate: str = "none") -> tuple[float, ...]:
+    """Return the kernel's number of `gelu`."""
+    return (float(approximate == "tanh"),)
+
+
+def number(x: TensorLike, y: float) -> tuple[float, ...]:
+    """Return the kernel's number of `add_number` and `mul_number`."""
+    return (y,)
