@@ -161,7 +161,7 @@ struct Cut {
         blocks_together(least(blocks, kGroupRows / Engine::kRows)),
         row_groups(ceil_div(blocks, blocks_together)) {
     if (blocks == 1 && is_direct) chunk = steps;
-    else chunk = ceil_div(least(steps, blocks == 1 ? Engine::kFirstCache : Engine::kSecondCache), group_steps) * group_steps;
+    else chunk = ceil_div(blocks == 1 ? Engine::kFirstCache : Engine::kSecondCache, group_steps) * group_steps;
     panels_together = blocks == 1 || chunk >= steps ? 1 : kPanelsTogether;
     panel_groups = ceil_div(panels, panels_together);
     run = most(1, row_groups * panel_groups / (workers * kRunsPerWorker));

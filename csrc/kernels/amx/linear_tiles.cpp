@@ -12,7 +12,8 @@ constexpr bool kIsBf16 = std::is_same_v<Weight, bf16>;
 // Moves byte `from` of each word, and the one after it, to the word's first two.
 constexpr int32_t moved(int from) { return 0x01010101 * from + 0x03020100; }
 QUIRE_INLINE __m512i move_bytes(__m512i words, int from, __m512i others, __mmask64 which) {
-  const __m512i places = _mm512_add_epi8(_mm512_set1_epi32(moved(from)), _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0));
+  const __m512i word = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+  const __m512i places = _mm512_add_epi8(_mm512_set1_epi32(moved(from)), word);
   return _mm512_mask_shuffle_epi8(others, which, words, places);
 }
 
@@ -101,7 +102,8 @@ class Tiles {
   static constexpr int64_t kRows = kBlockRows;
   static constexpr int64_t kStep = kTileRowBytes / sizeof(bf16);
   static constexpr int64_t kStepBytes = kPanelStepBytes;
-  static constexpr int64_t kFirstCache = 2, kSecondCache = 32;  // steps: 4 KiB, so that reading and widening overlap, and 64
+  // Steps: 4 KiB of a panel, so that reading and widening overlap, and 64.
+  static constexpr int64_t kFirstCache = 2, kSecondCache = 32;
   static constexpr int64_t kAhead = 4096;  // bytes of a panel asked for while memory brings a step of it
   static constexpr float kInt4Base = 16.0f;
   using Element = bf16;

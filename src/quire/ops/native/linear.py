@@ -135,8 +135,8 @@ def packed_int4_bytes(weight: TensorLike, scales: TensorLike, zero_points: Tenso
     return packed_bytes(weight) + whole * (scales.dtype.itemsize + zero_points.dtype.itemsize)
 
 
-# As the constants of these names in csrc/kernels/linear.hpp, linear.cpp and amx/linear_tiles.cpp; of the two engines the
-# larger.
+# As the constants of these names in csrc/kernels/linear.hpp, linear.cpp and amx/linear_tiles.cpp: the larger of the two
+# engines.
 _FEW_ROWS, _GROUP_ROWS, _PANELS_TOGETHER, _CHUNK_BYTES = 32, 512, 8, 1 << 17
 
 

@@ -1,0 +1,1 @@
+"""Kernels of `csrc/`, alone, beside what this machine can do at most."""
