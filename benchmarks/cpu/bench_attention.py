@@ -47,7 +47,8 @@ def arguments(batch: list[tuple[int, int]], kv_dtype: torch.dtype) -> tuple[Tens
 def best_seconds(run: Callable[[], object], at_least_s: float = 0.4) -> float:
     """Return the shortest of several calls: what others on the machine take is not the kernel's."""
     run()
-    found, stop = [], time.perf_counter() + at_least_s
+    found: list[float] = []
+    stop = time.perf_counter() + at_least_s
     while len(found) < 3 or time.perf_counter() < stop:
         start = time.perf_counter()
         run()
