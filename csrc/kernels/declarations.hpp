@@ -77,7 +77,7 @@ void attention_tiles(const Tensor* operands, const double* numbers, Worker& work
 
 // out [*rows, out_features], x [*rows, in_features] i8, rows equally far apart, x_scales [*rows, 1] f32, panels of
 // pack_linear, scales [out_features] f32, corrections of correct_w8a8, bias [out_features] of the dtype of out or none.
-// Scratch: rows of x of 1 MiB together, on AVX2 twice that.
+// Scratch: see scratch_bytes in src/quire/ops/native/w8a8.py.
 void linear_w8a8(const Tensor* operands, const double* numbers, Worker& worker);
 // corrections [num_panels * 32] i32: -128 * the sum of each column, panels [num_panels, num_steps * 2048] i8.
 void correct_w8a8(const Tensor* operands, const double* numbers, Worker& worker);

@@ -24,9 +24,15 @@ _KEEP, _BAN, _ADD, _PENALIZE = range(4)
 Array = npt.NDArray[np.generic]
 
 
-def is_compiled(logits: Tensor) -> bool:
-    """Return whether there are kernels for these logits."""
-    return logits.device.type == "cpu" and logits.dtype in FLOATS and "choose_tokens" in kernel_names()
+def is_compiled(device: torch.device) -> bool:
+    """Return whether there are kernels for logits on a device."""
+    return device.type == "cpu" and "choose_tokens" in kernel_names()
+
+
+def as_rows(logits: Tensor) -> Tensor:
+    """Return logits as kernels take them: rows contiguous, in a dtype that they know."""
+    known = logits if logits.dtype in FLOATS else logits.float()
+    return known if known.stride(1) == 1 else known.contiguous()
 
 
 def choose(logits: Tensor, rows: Sequence[SamplingRow | None]) -> tuple[list[int], list[float]]:
@@ -101,3 +107,8 @@ def token_logprobs(logits: Tensor, token_ids: Sequence[int], nums_logprobs: Sequ
     call("token_logprobs", [ids, logprobs, ranks, logits, torch.tensor(token_ids), torch.tensor(nums)])
     entries = zip(ids.tolist(), logprobs.tolist(), ranks.tolist(), nums, strict=True)
     return [TokenLogprobs(*(tuple(each[: 1 + num]) for each in parts)) for *parts, num in entries]
+
+
+def scratch_bytes(vocab_size: int, num_threads: int) -> int:
+    """Return what the kernels hold: by thread a row three times in float32, and three times in int64."""
+    return num_threads * 36 * (vocab_size + 128)

@@ -45,8 +45,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         raise ShapeError(
             f"logits: expected floating [{len(rows)}, vocab_size], got {logits.dtype} {list(logits.shape)}."
         )
-    if compiled.is_compiled(logits):
-        return _sample_compiled(logits if logits.stride(1) == 1 else logits.contiguous(), rows)
+    if compiled.is_compiled(logits.device):
+        return _sample_compiled(compiled.as_rows(logits), rows)
     step = max(1, CHUNK_ELEMENTS * torch.get_num_threads() // max(1, logits.shape[1]))
     results: list[SampledToken] = []
     for start in range(0, len(rows), step):
@@ -56,6 +56,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
 
 
 def _sample_compiled(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+    """Return what `sample` does, by kernels that take all rows at once."""
     errors = [row.problem(logits.shape[1]) for row in rows]
     token_ids, largest = compiled.choose(
         logits, [None if error else row for row, error in zip(rows, errors, strict=True)]
