@@ -21,8 +21,8 @@ class Roofs:
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             library = Path(folder) / "roofs.so"
-            command = ["g++", *_FLAGS, f"-I{_HERE.parent.parent / 'csrc'}", "-o", library, _HERE / "roofs.cpp"]
-            subprocess.run(command, check=True)
+            headers = f"-I{_HERE.parent.parent / 'csrc'}"
+            subprocess.run(["g++", *_FLAGS, headers, "-o", str(library), str(_HERE / "roofs.cpp")], check=True)
             self._library = ctypes.CDLL(str(library))
         self.has_tiles = self._library.allow_tiles() == 0
 
