@@ -62,7 +62,7 @@ def kernels(rows: int, dtype: torch.dtype) -> Mapping[str, Pair]:
 
 def rope_pair(rows: int, dtype: torch.dtype) -> Pair:
     """Return rotation and KV writes of slices of one matrix; torch's angles and slots are ready."""
-    heads = HEADS, KV_HEADS, KV_HEADS
+    heads = [HEADS, KV_HEADS, KV_HEADS]
     qkv = torch.randn(rows, sum(heads), HEAD_DIM).to(dtype)
     query, key, value = torch.split(qkv, heads, 1)
     cache = torch.zeros(2, rows // 16 + 1, KV_HEADS, 16, HEAD_DIM, dtype=dtype)

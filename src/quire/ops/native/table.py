@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quire.ops.native import attention, linear, rows, w8a8
 from quire.ops.native.library import kernel_names
 from quire.ops.op import Kernel, Tactic
+from quire.ops.spec import TensorLike, sizes_of
 
 
 def _eps(eps: float, **others: object) -> tuple[float, ...]:
@@ -24,6 +26,20 @@ def _number(y: float, **others: object) -> tuple[float, ...]:
     return (y,)
 
 
+def _linear_bytes(x: TensorLike, zero_points: TensorLike | None = None, **others: object) -> int:
+    num_groups = 0 if zero_points is None else sizes_of(zero_points)[1]
+    return linear.scratch_bytes(x, num_groups, torch.get_num_threads())
+
+
+def _w8a8_bytes(x: TensorLike, **others: object) -> int:
+    return torch.get_num_threads() * w8a8.scratch_bytes(x)
+
+
+def _attention_bytes(**arguments: Any) -> int:
+    threads = torch.get_num_threads()
+    return threads * attention.scratch_bytes(**arguments) + (threads > 1) * attention.shared_bytes(**arguments)
+
+
 def _without_packed(count: int) -> Callable[..., Tensor]:
     """Return `linear.run` for an op with so many packed arguments, the first of which holds the others."""
 
@@ -34,7 +50,8 @@ def _without_packed(count: int) -> Callable[..., Tensor]:
 
 
 def _linear(op: str, pack: Callable[..., Any], packed_bytes: Callable[..., int], packed: tuple[str, ...]) -> Tactic:
-    kernel = Kernel(linear.KERNEL, ("x", "weight.weight", "weight.scales", "weight.zero_points", "bias"))
+    operands = ("x", "weight.weight", "weight.scales", "weight.zero_points", "bias")
+    kernel = Kernel(linear.KERNEL, operands, scratch_bytes=_linear_bytes)
     return Tactic(
         op, "native", _without_packed(len(packed)), pack, packed, linear.is_valid, packed_bytes, kernel=kernel
     )
@@ -47,7 +64,7 @@ _ALL = (
     _linear("linear_w8a16", linear.pack_8bit, linear.packed_8bit_bytes, ("weight", "scales")),
     _linear("linear_w4a16", linear.pack_int4, linear.packed_int4_bytes, ("weight", "scales", "zero_points")),
     Tactic("attention", "native", attention.attention, is_valid=attention.is_valid,
-           kernel=Kernel(attention.KERNEL, attention.OPERANDS[1:], attention.numbers)),
+           kernel=Kernel(attention.KERNEL, attention.OPERANDS[1:], attention.numbers, _attention_bytes)),
     Tactic("rms_norm", "native", rows.rms_norm, kernel=Kernel("rms_norm", ("x", "weight"), _eps)),
     Tactic("layer_norm", "native", rows.layer_norm, kernel=Kernel("layer_norm", ("x", "weight", "bias"), _eps)),
     Tactic("add_rms_norm", "native", rows.add_rms_norm,
@@ -77,7 +94,7 @@ _ALL = (
            kernel=Kernel("gather_rows", ("x", "index"))),
     Tactic("linear_w8a8", "native", w8a8.run, w8a8.pack, ("weight", "scales"), w8a8.is_valid, w8a8.packed_bytes,
            kernel=Kernel("linear_w8a8", ("x", "x_scales", "weight.panels", "weight.scales", "weight.corrections",
-                                         "bias"))),
+                                         "bias"), scratch_bytes=_w8a8_bytes)),
 )  # fmt: skip
 
 TACTICS: tuple[Tactic, ...] = _ALL if kernel_names() else ()
