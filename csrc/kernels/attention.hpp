@@ -9,8 +9,8 @@
 //
 // and spans are joined in order of position, by flash attention's rule (Dao et al. 2022,
 // https://arxiv.org/abs/2205.14135): `join`. All of it sums in an order that the key's position alone decides; a key
-// that a row does not see weighs exactly 0 and leaves peaks, totals and sums as they are. So a row's bits depend neither on
-// rows beside it nor on which keys are computed for its neighbours, nor on who computes a span.
+// that a row does not see weighs exactly 0 and leaves peaks, totals and sums as they are. So a row's bits depend neither
+// on rows beside it nor on which keys are computed for its neighbours, nor on who computes a span.
 #pragma once
 
 #include "kernels/attention_step.hpp"
