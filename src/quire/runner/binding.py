@@ -64,7 +64,7 @@ class Binder:
         chosen: Mapping[str, str],
     ) -> None:
         self.registers: list[Any] = []
-        self._workspace = native.Workspace() if (native := library()) is not None else None
+        self.workspace = native.Workspace() if (native := library()) is not None else None
         self.calls: list[Call] = []
         self._constants = Constants(network, weights, self._count_read, torch_device(device))
         self._on_progress = on_progress or (lambda done: None)
@@ -111,7 +111,7 @@ class Binder:
         steps = [self._step(node, tactics[node], constants) for node in group.nodes]
         inside = {*group.nodes, *self._constant_nodes}
         inputs = [each for each in _used_by(group) if each not in inside]
-        program = NativeProgram(self._workspace, steps, inputs, group.outputs, constants)
+        program = NativeProgram(self.workspace, steps, inputs, group.outputs, constants)
         results, arguments = tuple(map(self.register, group.outputs)), tuple(map(self.register, inputs))
         self.calls.append(Call(program.run, arguments, True, None, results, self._dead(group)))
 
