@@ -200,7 +200,8 @@ def _match(
             continue
         timed = {tactic.name: tactic for tactic in contenders(node, constants, device.kind)}
         name = record.chosen if deterministic else fastest(record.times_us)
-        if timed.keys() == record.times_us.keys() and (timed[name].keeps_bits or not deterministic):
+        is_current = timed.keys() == record.times_us.keys() and name in timed
+        if is_current and (timed[name].keeps_bits or not deterministic):
             chosen[call] = name
         else:
             stale += 1

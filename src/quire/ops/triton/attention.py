@@ -20,8 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.ops.spec import TensorLike, sizes_of
 from quire.ops.triton import launch
-from quire.ops.triton.attention_tiles import ITEM_SIZE, MERGE_SIZE, StepItems, Tile, choose_tile, cut
+from quire.ops.triton.attention_tiles import ITEM_SIZE, MERGE_SIZE, StepItems, cut, layouts
 from quire.ops.triton.packing import unpack_byte
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -362,11 +363,13 @@ def prepare(
     window: int | None,
     kv_scales: Tensor | None = None,
     soft_cap: float | None = None,
-) -> StepItems:
+) -> tuple[StepItems, ...]:
     """Cut a step into work items; reads only shapes of `query`, `kv_cache` and `block_table`."""
     num_tokens, _, head_dim = query.shape
-    tile = choose_tile(num_tokens, len(seq_lens), head_dim, query.dtype, kv_cache.dtype)
-    return cut(query, kv_cache, block_table, seq_lens, query_start_loc, window, tile)
+    return tuple(
+        cut(query, kv_cache, block_table, seq_lens, query_start_loc, window, tile, of=of)
+        for tile, of in layouts(num_tokens, len(seq_lens), head_dim, query.dtype, kv_cache.dtype)
+    )
 
 
 def attention(
@@ -380,12 +383,13 @@ def attention(
     kv_scales: Tensor | None = None,
     soft_cap: float | None = None,
     *,
-    prepared: StepItems,
+    prepared: tuple[StepItems, ...],
 ) -> Tensor:
     """Attend; see `ops.attention.attention`. Tokens that belong to no sequence, or to one of length 0, get zeros."""
-    num_tokens, _, head_dim = query.shape
-    tile = choose_tile(num_tokens, len(seq_lens), head_dim, query.dtype, kv_cache.dtype)
-    return attend(query, kv_cache, block_table, scale, window, kv_scales, soft_cap, prepared, tile)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    for part in prepared:
+        attend(query, kv_cache, block_table, scale, window, kv_scales, soft_cap, part, out)
+    return out
 
 
 def attend(
@@ -397,19 +401,19 @@ def attend(
     kv_scales: Tensor | None,
     soft_cap: float | None,
     prepared: StepItems,
-    tile: Tile,
-) -> Tensor:
-    """Attend in the layout for which the step was cut."""
+    out: Tensor,
+) -> None:
+    """Attend for the sequences of some items; fills their rows of `out` [num_tokens, num_heads, head_dim]."""
     num_tokens, num_heads, head_dim = query.shape
+    tile = prepared.tile
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
-    out = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
     if not num_tokens:
-        return out
+        return
     if query.stride(2) != 1:
         query = query.contiguous()
-    is_float8 = kv_cache.dtype == torch.float8_e4m3fn
+    is_float8, least = kv_cache.dtype == torch.float8_e4m3fn, 16  # channels that tensor cores add at once
     if kv_cache.dtype.itemsize == 1:
-        kv_cache = kv_cache.view(torch.int16)
+        kv_cache, least = kv_cache.view(torch.int16), 2 * least
     num_rows = prepared.num_slots * num_heads
     workspace = torch.empty(num_rows * (head_dim + 2), dtype=torch.float32, device=query.device)
     partials, peaks_sums = workspace[: num_rows * head_dim], workspace[num_rows * head_dim :]
@@ -417,7 +421,7 @@ def attend(
     head_tiles = num_kv_heads * -(-num_heads // num_kv_heads // members)
     num_programs = min(tile.programs * launch.num_programs(query), prepared.items.shape[0] * head_tiles)
     heads = {"NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim,
-             "PADDED": max(16, triton.next_power_of_2(head_dim))}  # fmt: skip
+             "PADDED": max(least, triton.next_power_of_2(head_dim))}  # fmt: skip
     _attend_kernel[(num_programs,)](
         prepared.items, prepared.counts, out, partials, peaks_sums, query, kv_cache, kv_scales, block_table, scale,
         soft_cap, window or 0, num_programs, query.stride(0), query.stride(1), kv_cache.stride(0), kv_cache.stride(1),
@@ -431,9 +435,9 @@ def attend(
             prepared.merges, prepared.counts, out, partials, peaks_sums, kv_scales, 4 * launch.num_programs(query),
             **heads, ROWS=4, num_warps=1, enable_fp_fusion=False, **launch.overlap(query),
         )  # fmt: skip
-    return out
 
 
-def is_valid(scale: float, **rest: object) -> bool:
-    """Return whether the highest product makes the highest score, which a positive scale says."""
-    return scale > 0
+def is_valid(scale: float, kv_cache: TensorLike, **rest: object) -> bool:
+    """Return whether the highest product makes the highest score, which a positive scale says, and whether rows of a
+    cache are whole words."""
+    return scale > 0 and sizes_of(kv_cache)[4] * kv_cache.dtype.itemsize % 2 == 0

@@ -235,20 +235,24 @@ def _is_aligned(x: Tensor) -> bool:
 _Epilogue = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
+# Features that a program of `streamed_kernel` stores at once: 16 KB of 128 rows, which leaves room for a stage more.
+_STORED = 64
+
+
 def _stream(x: Tensor, weight: Tensor, out: Tensor, epilogue: _Epilogue) -> None:
     tile = tile_for(x, weight, is_streamed=True)
     num_tiles = triton.cdiv(x.shape[0], tile.rows) * triton.cdiv(weight.shape[0], tile.features)
     streamed_kernel[(min(num_programs(x), num_tiles),)](
         TensorDescriptor.from_tensor(x, [tile.rows, tile.channels]),
         TensorDescriptor.from_tensor(weight, [tile.features, tile.channels]),
-        TensorDescriptor.from_tensor(out, [tile.rows, tile.features // 2]),
+        TensorDescriptor.from_tensor(out, [tile.rows, _STORED]),
         *epilogue, x.shape[0], *weight.shape, tile.rows, tile.features, tile.channels,
         **options(tile, is_fused=epilogue[0] is None),
     )  # fmt: skip
 
 
 def _narrow(x: Tensor, weight: Tensor, out: Tensor, epilogue: _Epilogue) -> None:
-    tile = tile_for(x, weight, is_streamed=False)
+    tile = tile_for(x, weight, is_streamed=True)
     narrow_kernel[(triton.cdiv(weight.shape[0], tile.features),)](
         TensorDescriptor.from_tensor(x, [tile.rows, tile.channels]),
         TensorDescriptor.from_tensor(weight, [tile.features, tile.channels]),
