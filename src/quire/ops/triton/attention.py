@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.ops.spec import TensorLike, sizes_of
+from quire.ops.spec import TensorLike
 from quire.ops.triton import launch
 from quire.ops.triton.attention_tiles import ITEM_SIZE, MERGE_SIZE, StepItems, cut, layouts
 from quire.ops.triton.packing import unpack_byte
@@ -440,4 +440,4 @@ def attend(
 def is_valid(scale: float, kv_cache: TensorLike, **rest: object) -> bool:
     """Return whether the highest product makes the highest score, which a positive scale says, and whether rows of a
     cache are whole words."""
-    return scale > 0 and sizes_of(kv_cache)[4] * kv_cache.dtype.itemsize % 2 == 0
+    return scale > 0 and int(kv_cache.shape[-1]) * kv_cache.dtype.itemsize % 2 == 0
