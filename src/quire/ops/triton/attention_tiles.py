@@ -95,7 +95,7 @@ def layouts(
 ) -> tuple[tuple[Tile, tl.constexpr], ...]:
     """Return the layouts for a step, and for which sequences each is; arguments as of `choose_tile`.
 
-    H200, 2,048 tokens in and 128 out, 8 bits: see docs/log.md.
+    H200, float8, 512 requests of 2,048 tokens in and 128 out: 20.8 s instead of 24.7 with one layout for both.
     """
     tile = choose_tile(num_tokens, num_seqs, head_dim, dtype, kv_dtype)
     short = choose_tile(num_seqs, num_seqs, head_dim, dtype, kv_dtype)

@@ -91,7 +91,7 @@ def tile_for(
 
 
 def _num_waves(x: torch.Tensor, out_features: int, rows: int, features: int) -> int:
-    return triton.cdiv(triton.cdiv(x.shape[0], rows) * triton.cdiv(out_features, features), num_programs(x))
+    return int(triton.cdiv(triton.cdiv(x.shape[0], rows) * triton.cdiv(out_features, features), num_programs(x)))
 
 
 def _shared_bytes(x: torch.Tensor) -> int:
