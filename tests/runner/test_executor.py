@@ -1,7 +1,9 @@
 """The executor: same results as the reference interpreter, constants folded and packed once, memory streamed."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -85,6 +87,21 @@ def test_constants_are_read_once_and_folded():
     assert_close(out["y"], 3 * torch.cat((x @ w, x @ w), 1))
     assert torch.equal(out["constant"], w.T[:2])
     assert torch.equal(executor.run({"x": x})["y"], out["y"])
+
+
+def test_weights_are_gone_with_their_executor(tmp_path):
+    """At once, on which `sleep` relies: not when the collector finds a cycle."""
+    plan = open_plan(write_model(tmp_path / "m", FAMILIES["llama"]), BuildConfig(load_format="dummy"))
+    gc.collect()
+    gc.disable()
+    try:
+        executor = Executor(plan.network, plan.weights)
+        held = [weakref.ref(each) for each in executor._constants if isinstance(each, torch.Tensor)]
+        assert held
+        del executor
+        assert all(each() is None for each in held)
+    finally:
+        gc.enable()
 
 
 def test_wrong_weight_is_a_plan_error():

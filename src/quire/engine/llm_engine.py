@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from quire.core.config import EngineConfig, SchedulerConfig
+from quire.core.config import EngineConfig
 from quire.core.errors import ConfigError, RequestError
 from quire.core.request import RequestOutput, SampleUpdate, SchedulerOutput
 from quire.core.sampling_params import SamplingParams
@@ -16,7 +16,7 @@ from quire.engine.resolve import resolve
 from quire.engine.stats_log import StatsLog
 from quire.plan.device import device_kind
 from quire.plan.plan import Plan
-from quire.runner.model_runner import Pending, RunnerLimits, make_runner
+from quire.runner.model_runner import Pending, make_runner
 from quire.scheduler.scheduler import Scheduler
 from quire.tokenizer.tokenizer import Tokenizer
 
@@ -51,7 +51,7 @@ class LLMEngine:
         self.scheduler_config, self.memory = resolve(settings, plan)
         self.runner = make_runner(
             plan,
-            _limits(self.scheduler_config),
+            self.scheduler_config,
             device_kind(settings.device),
             deterministic=settings.deterministic,
             enforce_eager=settings.enforce_eager,
@@ -190,14 +190,3 @@ class LLMEngine:
     def _check_idle(self, what: str) -> None:
         if self.has_unfinished_requests():
             raise RequestError(f"{what}: expected no unfinished requests, got some; wait for them or abort them.")
-
-
-def _limits(config: SchedulerConfig) -> RunnerLimits:
-    return RunnerLimits(
-        config.num_blocks,
-        config.block_size,
-        config.max_num_seqs,
-        config.max_num_batched_tokens,
-        config.max_num_logits,
-        config.max_model_len,
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,12 @@ def _last_uses(groups: Sequence[fx.Node | Group], network: Network) -> dict[fx.N
     return {used: each for used, each in uses.items() if used not in kept and used.op == "call_function"}
 
 
+def _counting(on_progress: Callable[[int], None] | None) -> Callable[[], None]:
+    """Return what to call for each weight that was read: it tells how many there were."""
+    counter = itertools.count(1)
+    return (lambda: on_progress(next(counter))) if on_progress is not None else lambda: None
+
+
 class Binder:
     """Builds the list of calls: folds constants, packs weights, shares what is prepared per step."""
 
@@ -66,9 +73,8 @@ class Binder:
         self.registers: list[Any] = []
         self.workspace = native.Workspace() if (native := library()) is not None else None
         self.calls: list[Call] = []
-        self._constants = Constants(network, weights, self._count_read, torch_device(device))
-        self._on_progress = on_progress or (lambda done: None)
-        self._num_read = 0
+        # Nothing here refers back to the binder: weights are gone when their executor is, not at some later collection.
+        self._constants = Constants(network, weights, _counting(on_progress), torch_device(device))
         self._of_node: dict[fx.Node, int] = {}
         self._of_constant: dict[Any, int] = {}
         self._prepared: dict[Any, int] = {}
@@ -170,10 +176,6 @@ class Binder:
         if key not in self._of_constant:
             self._of_constant[key] = self._new(make())
         return self._of_constant[key]
-
-    def _count_read(self) -> None:
-        self._num_read += 1
-        self._on_progress(self._num_read)
 
     def _fold_outputs(self, network: Network) -> None:
         for node in network.outputs.values():
