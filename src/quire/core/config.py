@@ -130,12 +130,25 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = field(default=None, metadata=option("bytes of KV cache, instead of the share"))
     enable_prefix_caching: bool = field(default=True, metadata=option("share the blocks of common prefixes"))
     enable_chunked_prefill: bool = field(default=True, metadata=option("split long prompts over several steps"))
+    max_num_prefill_tokens: int | None = field(
+        default=None,
+        metadata=option(
+            "prompt tokens in a step while other sequences generate; None: all of a step, in a server a 4th"
+        ),
+    )
     scheduling_policy: str = field(default="fcfs", metadata=option("who is served first", choices=("fcfs", "priority")))
     seed: int = field(default=0, metadata=option("seed of requests without their own"))
     disable_log_stats: bool = field(default=True, metadata=option("do not log throughput every ten seconds"))
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes"):
+        for name in (
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_num_prefill_tokens",
+            "block_size",
+            "kv_cache_memory_bytes",
+        ):
             at_least(name, getattr(self, name), 1)
         choice("device", self.device, DEVICES)
         choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority"))
@@ -159,6 +172,7 @@ class SchedulerConfig:
         scheduling_policy: "fcfs" or "priority".
         max_num_logits: Tokens of one step whose logits are computed: sampled ones, and prompt tokens whose logprobs are
             wanted; at least `max_num_seqs`, or no less than the token budget.
+        max_num_prefill_tokens: Tokens of one step for rows with more than one to compute, while another row has one.
     """
 
     max_model_len: int
@@ -170,3 +184,4 @@ class SchedulerConfig:
     enable_chunked_prefill: bool = True
     scheduling_policy: str = "fcfs"
     max_num_logits: int = 1 << 30
+    max_num_prefill_tokens: int = 1 << 30

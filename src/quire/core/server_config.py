@@ -1,4 +1,4 @@
-"""`ServerConfig`: what `quire serve` does beside running a model. None means: chosen at start, and logged with the reason."""
+"""`ServerConfig`: what `quire serve` does beside running a model. None means: chosen at start, and logged."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ServerConfig:
     )
     ready_timeout_s: float = field(
         default=5.0,
-        metadata=option("seconds without a finished step, while there is work, after which it is not ready"),
+        metadata=option("seconds without a finished step, while there is work, until it is not ready"),
     )
     hang_timeout_s: float = field(
         default=120.0, metadata=option("seconds without a finished step after which the engine process is killed")
