@@ -142,7 +142,7 @@ class ModelOutput(msgspec.Struct, frozen=True):
     rows: tuple[RowOutput, ...] = ()
 
 
-class SampleUpdate(msgspec.Struct, frozen=True):
+class SampleUpdate(msgspec.Struct, frozen=True, omit_defaults=True):
     """News of one sample (scheduler -> engine's output side).
 
     Attributes:

@@ -80,6 +80,11 @@ class _Tracked:
     def is_finished(self) -> bool:
         return all(sample.finish_reason is not None for sample in self.samples)
 
+    @property
+    def is_due(self) -> bool:
+        """Whether its kind of output asks for one now."""
+        return self.request.params.output_kind is not RequestOutputKind.FINAL_ONLY or self.is_finished
+
 
 class OutputProcessor:
     """Keeps the text of unfinished requests.
@@ -128,8 +133,9 @@ class OutputProcessor:
             if update.scheduled_time_s is not None:
                 tracked.note_scheduled(update.scheduled_time_s)
                 continue
-            touched[update.request_id] = None
             ended += self._apply(tracked, update)
+            if tracked.is_due:
+                touched[update.request_id] = None
         return list(touched), ended
 
     def report(self, request_id: str) -> RequestOutput | None:
@@ -215,14 +221,13 @@ class OutputProcessor:
 
     def _report(self, tracked: _Tracked) -> RequestOutput | None:
         """Return the output to hand out now, if its kind asks for one."""
-        kind, finished = tracked.request.params.output_kind, tracked.is_finished
-        if kind is RequestOutputKind.FINAL_ONLY and not finished:
+        if not tracked.is_due:
             return None
-        metrics = tracked.metrics
+        finished, metrics = tracked.is_finished, tracked.metrics
         if finished:
             num_preemptions = sum(sample.num_preemptions for sample in tracked.samples)
             metrics = replace(metrics, finished_time_s=tracked.last_news_s, num_preemptions=num_preemptions)
-        is_delta = kind is RequestOutputKind.DELTA
+        is_delta = tracked.request.params.output_kind is RequestOutputKind.DELTA
         samples = [s for s in tracked.samples if not (is_delta and s.is_reported_finished)]
         completions = [_completion(sample, tracked.request.params, is_delta) for sample in samples]
         request = tracked.request
