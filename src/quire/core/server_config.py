@@ -48,6 +48,10 @@ class ServerConfig:
         default=120.0, metadata=option("seconds without a finished step after which the engine process is killed")
     )
     restart: bool = field(default=True, metadata=option("start the engine process again when it dies, or else exit"))
+    standby: bool = field(
+        default=False,
+        metadata=option("keep a second process, its libraries read, that takes over within a second (about 160 MB)"),
+    )
     drain_timeout_s: float = field(default=30.0, metadata=option("seconds that running requests get at shutdown"))
     metrics_compat: str = field(
         default="none", metadata=option("export metrics under another engine's names, too", choices=METRICS_COMPAT)

@@ -55,10 +55,10 @@ T = TypeVar("T")
 _log = get_logger(__name__)
 
 # A text or prompt of this length takes about a millisecond; longer ones are looked at beside the event loop.
-_LONG_TEXT_CHARS = 4096
+_LONG_TEXT_CHARS = 1024
 _LONG_PROMPT_TOKENS = 8192
 _NUM_THREADS = 2
-_SILENCE_S = 2.0
+_SILENCE_S = 1.5
 _PREFILL_SHARE = 4  # of a step, while others decode: the gap between two of their tokens grows by that much at most
 _BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _LIVED_S = 2.0  # a process that was ready for less has failed to start
@@ -104,6 +104,7 @@ class AsyncEngine:
         self._streams: dict[str, RequestStream] = {}
         self._served: ServedModel | None = None
         self._child: EngineChild | None = None
+        self._successor: EngineChild | None = None
         self._failed: Failed | None = None
         self._ready_time_s: float | None = None
         self._loading = "it starts"
@@ -154,8 +155,9 @@ class AsyncEngine:
         """End all that runs and the engine process; return when it is gone."""
         self._is_closed = True
         self._fail_streams(EngineDeadError("The server shuts down."))
-        if self._child is not None:
-            await self._child.stop()
+        for child in (self._child, self._successor):
+            if child is not None:
+                await child.stop()
         self._supervisor.cancel()
         with suppress(asyncio.CancelledError):
             await self._supervisor
@@ -195,14 +197,31 @@ class AsyncEngine:
     async def _live(self) -> float:
         """See one process through from start to death; returns for how many seconds it was ready."""
         self._failed = self._ready_time_s = None
-        child = await EngineChild.start(self._command, self._take, self._config.hang_timeout_s)
+        child, self._successor = self._successor or await self._spawn(), None
         self._child = child
+        child.on_silence = self._raise_successor
+        child.send(self._command)
         reason = await child.wait_dead()
         self._child = None
         self._loading = self._failed.message or self._failed.kind if self._failed else reason
         self._metrics = {}
         self._fail_streams(EngineDeadError("The engine process ended; what was running in it is lost."))
         return 0.0 if self._ready_time_s is None else time.monotonic() - self._ready_time_s
+
+    async def _spawn(self) -> EngineChild:
+        return await EngineChild.spawn(self._take, self._config.hang_timeout_s)
+
+    def _raise_successor(self) -> None:
+        """Start the process that is to follow: most of a start is reading libraries, which it does meanwhile."""
+        if self._config.restart and self._successor is None:
+            self._raising = asyncio.create_task(self._keep_successor())
+
+    async def _keep_successor(self) -> None:
+        child = await self._spawn()
+        if self._is_closed or self._successor is not None:
+            await child.stop()
+        else:
+            self._successor = child
 
     def _start_error(self) -> QuireError:
         """Return why the first start failed, as the error that the process raised, if it is one of ours."""
@@ -405,6 +424,8 @@ class AsyncEngine:
         assert self._child is not None
         self._child.is_ready = True
         self._ready_time_s = time.monotonic()
+        if self._config.standby:
+            self._raise_successor()
         if not self._first_ready.done():
             self._first_ready.set_result(None)
 

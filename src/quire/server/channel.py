@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
+from typing import Self
 
 from quire.core.errors import QuireError
 
@@ -64,12 +65,18 @@ class Channel:
     """The blocking end, in the engine process.
 
     Args:
-        sock: Connected; closed with the process.
+        sock: Connected; closed at the end of a `with` block.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._reader = FrameReader()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
 
     def send(self, payload: bytes) -> None:
         """Send one frame; waits while the other end is behind.

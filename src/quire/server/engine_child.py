@@ -13,19 +13,20 @@ import msgspec
 
 from quire.core.log import get_logger
 from quire.server.channel import AsyncChannel
-from quire.server.messages import Command, Event, Ping, Pong, Start, encode
+from quire.server.messages import Command, Event, Ping, Pong, encode
 
 _log = get_logger(__name__)
-PING_INTERVAL_S = 0.5
+PING_INTERVAL_S = 0.25
 # Pings are answered by a thread of their own, so only a stopped process stays silent, or one that imports: that holds
 # Python's lock for as long as a cold disk takes to read a gigabyte of libraries.
-MOST_UNANSWERED = 6
-MOST_UNANSWERED_AT_START = 120
+SUSPICIOUS_UNANSWERED = 3
+MOST_UNANSWERED = 10
+MOST_UNANSWERED_AT_START = 240
 EXIT_TIMEOUT_S = 2.0
 
 
 class EngineChild:
-    """Owns a process and two sockets to it. `start` makes it; `wait_dead` tells its end; `stop` brings it.
+    """Owns a process and two sockets to it. `spawn` makes it; `wait_dead` tells its end; `stop` brings it.
 
     Args:
         hang_timeout_s: Seconds without a finished step, while there is work, after which it is killed.
@@ -34,12 +35,14 @@ class EngineChild:
         num_unanswered: Pings since its last answer.
         step_age_s: How long the step lasted that ran when it last answered, in seconds.
         is_ready: Set by the owner once the model is loaded: from then on silence is suspect sooner.
+        on_silence: Called when it begins to be suspect.
     """
 
     def __init__(self, hang_timeout_s: float) -> None:
         self.num_unanswered = 0
         self.step_age_s = 0.0
         self.is_ready = False
+        self.on_silence: Callable[[], object] = lambda: None
         self._hang_timeout_s = hang_timeout_s
         self._pongs = msgspec.msgpack.Decoder(Pong)
         self._dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -54,11 +57,10 @@ class EngineChild:
         return self._process.pid
 
     @classmethod
-    async def start(cls, command: Start, on_event: Callable[[Event], None], hang_timeout_s: float) -> EngineChild:
-        """Start a process and send it its first command.
+    async def spawn(cls, on_event: Callable[[Event], None], hang_timeout_s: float) -> EngineChild:
+        """Start a process, which waits for the command to `Start`; until then it holds its libraries and nothing else.
 
         Args:
-            command: What to load.
             on_event: Called with all that it says. An exception of its ends the process.
             hang_timeout_s: Seconds without a finished step, while there is work, after which it is killed.
         """
@@ -74,7 +76,6 @@ class EngineChild:
         child._commands = await AsyncChannel.open(ours, lambda data: on_event(events.decode(data)), child._end)
         child._health = await AsyncChannel.open(our_health, child._take_pong, lambda reason: None)
         child._watch = asyncio.create_task(child._ping())
-        child.send(command)
         return child
 
     def send(self, command: Command) -> None:
@@ -90,8 +91,9 @@ class EngineChild:
         reason = await asyncio.shield(self._dead)
         self._watch.cancel()
         self._health.close()
+        self._commands.close()
         await asyncio.to_thread(self._bury)
-        return reason
+        return f"{reason} (exit code {self._process.returncode})"
 
     def kill(self, reason: str) -> None:
         """End it at once.
@@ -105,7 +107,6 @@ class EngineChild:
     async def stop(self) -> None:
         """Close its sockets, which ends it after its present step, and wait; kill it if it takes too long."""
         self._end("the server closes it")
-        self._commands.close()
         await self.wait_dead()
 
     def _end(self, reason: str) -> None:
@@ -131,6 +132,8 @@ class EngineChild:
                 self.kill(f"it did not answer for {most * PING_INTERVAL_S:g} s")
             elif self.step_age_s > self._hang_timeout_s:
                 self.kill(f"a step did not end within {self._hang_timeout_s:g} s")
+            elif self.num_unanswered == SUSPICIOUS_UNANSWERED and self.is_ready:
+                self.on_silence()
             self.num_unanswered += 1
             self._health.send(encode(Ping()))
             await asyncio.sleep(PING_INTERVAL_S)

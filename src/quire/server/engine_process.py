@@ -145,23 +145,23 @@ def main(command_fd: int, health_fd: int) -> int:
     """Serve; returns the exit code: 0 when the server went away, 1 when loading or the loop failed."""
     _die_with_parent()
     log.configure()
-    channel = Channel(socket.socket(fileno=command_fd))
-    process = EngineProcess(channel)
-    health = Channel(socket.socket(fileno=health_fd))
-    threading.Thread(target=_answer_pings, args=(health, process), daemon=True).start()
-    try:
-        env.check_environment()
-        process.run()
-    except ChannelError as error:
-        _log.debug("the engine process ends: %s", error)
-    except Exception as error:
-        is_ours = isinstance(error, QuireError)
-        if not is_ours:
-            _log.exception("the engine process fails")
-        with contextlib.suppress(ChannelError):  # nobody is left to be told
-            channel.send(encode(Failed(type(error).__name__, str(error) if is_ours else "")))
-        return 1
-    return 0
+    with Channel(socket.socket(fileno=command_fd)) as channel:
+        process = EngineProcess(channel)
+        health = Channel(socket.socket(fileno=health_fd))
+        threading.Thread(target=_answer_pings, args=(health, process), daemon=True).start()
+        try:
+            env.check_environment()
+            process.run()
+        except ChannelError as error:
+            _log.debug("the engine process ends: %s", error)
+            return 0
+        except Exception as error:
+            is_ours = isinstance(error, QuireError)
+            if not is_ours:
+                _log.exception("the engine process fails")
+            with contextlib.suppress(ChannelError):  # nobody is left to be told
+                channel.send(encode(Failed(type(error).__name__, str(error) if is_ours else "")))
+            return 1
 
 
 def _die_with_parent() -> None:
@@ -173,12 +173,10 @@ def _die_with_parent() -> None:
 
 
 def _answer_pings(channel: Channel, process: EngineProcess) -> None:
-    try:
+    with channel, contextlib.suppress(ChannelError):  # until the server is gone
         while True:
             channel.receive(is_waiting=True)
             channel.send(encode(Pong(process.step_age_s())))
-    except ChannelError as error:
-        _log.debug("no more pings: %s", error)
 
 
 if __name__ == "__main__":
