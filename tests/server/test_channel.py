@@ -80,6 +80,26 @@ def test_garbage_closes_the_asynchronous_end_once() -> None:
     assert frames == [b"good"] and len(closed) == 1 and "got 4294967295" in closed[0] and left == 0
 
 
+def test_the_asynchronous_end_within_uvloop() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def run() -> bytes:
+        ours, theirs = socket.socketpair()
+        frames: list[bytes] = []
+        channel = await AsyncChannel.open(ours, frames.append, lambda reason: None)
+        theirs.sendall(pack_frame(b"hello"))
+        while not frames:
+            await asyncio.sleep(0.001)
+        channel.send(frames[0] * 2)
+        await asyncio.sleep(0.01)
+        channel.close()
+        with theirs:
+            return theirs.recv(64)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(run()) == pack_frame(b"hellohello")
+
+
 def test_an_exception_of_the_owner_closes_the_channel() -> None:
     async def run() -> list[str]:
         ours, theirs = socket.socketpair()

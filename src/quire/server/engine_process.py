@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 import msgspec
 
@@ -64,7 +65,7 @@ class EngineProcess:
         began_s = self._step_began_s
         return 0.0 if began_s is None else time.monotonic() - began_s
 
-    def run(self) -> None:
+    def run(self) -> NoReturn:
         """Load, then serve until the server is gone.
 
         Raises:
