@@ -264,7 +264,7 @@ def test_every_stream_hears_of_it_once_and_another_process_serves(runner, mortal
         assert [type(result) for result in results] == [EngineDeadError] * 5
         with pytest.raises(EngineDeadError, match="takes no requests"):
             await anext(mortal.generate("between", ids, plain))
-        await until(lambda: mortal.readiness().is_ready, 20.0)
+        await until(lambda: mortal.readiness().is_ready, 60.0)
         took_s = loop.time() - began
         assert not is_alive(pid) and not mortal._streams
         after = [o async for o in mortal.generate("after", ids, plain)][-1]
