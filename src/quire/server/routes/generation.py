@@ -1,0 +1,246 @@
+"""What completions, chats and responses share: running prompts, merging their outputs, counting tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from quire.core.errors import QuireError
+from quire.core.request import CompletionOutput, RequestMetrics, RequestOutput
+from quire.core.sampling_params import SamplingParams
+from quire.server.errors import aborted, failed_row, invalid
+from quire.server.protocol.common import (
+    PromptLogprob,
+    PromptLogprobs,
+    PromptTokensDetails,
+    SamplingFields,
+    Timing,
+    Usage,
+)
+from quire.server.routes.endpoint import Call
+
+# Outputs of several prompts that may wait for a slow reader; each prompt's own wait at the engine.
+_MAX_MERGED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PromptIds:
+    """A prompt as the engine takes it.
+
+    Attributes:
+        token_ids: Ids.
+        text: What they came from, if it was text.
+    """
+
+    token_ids: list[int]
+    text: str | None = None
+
+
+async def read_prompts(call: Call, given: str | list[str | int | list[int]], *, special: bool = True) -> list[PromptIds]:
+    """Return prompts as ids.
+
+    Args:
+        call: The request.
+        given: Text, texts, ids, or lists of ids.
+        special: Add special tokens to texts.
+
+    Raises:
+        ApiError: The list is empty, mixed or too long.
+        RequestError: A text holds what is no Unicode.
+    """
+    items: Sequence[str | int | list[int]] = [given] if isinstance(given, str) else given
+    kinds = {type(item) for item in items}
+    if len(kinds) != 1:
+        raise invalid("prompt: expected texts, token ids or lists of token ids, got several kinds in one list.")
+    if kinds == {int}:
+        return [PromptIds(list(items))]  # type: ignore[arg-type]
+    if kinds == {list}:
+        return [PromptIds(item) for item in items]  # type: ignore[arg-type]
+    call.tokenizer()
+    return [PromptIds(await call.context.engine.tokenize(text, add_special_tokens=special), text) for text in items]  # type: ignore[arg-type]
+
+
+def check_size(call: Call, prompts: Sequence[PromptIds], params: SamplingParams, most: int) -> None:
+    """Refuse what could never be queued, before anything is allocated.
+
+    Args:
+        call: The request.
+        prompts: Its prompts.
+        params: Parameters of each.
+        most: Most prompts.
+
+    Raises:
+        ApiError: There are too many prompts, or all continuations together are more than may ever wait.
+    """
+    if len(prompts) > most:
+        raise invalid(f"prompt: expected at most {most} prompts, got {len(prompts)}.")
+    length = call.served.max_model_len
+    tokens = sum(
+        params.n * min(params.max_tokens or length, max(length - len(prompt.token_ids), 0)) + len(prompt.token_ids)
+        for prompt in prompts
+    )
+    limit = call.context.config.max_waiting_tokens
+    if limit is not None and tokens > limit:
+        raise invalid(
+            f"max_tokens: expected prompts and n times max_tokens of at most {limit} tokens in all "
+            f"(--max-waiting-tokens), got {tokens}. Ask for fewer or shorter continuations.",
+            code="request_too_large",
+        )
+
+
+@dataclass(slots=True)
+class Tally:
+    """Tokens of a request so far.
+
+    Attributes:
+        keeps_generated: False if the one token that is generated is thrown away.
+        prompt: Of all prompts.
+        generated: Of all continuations.
+        cached: Prompt tokens that came from the prefix cache.
+    """
+
+    keeps_generated: bool = True
+    prompt: int = 0
+    generated: int = 0
+    cached: int = 0
+    _seen: dict[int, int] = field(default_factory=dict)
+
+    def add(self, index: int, output: RequestOutput, *, is_delta: bool) -> None:
+        """Count an output of prompt `index`."""
+        if index not in self._seen:
+            self._seen[index] = 0
+            self.prompt += len(output.prompt_token_ids)
+        if output.num_cached_tokens > self._seen[index]:
+            self.cached += output.num_cached_tokens - self._seen[index]
+            self._seen[index] = output.num_cached_tokens
+        if self.keeps_generated and (is_delta or output.finished):
+            self.generated += sum(len(completion.token_ids) for completion in output.outputs)
+
+    def usage(self) -> Usage:
+        """Return it as clients read it."""
+        return Usage(self.prompt, self.generated, self.prompt + self.generated, PromptTokensDetails(self.cached))
+
+    def notes(self) -> dict[str, int]:
+        """Return it for the log."""
+        return {"prompt_tokens": self.prompt, "cached_tokens": self.cached, "completion_tokens": self.generated}
+
+
+async def run(
+    call: Call, body: SamplingFields, request_id: str, prompts: Sequence[PromptIds], params: SamplingParams
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    """Complete prompts; leaving the iterator ends all of them.
+
+    Args:
+        call: The request.
+        body: Its priority and salt.
+        request_id: From which the engine's ids are made.
+        prompts: What to complete.
+        params: How, for each.
+
+    Yields:
+        The index of a prompt, and an output of it.
+
+    Raises:
+        ApiError, QuireError: As the engine says; an output that ended with an error is one, too.
+    """
+    if len(prompts) == 1:
+        async with aclosing(_run_one(call, body, request_id, prompts[0], params)) as outputs:
+            async for output in outputs:
+                yield 0, output
+        return
+    runs = [_run_one(call, body, f"{request_id}-{i}", prompt, params) for i, prompt in enumerate(prompts)]
+    async with aclosing(_merge(runs)) as merged:
+        async for item in merged:
+            yield item
+
+
+async def _run_one(
+    call: Call, body: SamplingFields, request_id: str, prompt: PromptIds, params: SamplingParams
+) -> AsyncGenerator[RequestOutput, None]:
+    """Complete one prompt; never longer than the engine's own iterator lives."""
+    outputs: AsyncIterator[RequestOutput] = call.context.engine.generate(
+        request_id,
+        prompt.token_ids,
+        params,
+        prompt=prompt.text,
+        priority=body.priority or 0,
+        cache_salt=call.salt(body.cache_salt),
+    )
+    try:
+        async for output in outputs:
+            _check(output.outputs)
+            yield output
+    finally:
+        if isinstance(outputs, AsyncGenerator):
+            await outputs.aclose()
+
+
+def _check(completions: Sequence[CompletionOutput]) -> None:
+    """Raise if a continuation did not end well."""
+    for completion in completions:
+        if completion.finish_reason == "error":
+            raise failed_row()
+        if completion.finish_reason == "abort":
+            raise aborted()
+
+
+async def _merge(runs: Sequence[AsyncGenerator[RequestOutput, None]]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    """Yield outputs of several prompts as they come; the first error ends all."""
+    queue: asyncio.Queue[tuple[int, RequestOutput | None | Exception]] = asyncio.Queue(_MAX_MERGED)
+
+    async def pump(index: int, outputs: AsyncGenerator[RequestOutput, None]) -> None:
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    await queue.put((index, output))
+            await queue.put((index, None))
+        except QuireError as error:
+            await queue.put((index, error))
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(pump(index, outputs)) for index, outputs in enumerate(runs)]
+        try:
+            num_running = len(tasks)
+            while num_running:
+                index, output = await queue.get()
+                if isinstance(output, Exception):
+                    raise output
+                if output is None:
+                    num_running -= 1
+                else:
+                    yield index, output
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def prompt_logprobs(output: RequestOutput) -> PromptLogprobs:
+    """Return the logprobs of a prompt's positions, by token id."""
+    return [
+        None if entry is None else
+        {str(token): PromptLogprob(value.logprob, value.rank, value.decoded_token) for token, value in entry.items()}
+        for entry in output.prompt_logprobs or ()
+    ]  # fmt: skip
+
+
+def timing(metrics: RequestMetrics | None, cached_tokens: int) -> Timing:
+    """Return where the time of a request went."""
+    if metrics is None:
+        return Timing(None, None, cached_tokens=cached_tokens)
+    first, end = metrics.first_token_time_s, metrics.finished_time_s
+    start = metrics.scheduled_time_s
+    return Timing(
+        total_s=_between(metrics.arrival_time_s, end),
+        time_to_first_token_s=_between(metrics.arrival_time_s, first),
+        queue_s=_between(metrics.arrival_time_s, start),
+        prefill_s=_between(start, first),
+        decode_s=_between(first, end),
+        num_preemptions=metrics.num_preemptions,
+        cached_tokens=cached_tokens,
+    )
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else round(end - start, 6)
