@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from functools import cache
-from typing import Any
 
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from quire.core.server_config import ServerConfig
 from quire.server.engine_client import EngineClient
@@ -56,11 +54,10 @@ def build_app(
     config: ServerConfig,
     keys: Keys,
     drain: Drain,
-    metrics_text: Callable[[], str],
+    metrics_text: Callable[[], bytes],
     limits: Limits | None = None,
-    lifespan: Callable[[Any], AbstractAsyncContextManager[None]] | None = None,
     on_done: Callable[[Exchange, float], None] | None = None,
-) -> ASGIApp:
+) -> Gate:
     """Return the application.
 
     Args:
@@ -70,12 +67,11 @@ def build_app(
         drain: Which requests are running.
         metrics_text: Returns the text of `/metrics`.
         limits: Of bodies and connections; None takes the defaults.
-        lifespan: Entered when the server starts and left when it stops.
         on_done: Called with each exchange and its seconds when it is over.
     """
     context = Context(engine, config, limits or Limits(), drain, metrics_text)
     routes = [StarletteRoute(endpoint.path, Route(endpoint, context)) for endpoint in all_endpoints()]
-    router = Router(routes, redirect_slashes=False, default=_unknown, lifespan=lifespan)
+    router = Router(routes, redirect_slashes=False, default=_unknown)
     return Gate(router, keys, _FREE_PATHS, on_done)
 
 

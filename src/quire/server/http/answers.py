@@ -34,17 +34,17 @@ class TextAnswer:
     """An answer of text.
 
     Args:
-        text: The text.
+        text: The text, as UTF-8.
         content_type: Its type.
     """
 
-    def __init__(self, text: str, content_type: str) -> None:
+    def __init__(self, text: bytes, content_type: str) -> None:
         self._text = text
         self._content_type = content_type
 
     async def send(self, exchange: Exchange) -> None:
         """Send it."""
-        await exchange.send_body(200, [(b"content-type", self._content_type.encode())], self._text.encode())
+        await exchange.send_body(200, [(b"content-type", self._content_type.encode())], self._text)
 
 
 class StreamAnswer:

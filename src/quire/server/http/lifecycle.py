@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from types import FrameType
+from typing import Any
 
 from uvicorn import Config, Server
 
@@ -88,24 +90,21 @@ class HttpServer(Server):
         return await super().on_tick(counter)
 
 
-def uvicorn_config(app: object, connection: type, **address: object) -> Config:
+def uvicorn_config(app: Any, connection: type[asyncio.Protocol]) -> Config:
     """Return settings under which uvicorn does nothing but HTTP/1.1: no web sockets, no logs, no proxy headers.
 
     Args:
         app: The application.
         connection: Its protocol class.
-        **address: `host` and `port`, or `uds`.
     """
     return Config(
-        app,  # type: ignore[arg-type]
-        loop="uvloop",
+        app,
         http=connection,
         ws="none",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=_FAREWELL_S,
-        **address,  # type: ignore[arg-type]
     )

@@ -55,12 +55,21 @@ class EmbeddingResponse(msgspec.Struct, frozen=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True):
-    """A name under which the model is served."""
+    """A name under which the model is served.
+
+    Attributes:
+        id: The name.
+        created: Unix time in seconds when the model was loaded.
+        max_model_len: Longest prompt plus output, in tokens.
+        root: The first of its names.
+        default_sampling_params: What the model's generation_config.json asks for, where a request does not say.
+    """
 
     id: str
     created: int
     max_model_len: int
     root: str
+    default_sampling_params: dict[str, float]
     owned_by: str = "quire"
     object: Literal["model"] = "model"
 

@@ -28,7 +28,7 @@ from quire.server.protocol.tools import FunctionCall, ToolCall
 from quire.server.routes import tools
 from quire.server.routes.conversation import read_conversation
 from quire.server.routes.endpoint import Call, Endpoint
-from quire.server.routes.generation import PromptIds, check_size, prompt_logprobs, run
+from quire.server.routes.generation import PromptIds, prompt_logprobs, run
 from quire.server.routes.logprobs import chat_logprobs
 from quire.server.routes.sampling import COMMON_IGNORED, default_max_tokens, sampling_params
 from quire.server.routes.structured import structured_outputs
@@ -42,7 +42,6 @@ async def chat(call: Call, body: ChatRequest) -> Answer:
     params = _params(call, body)
     choices = [_Choice(call, body, index) for index in range(params.n)]
     prompt = await _prompt(call, body)
-    check_size(call, [prompt], params, 1)
     if body.stream:
         return await StreamAnswer.begin(_frames(call, body, envelope, choices, prompt, params))
     async with aclosing(run(call, body, envelope.id, [prompt], params)) as outputs:

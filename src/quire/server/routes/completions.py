@@ -10,10 +10,9 @@ from msgspec import UNSET
 from quire.core.request import CompletionOutput, RequestOutput
 from quire.core.sampling_params import SamplingParams
 from quire.server.http.answers import Answer, JsonAnswer, StreamAnswer
-from quire.server.protocol.common import MAX_PROMPTS
 from quire.server.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from quire.server.routes.endpoint import Call, Endpoint
-from quire.server.routes.generation import PromptIds, check_size, prompt_logprobs, read_prompts, run
+from quire.server.routes.generation import PromptIds, prompt_logprobs, read_prompts, run
 from quire.server.routes.logprobs import CompletionWriter, joined, prompt_entries
 from quire.server.routes.sampling import COMMON_IGNORED, sampling_params
 from quire.server.routes.structured import structured_outputs
@@ -25,7 +24,6 @@ async def complete(call: Call, body: CompletionRequest) -> Answer:
     envelope = Envelope(call, body, "cmpl", Completion)
     params = _params(call, body)
     prompts = await read_prompts(call, body.prompt, special=body.add_special_tokens)
-    check_size(call, prompts, params, MAX_PROMPTS)
     if body.stream:
         return await StreamAnswer.begin(_frames(call, body, envelope, prompts, params))
     choices = [_Choice(call, body, prompts, params, index) for index in range(len(prompts) * params.n)]

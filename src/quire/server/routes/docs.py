@@ -34,7 +34,7 @@ def endpoints(document: Document) -> tuple[Endpoint, Endpoint]:
 
     async def docs(_call: Call, _body: None) -> Answer:
         """Return the page."""
-        return TextAnswer(page(document()), "text/html; charset=utf-8")
+        return TextAnswer(page(document()).encode(), "text/html; charset=utf-8")
 
     return (
         Endpoint("GET", "/openapi.json", openapi, "This documentation for programs.", answer="application/json"),

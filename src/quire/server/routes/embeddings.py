@@ -9,9 +9,7 @@ import uuid
 
 from msgspec import UNSET
 
-from quire.server.errors import invalid
 from quire.server.http.answers import Answer, JsonAnswer
-from quire.server.protocol.common import MAX_PROMPTS
 from quire.server.protocol.others import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
 from quire.server.routes.endpoint import Call, Endpoint
 from quire.server.routes.generation import PromptIds, read_prompts
@@ -21,8 +19,6 @@ async def embed(call: Call, body: EmbeddingRequest) -> Answer:
     """Return a vector for each input."""
     model = call.model(body.model)
     prompts = await read_prompts(call, body.input)
-    if len(prompts) > MAX_PROMPTS:
-        raise invalid(f"input: expected at most {MAX_PROMPTS} inputs, got {len(prompts)}.")
     vectors = await _vectors(call, prompts, body.pooling)
     num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
     call.exchange.notes["prompt_tokens"] = num_tokens

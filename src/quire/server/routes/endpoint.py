@@ -37,7 +37,7 @@ class Context:
     config: ServerConfig
     limits: Limits
     drain: Drain
-    metrics_text: Callable[[], str]
+    metrics_text: Callable[[], bytes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from quire.core.request import CompletionOutput, RequestMetrics, RequestOutput
 from quire.core.sampling_params import SamplingParams
 from quire.server.errors import aborted, failed_row, invalid
 from quire.server.protocol.common import (
+    MAX_PROMPTS,
     PromptLogprob,
     PromptLogprobs,
     PromptTokensDetails,
@@ -21,8 +22,8 @@ from quire.server.protocol.common import (
 )
 from quire.server.routes.endpoint import Call
 
-# Outputs of several prompts that may wait for a slow reader; each prompt's own wait at the engine.
-_MAX_MERGED = 64
+# Prompts of one request that are in the engine at once, and outputs of them that may wait for a slow reader.
+_MAX_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,38 +57,12 @@ async def read_prompts(call: Call, given: str | list[str | int | list[int]], *, 
         raise invalid("prompt: expected texts, token ids or lists of token ids, got several kinds in one list.")
     if kinds == {int}:
         return [PromptIds(list(items))]  # type: ignore[arg-type]
+    if len(items) > MAX_PROMPTS:
+        raise invalid(f"prompt: expected at most {MAX_PROMPTS} prompts, got {len(items)}.")
     if kinds == {list}:
         return [PromptIds(item) for item in items]  # type: ignore[arg-type]
     call.tokenizer()
     return [PromptIds(await call.context.engine.tokenize(text, add_special_tokens=special), text) for text in items]  # type: ignore[arg-type]
-
-
-def check_size(call: Call, prompts: Sequence[PromptIds], params: SamplingParams, most: int) -> None:
-    """Refuse what could never be queued, before anything is allocated.
-
-    Args:
-        call: The request.
-        prompts: Its prompts.
-        params: Parameters of each.
-        most: Most prompts.
-
-    Raises:
-        ApiError: There are too many prompts, or all continuations together are more than may ever wait.
-    """
-    if len(prompts) > most:
-        raise invalid(f"prompt: expected at most {most} prompts, got {len(prompts)}.")
-    length = call.served.max_model_len
-    tokens = sum(
-        params.n * min(params.max_tokens or length, max(length - len(prompt.token_ids), 0)) + len(prompt.token_ids)
-        for prompt in prompts
-    )
-    limit = call.context.config.max_waiting_tokens
-    if limit is not None and tokens > limit:
-        raise invalid(
-            f"max_tokens: expected prompts and n times max_tokens of at most {limit} tokens in all "
-            f"(--max-waiting-tokens), got {tokens}. Ask for fewer or shorter continuations.",
-            code="request_too_large",
-        )
 
 
 @dataclass(slots=True)
@@ -188,11 +163,13 @@ def _check(completions: Sequence[CompletionOutput]) -> None:
 
 async def _merge(runs: Sequence[AsyncGenerator[RequestOutput, None]]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """Yield outputs of several prompts as they come; the first error ends all."""
-    queue: asyncio.Queue[tuple[int, RequestOutput | None | Exception]] = asyncio.Queue(_MAX_MERGED)
+    queue: asyncio.Queue[tuple[int, RequestOutput | None | Exception]] = asyncio.Queue(_MAX_AT_ONCE)
+
+    seats = asyncio.Semaphore(_MAX_AT_ONCE)
 
     async def pump(index: int, outputs: AsyncGenerator[RequestOutput, None]) -> None:
         try:
-            async with aclosing(outputs):
+            async with seats, aclosing(outputs):
                 async for output in outputs:
                     await queue.put((index, output))
             await queue.put((index, None))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from quire import __version__
 from quire.server.http.answers import Answer, JsonAnswer, TextAnswer
+from quire.server.metrics import CONTENT_TYPE
 from quire.server.protocol.others import Health, Version
 from quire.server.routes.endpoint import Call, Endpoint
-
-_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def live(_call: Call, _body: None) -> Answer:
@@ -32,11 +31,11 @@ async def version(_call: Call, _body: None) -> Answer:
 
 async def metrics(call: Call, _body: None) -> Answer:
     """Return all metrics as Prometheus reads them."""
-    return TextAnswer(call.context.metrics_text(), _PROMETHEUS)
+    return TextAnswer(call.context.metrics_text(), CONTENT_TYPE)
 
 
 LIVE = Endpoint("GET", "/health/live", live, "Whether the process answers; needs no key.", answer=Health)
 READY = Endpoint("GET", "/health/ready", ready, "Whether requests are served: 200 or 503.", answer=Health)
 HEALTH = Endpoint("GET", "/health", ready, "The same as /health/ready.", answer=Health)
 VERSION = Endpoint("GET", "/version", version, "The version of Quire.", answer=Version)
-METRICS = Endpoint("GET", "/metrics", metrics, "Metrics for Prometheus.", answer=_PROMETHEUS)
+METRICS = Endpoint("GET", "/metrics", metrics, "Metrics for Prometheus.", answer=CONTENT_TYPE)
