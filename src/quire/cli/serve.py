@@ -32,10 +32,10 @@ def run(options: argparse.Namespace) -> int:
     from quire.server.app import build_app
     from quire.server.async_engine import AsyncEngine
     from quire.server.http.auth import Keys, check_address, read_keys
+    from quire.server.http.gate import Gate
     from quire.server.http.lifecycle import Drain
     from quire.server.http.limits import Limits
     from quire.server.http.listening import bind, release, url
-    from quire.server.http.gate import Gate
     from quire.server.http.serving import serve
 
     log.configure()

@@ -18,12 +18,13 @@ from quire.server.http.gate import Gate
 from quire.server.http.lifecycle import Drain
 from quire.server.http.limits import Limits
 from quire.server.openapi import document
-from quire.server.routes import chat, completions, docs, embeddings, health, models, tokenization
+from quire.server.routes import chat, completions, docs, embeddings, health, models, responses, tokenization
 from quire.server.routes.endpoint import Context, Endpoint, Route
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     completions.ENDPOINT,
     chat.ENDPOINT,
+    responses.ENDPOINT,
     embeddings.ENDPOINT,
     models.LIST,
     models.SHOW,

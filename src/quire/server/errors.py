@@ -122,7 +122,9 @@ def no_model(name: str, known: tuple[str, ...]) -> ApiError:
 def wrong_method(method: str, expected: str) -> ApiError:
     """Return 405."""
     message = f"method: expected {expected} for this path, got {method[:20]!r}."
-    return ApiError(405, "invalid_request_error", message, code="method_not_allowed", more=[(b"allow", expected.encode())])
+    return ApiError(
+        405, "invalid_request_error", message, code="method_not_allowed", more=[(b"allow", expected.encode())]
+    )
 
 
 def slow_body(limit_s: float) -> ApiError:
@@ -139,7 +141,9 @@ def too_large(limit_bytes: int) -> ApiError:
 
 def draining() -> ApiError:
     """Return 503 while the server shuts down."""
-    message = "server: expected to take requests, but it is shutting down. Try again, at another replica if there is one."
+    message = (
+        "server: expected to take requests, but it is shutting down. Try again, at another replica if there is one."
+    )
     return ApiError(503, "service_unavailable_error", message, code="shutting_down", retry_after_s=5)
 
 
@@ -181,9 +185,7 @@ def from_exception(error: Exception) -> ApiError:
                 429, "rate_limit_error", str(error), code="overloaded", retry_after_s=max(error.retry_after_s, 1.0)
             )
         case EngineDeadError():
-            return ApiError(
-                503, "service_unavailable_error", str(error), code="engine_unavailable", retry_after_s=1
-            )
+            return ApiError(503, "service_unavailable_error", str(error), code="engine_unavailable", retry_after_s=1)
         case RequestError() | CapacityError():
             return invalid(str(error))
     _log.error("request failed", exc_info=error)

@@ -1,1 +1,1 @@
-"""HTTP itself: connections and their limits, keys, bodies, one request's way through, shutting down. Nothing of a model."""
+"""HTTP itself: connections and limits, keys, bodies, one request's way through, shutting down. Nothing of a model."""

@@ -16,8 +16,8 @@ class Limits:
         max_headers: Number of headers.
         head_timeout_s: From a connection or the first byte of a request to the end of its headers.
         body_timeout_s: From the end of the headers to the end of the body.
-        linger_s: How long a body is still taken in and dropped after a request was refused, so that the client reads the
-            answer rather than a reset.
+        linger_s: How long a body is still taken in and dropped after a request was refused, so that the client reads
+            the answer rather than a reset.
     """
 
     max_body_bytes: int = 16 << 20

@@ -42,8 +42,8 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         raise ConfigError(
-            f"port: expected a free one at {host}, got {port}: {error.strerror}. Stop what uses it, or take another one; "
-            "0 takes any."
+            f"port: expected a free one at {host}, got {port}: {error.strerror}. Stop what uses it, or take "
+            "another one; 0 takes any."
         ) from None
     return bound
 

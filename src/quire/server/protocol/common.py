@@ -144,4 +144,3 @@ class PromptLogprob(msgspec.Struct, frozen=True):
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
 Warnings = list[str] | UnsetType
 FinishReason = Literal["stop", "length", "tool_calls"]
-

@@ -75,7 +75,7 @@ class Completion(msgspec.Struct, frozen=True):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
     timing: Timing | UnsetType = UNSET
     warnings: Warnings = UNSET
     object: Literal["text_completion"] = "text_completion"

@@ -133,7 +133,9 @@ def _nested(raw: Any, made: Any, path: str = "") -> list[str]:
 
 def _warnings(names: list[str]) -> list[str]:
     shown = [f"{_printable(name)}: unknown field, ignored." for name in names[:_MAX_WARNINGS]]
-    return shown + ([f"{len(names) - _MAX_WARNINGS} more unknown fields, ignored."] if len(names) > _MAX_WARNINGS else [])
+    return shown + (
+        [f"{len(names) - _MAX_WARNINGS} more unknown fields, ignored."] if len(names) > _MAX_WARNINGS else []
+    )
 
 
 def _printable(name: str) -> str:
@@ -141,7 +143,9 @@ def _printable(name: str) -> str:
 
 
 def _word(value: Any) -> str:
-    kind = {dict: "object", list: "array", str: "str", bool: "bool", int: "int", float: "float"}.get(type(value), "null")
+    kind = {dict: "object", list: "array", str: "str", bool: "bool", int: "int", float: "float"}.get(
+        type(value), "null"
+    )
     return _WORDS[kind]
 
 

@@ -1,1 +1,1 @@
-"""The routes, one file for each family. A route gets a typed body and returns an answer; it knows nothing of sockets."""
+"""The routes, one file for each family. A route gets a typed body and returns an answer; it never sees a socket."""

@@ -39,9 +39,9 @@ from quire.server.tools.types import ContentDelta
 async def chat(call: Call, body: ChatRequest) -> Answer:
     """Answer a conversation."""
     envelope = Envelope(call, body, "chatcmpl", ChatChunk)
-    params = _params(call, body)
+    params = chat_params(call, body)
     choices = [_Choice(call, body, index) for index in range(params.n)]
-    prompt = await _prompt(call, body)
+    prompt = await chat_prompt(call, body)
     if body.stream:
         return await StreamAnswer.begin(_frames(call, body, envelope, choices, prompt, params))
     async with aclosing(run(call, body, envelope.id, [prompt], params)) as outputs:
@@ -58,7 +58,13 @@ async def chat(call: Call, body: ChatRequest) -> Answer:
     )
 
 
-def _params(call: Call, body: ChatRequest) -> SamplingParams:
+def chat_params(call: Call, body: ChatRequest) -> SamplingParams:
+    """Return how an answer is sampled.
+
+    Raises:
+        ApiError: 400.
+        RequestError: Likewise.
+    """
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs: expected logprobs=true beside it, got none.")
     asked = body.max_completion_tokens or body.max_tokens
@@ -71,7 +77,13 @@ def _params(call: Call, body: ChatRequest) -> SamplingParams:
     return replace(params, max_tokens=asked or default_max_tokens(call))
 
 
-async def _prompt(call: Call, body: ChatRequest) -> PromptIds:
+async def chat_prompt(call: Call, body: ChatRequest) -> PromptIds:
+    """Return the conversation as the model reads it.
+
+    Raises:
+        ApiError: 400.
+        RequestError: Likewise.
+    """
     variables = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", body.reasoning_effort)

@@ -39,7 +39,9 @@ class PromptIds:
     text: str | None = None
 
 
-async def read_prompts(call: Call, given: str | list[str | int | list[int]], *, special: bool = True) -> list[PromptIds]:
+async def read_prompts(
+    call: Call, given: str | list[str | int | list[int]], *, special: bool = True
+) -> list[PromptIds]:
     """Return prompts as ids.
 
     Args:
@@ -161,9 +163,11 @@ def _check(completions: Sequence[CompletionOutput]) -> None:
             raise aborted()
 
 
-async def _merge(runs: Sequence[AsyncGenerator[RequestOutput, None]]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+async def _merge(
+    runs: Sequence[AsyncGenerator[RequestOutput, None]],
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """Yield outputs of several prompts as they come; the first error ends all."""
-    queue: asyncio.Queue[tuple[int, RequestOutput | None | Exception]] = asyncio.Queue(_MAX_AT_ONCE)
+    queue: asyncio.Queue[tuple[int, RequestOutput | Exception | None]] = asyncio.Queue(_MAX_AT_ONCE)
 
     seats = asyncio.Semaphore(_MAX_AT_ONCE)
 

@@ -59,9 +59,11 @@ class CompletionWriter:
     ) -> None:
         self._tokenizer = None if as_ids else tokenizer
         self._offset = start
-        self._detokenizer = tokenizer and IncrementalDetokenizer(
-            tokenizer, prompt_token_ids=prompt_token_ids, skip_special_tokens=params.skip_special_tokens
-        )
+        self._detokenizer = None
+        if tokenizer is not None:
+            self._detokenizer = IncrementalDetokenizer(
+                tokenizer, prompt_token_ids=prompt_token_ids, skip_special_tokens=params.skip_special_tokens
+            )
 
     def write(self, token_ids: Sequence[int], entries: Sequence[Entry | None]) -> CompletionLogprobs:
         """Return the next tokens, an entry for each; None where there is no logprob."""

@@ -11,8 +11,8 @@ from quire.server.protocol.common import SamplingFields
 from quire.server.routes.endpoint import Call
 
 _SAME_NAMES = (
-    "frequency_penalty", "presence_penalty", "logit_bias", "n", "seed", "stop", "temperature", "top_p", "top_k", "min_p",
-    "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids", "include_stop_str_in_output",
+    "frequency_penalty", "presence_penalty", "logit_bias", "n", "seed", "stop", "temperature", "top_p", "top_k",
+    "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids", "include_stop_str_in_output",
     "skip_special_tokens", "spaces_between_special_tokens", "allowed_token_ids", "bad_words", "prompt_logprobs",
 )  # fmt: skip
 

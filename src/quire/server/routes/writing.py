@@ -58,10 +58,12 @@ class Envelope:
 
     def chunk(self, choices: list[Any]) -> bytes:
         """Return an event."""
-        usage: Usage | None | UnsetType = None if self._has_usage else UNSET
+        usage: Usage | UnsetType | None = None if self._has_usage else UNSET
         if self._has_usage_always:
             usage = self.tally.usage()
-        frame = event(msgspec.json.encode(self._chunk(**self._head, choices=choices, usage=usage, warnings=self._warnings)))
+        frame = event(
+            msgspec.json.encode(self._chunk(**self._head, choices=choices, usage=usage, warnings=self._warnings))
+        )
         self._warnings = UNSET
         return frame
 
