@@ -12,6 +12,7 @@ from quire.core.server_config import ServerConfig
 
 if TYPE_CHECKING:
     from quire.server.engine_client import ServedModel
+    from quire.server.http.limits import Limits
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve; returns 0 once all requests were finished, 1 if some were cut off or the engine died for good."""
+    """Serve until a signal; returns the exit code."""
+    from quire.server.http.limits import Limits
+
+    return serve_model(options, Limits())
+
+
+def serve_model(options: argparse.Namespace, limits: Limits) -> int:
+    """Serve what the options name.
+
+    Args:
+        options: Parsed.
+        limits: Of connections and bodies.
+
+    Returns:
+        0 once all requests were finished, 1 if some were cut off or the engine died for good.
+
+    Raises:
+        QuireError: It cannot be served.
+    """
     import uvloop
 
     from quire.core import env, log
@@ -34,7 +53,6 @@ def run(options: argparse.Namespace) -> int:
     from quire.server.http.auth import Keys, check_address, read_keys
     from quire.server.http.gate import Gate
     from quire.server.http.lifecycle import Drain
-    from quire.server.http.limits import Limits
     from quire.server.http.listening import bind, release, url
     from quire.server.http.serving import serve
 
@@ -43,7 +61,6 @@ def run(options: argparse.Namespace) -> int:
     config = read_fields(ServerConfig, options)
     keys = Keys(read_keys(config), share_prefix_cache=config.share_prefix_cache)
     check_address(config, keys)
-    limits = Limits()
     engine = AsyncEngine(
         options.model,
         read_fields(BuildConfig, options),
