@@ -122,6 +122,16 @@ def read_all(sock: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def read_until(sock: socket.socket, mark: bytes) -> bytes:
+    """Read until a mark has come."""
+    got = b""
+    while mark not in got:
+        part = sock.recv(1 << 16)
+        assert part, got[-500:]
+        got += part
+    return got
+
+
 def status_and_body(answer: bytes) -> tuple[int, bytes]:
     """Take an answer apart; chunks are joined."""
     head, _, body = answer.partition(b"\r\n\r\n")

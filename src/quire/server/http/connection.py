@@ -122,11 +122,15 @@ class Connection(HttpToolsProtocol):
         self._refuse(408, "headers", f"all of them within {self.limits.head_timeout_s:g} s")
 
     def _refuse(self, status: int, what: str, expected: str) -> None:
-        """Answer a request that cannot be read, and close."""
+        """Answer a request that cannot be read, and close; what follows a whole request is dropped until its answer."""
         if self.transport.is_closing():
             return
         self._is_dropping = True
-        if self.cycle is None or self.cycle.response_complete:
+        is_running = self.cycle is not None and not self.cycle.response_complete
+        if is_running and not self.cycle.more_body:
+            self.cycle.keep_alive = False
+            return
+        if not is_running or not self.cycle.response_started:
             error = ApiError(status, "invalid_request_error", f"{what}: expected {expected}, got something else.")
             body = error.encoded()
             head = [b"HTTP/1.1 %d %s" % (status, _PHRASES[status]), b"content-length: %d" % len(body),

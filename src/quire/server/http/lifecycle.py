@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -62,15 +64,22 @@ class HttpServer(Server):
     Args:
         config: uvicorn's settings.
         drain: What is running.
+        on_listening: Called when clients can connect.
 
     Attributes:
         is_cut: Whether a second signal asked to stop at once.
     """
 
-    def __init__(self, config: Config, drain: Drain) -> None:
+    def __init__(self, config: Config, drain: Drain, on_listening: Callable[[], None]) -> None:
         super().__init__(config)
+        self._on_listening = on_listening
         self.drain = drain
         self.is_cut = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self._on_listening()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; at the second signal, stop."""

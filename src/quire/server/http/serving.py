@@ -25,7 +25,7 @@ async def serve(
     bound: socket.socket,
     limits: Limits,
     on_progress: OnProgress,
-    on_ready: Callable[[], None],
+    on_listening: Callable[[], None],
 ) -> int:
     """Start the engine, serve until a signal or the engine's death, and close the engine.
 
@@ -36,7 +36,7 @@ async def serve(
         bound: Where to listen.
         limits: Of connections.
         on_progress: Told how far loading is.
-        on_ready: Called when requests are about to be taken.
+        on_listening: Called when clients can connect.
 
     Returns:
         The exit code: 1 if the engine died for good or requests were cut off.
@@ -47,9 +47,8 @@ async def serve(
     await engine.start(on_progress)
     try:
         drain = Drain(config.drain_timeout_s)
-        server = HttpServer(uvicorn_config(make_app(drain), connection_class(limits)), drain)
+        server = HttpServer(uvicorn_config(make_app(drain), connection_class(limits)), drain, on_listening)
         watcher = asyncio.create_task(_stop_when_dead(engine, server))
-        on_ready()
         await server.serve(sockets=[bound])
         watcher.cancel()
         return 1 if server.is_cut or engine.dead.done() else 0

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from quire.core.errors import QuireError
 from quire.core.request import CompletionOutput, RequestMetrics, RequestOutput
 from quire.core.sampling_params import SamplingParams
 from quire.server.errors import aborted, failed_row, invalid
@@ -177,24 +176,24 @@ async def _merge(
                 async for output in outputs:
                     await queue.put((index, output))
             await queue.put((index, None))
-        except QuireError as error:
+        except Exception as error:  # raised again where the outputs are read
             await queue.put((index, error))
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(pump(index, outputs)) for index, outputs in enumerate(runs)]
-        try:
-            num_running = len(tasks)
-            while num_running:
-                index, output = await queue.get()
-                if isinstance(output, Exception):
-                    raise output
-                if output is None:
-                    num_running -= 1
-                else:
-                    yield index, output
-        finally:
-            for task in tasks:
-                task.cancel()
+    tasks = [asyncio.create_task(pump(index, outputs)) for index, outputs in enumerate(runs)]
+    try:
+        num_running = len(tasks)
+        while num_running:
+            index, output = await queue.get()
+            if isinstance(output, Exception):
+                raise output
+            if output is None:
+                num_running -= 1
+            else:
+                yield index, output
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def prompt_logprobs(output: RequestOutput) -> PromptLogprobs:
