@@ -22,11 +22,15 @@ def server():
 
 def head_of(length: int, **headers: str) -> bytes:
     """The head of a request whose body does not follow."""
-    made = request("POST", "/v1/completions", b"", {"authorization": f"Bearer {KEY}", "content-length": str(length), **headers})
+    made = request(
+        "POST", "/v1/completions", b"", {"authorization": f"Bearer {KEY}", "content-length": str(length), **headers}
+    )
     return made
 
 
-@pytest.mark.parametrize("value", [None, "Bearer wrong", "Basic " + KEY, KEY, "Bearer", "Bearer " + KEY + "x", "Bearer \xff"])
+@pytest.mark.parametrize(
+    "value", [None, "Bearer wrong", "Basic " + KEY, KEY, "Bearer", "Bearer " + KEY + "x", "Bearer \xff"]
+)
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "/health/ready", "/metrics", "/docs", "/openapi.json", "/nothing",
                                   "/version", "/tokenizer_info"])  # fmt: skip
 def test_every_path_needs_a_key(server, path, value):

@@ -68,7 +68,9 @@ def test_n_and_seed(client):
     assert len(set(alone)) > 1
 
 
-@pytest.mark.parametrize("more", [{}, {"n": 3}, {"stop": [" the", "."]}, {"logprobs": 2}, {"echo": True, "logprobs": 1}])
+@pytest.mark.parametrize(
+    "more", [{}, {"n": 3}, {"stop": [" the", "."]}, {"logprobs": 2}, {"echo": True, "logprobs": 1}]
+)
 def test_streamed_completions_are_the_whole_ones(client, more):
     ask = {"model": MODEL, "prompt": ["Once upon a time", "In the"], "max_tokens": 30, "temperature": 0.8, "seed": 3}
     whole = client.completions.create(**ask, **more)
@@ -88,7 +90,10 @@ def test_streamed_completions_are_the_whole_ones(client, more):
     assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
     if "logprobs" in more:
         assert logprobs == {choice.index: choice.logprobs.model_dump() for choice in whole.choices}
-    assert usage.model_dump() == {**whole.usage.model_dump(), "prompt_tokens_details": usage.prompt_tokens_details.model_dump()}
+    assert usage.model_dump() == {
+        **whole.usage.model_dump(),
+        "prompt_tokens_details": usage.prompt_tokens_details.model_dump(),
+    }
 
 
 def test_stop_strings_do_not_leak(client):
@@ -101,7 +106,9 @@ def test_stop_strings_do_not_leak(client):
 
 def test_logprobs_with_echo_as_evaluations_ask(client, server):
     """lm-eval posts ids with `echo`, `logprobs` and one token, and reads the lists by position."""
-    prompts = [server.post("/tokenize", {"prompt": text})[1]["tokens"] for text in ("The capital of France", "Once upon")]
+    prompts = [
+        server.post("/tokenize", {"prompt": text})[1]["tokens"] for text in ("The capital of France", "Once upon")
+    ]
     extra = {"return_tokens_as_token_ids": False}
     made = client.completions.create(model=MODEL, prompt=prompts, echo=True, logprobs=1, max_tokens=1, temperature=0,
                                      seed=1234, extra_body=extra)  # fmt: skip
@@ -129,7 +136,9 @@ def test_text_offsets_point_into_the_text(client):
 
 def test_token_ids_instead_of_texts(client):
     extra = {"return_tokens_as_token_ids": True, "return_token_ids": True}
-    choice = client.completions.create(model=MODEL, prompt="Once", logprobs=1, max_tokens=4, extra_body=extra).choices[0]
+    choice = client.completions.create(model=MODEL, prompt="Once", logprobs=1, max_tokens=4, extra_body=extra).choices[
+        0
+    ]
     assert choice.logprobs.tokens == [f"token_id:{token}" for token in choice.token_ids]
 
 
@@ -162,7 +171,9 @@ def test_chat(client, llm):
 
 
 def test_a_chat_may_be_as_long_as_there_is_room(client):
-    made = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, extra_body={"ignore_eos": True})
+    made = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, temperature=0, extra_body={"ignore_eos": True}
+    )
     assert made.usage.total_tokens == 512 and made.choices[0].finish_reason == "length"
 
 
@@ -175,7 +186,9 @@ def test_parts_and_roles(client, server):
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     turn = [{"role": "assistant", "content": None, "tool_calls": [call]},
             {"role": "tool", "tool_call_id": "c1", "content": "2"}]  # fmt: skip
-    text = server.post("/detokenize", {"tokens": server.post("/tokenize", {"messages": [*QUESTION, *turn]})[1]["tokens"]})
+    text = server.post(
+        "/detokenize", {"tokens": server.post("/tokenize", {"messages": [*QUESTION, *turn]})[1]["tokens"]}
+    )
     assert '{"name": "f", "arguments": {"x": 1}}' in text[1]["prompt"]
     made = client.chat.completions.create(model=MODEL, messages=[*QUESTION, *turn], max_tokens=4)
     assert made.choices[0].message.content

@@ -44,7 +44,9 @@ class ServerProcess:
                 pass  # refused while it was still being sent; the answer is there all the same
             return read_all(sock)
 
-    def ask(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    def ask(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
         """Send a request of its own; return its status and its answer's body."""
         return status_and_body(self.send(request(method, path, body, {**self.auth(), **(headers or {})})))
 
@@ -64,7 +66,9 @@ class ServerProcess:
     def until_idle(self, timeout_s: float = 5.0) -> float:
         """Wait until no request runs and all blocks are free; return the seconds that took."""
         start = time.monotonic()
-        while any(self.metric(name) for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")):
+        while any(
+            self.metric(name) for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+        ):
             assert time.monotonic() - start < timeout_s, "blocks are still held"
             time.sleep(0.02)
         return time.monotonic() - start

@@ -71,7 +71,7 @@ def _operation(endpoint: Endpoint, path: str, known: Mapping[Any, Any]) -> dict[
 def _success(endpoint: Endpoint, known: Mapping[Any, Any]) -> dict[str, Any]:
     answer = endpoint.answer
     content: dict[str, Any] = (
-        {answer.partition(";")[0]: {"schema": {"type": "string"}}}
+        {answer.partition(";")[0]: {"schema": {"type": "object" if answer == "application/json" else "string"}}}
         if isinstance(answer, str)
         else {"application/json": {"schema": known[answer]}}
     )

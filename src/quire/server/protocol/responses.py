@@ -120,17 +120,16 @@ class OutputText(msgspec.Struct, kw_only=True):
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class OutputMessage(msgspec.Struct, kw_only=True):
+class OutputMessage(msgspec.Struct, kw_only=True, tag_field="type", tag="message"):
     """A message of the answer."""
 
     id: str
     content: list[OutputText]
     status: Status = "in_progress"
     role: Literal["assistant"] = "assistant"
-    type: Literal["message"] = "message"
 
 
-class OutputFunctionCall(msgspec.Struct, kw_only=True):
+class OutputFunctionCall(msgspec.Struct, kw_only=True, tag_field="type", tag="function_call"):
     """A call that the model makes."""
 
     id: str
@@ -138,7 +137,6 @@ class OutputFunctionCall(msgspec.Struct, kw_only=True):
     name: str
     arguments: str = ""
     status: Status = "in_progress"
-    type: Literal["function_call"] = "function_call"
 
 
 class InputTokensDetails(msgspec.Struct, frozen=True):
