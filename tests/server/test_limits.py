@@ -9,6 +9,8 @@ import pytest
 from tests.support.server_process import events, read_all, read_until, request, serving, status_and_body
 
 KEY = "the-key"
+PATHS = ["/v1/models", "/health", "/health/ready", "/metrics", "/docs", "/openapi.json", "/nothing", "/version",
+         "/tokenizer_info"]  # fmt: skip
 LIMITS = {"max_body_bytes": 20_000, "head_timeout_s": 1.0, "body_timeout_s": 1.0, "linger_s": 0.5}
 RUN = msgspec.json.encode({"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True})
 
@@ -31,8 +33,7 @@ def head_of(length: int, **headers: str) -> bytes:
 @pytest.mark.parametrize(
     "value", [None, "Bearer wrong", "Basic " + KEY, KEY, "Bearer", "Bearer " + KEY + "x", "Bearer \xff"]
 )
-@pytest.mark.parametrize("path", ["/v1/models", "/health", "/health/ready", "/metrics", "/docs", "/openapi.json", "/nothing",
-                                  "/version", "/tokenizer_info"])  # fmt: skip
+@pytest.mark.parametrize("path", PATHS)
 def test_every_path_needs_a_key(server, path, value):
     status, body = server.ask("GET", path, headers={"authorization": value})
     assert status == 401 and msgspec.json.decode(body)["error"]["code"] == "invalid_api_key"

@@ -144,8 +144,9 @@ def test_token_ids_instead_of_texts(client):
 
 def test_logit_bias(client, server):
     token = server.post("/tokenize", {"prompt": "Paris", "add_special_tokens": False})[1]["tokens"][0]
-    made = client.completions.create(model=MODEL, prompt="Once", max_tokens=3, temperature=0, logit_bias={str(token): 100},
-                                     extra_body={"return_token_ids": True})  # fmt: skip
+    bias, extra = {str(token): 100}, {"return_token_ids": True}
+    made = client.completions.create(model=MODEL, prompt="Once", max_tokens=3, temperature=0, logit_bias=bias,
+                                     extra_body=extra)  # fmt: skip
     assert made.choices[0].token_ids == [token] * 3
 
 

@@ -40,6 +40,10 @@ def poisons() -> list[Poison]:
     return [*_bodies(), *_completions(), *_lengths(), *_chats(), *_others(), *_connections()]
 
 
+def _fields(count: int) -> bytes:
+    return b"{" + b"".join(b'"%d":1,' % index for index in range(count)) + b'"prompt": "Hi"}'
+
+
 def _bodies() -> list[Poison]:
     """What is no JSON, or more of it than fits."""
     return [
@@ -61,10 +65,12 @@ def _bodies() -> list[Poison]:
         _raw("lists in lists", COMPLETIONS, b"[" * 100_000),
         _raw("objects in objects", CHAT, b'{"a":' * 10_000 + b"1" + b"}" * 10_000),
         _raw("lists in an unknown field", COMPLETIONS, b'{"prompt": "Hi", "x": ' + b"[" * 500 + b"]" * 500 + b"}"),
+        _raw("two million lists", COMPLETIONS, b'{"prompt": "Hi", "x": [' + b"[]," * (2 << 20) + b"[]]}"),
+        _raw("a quarter of a million fields", COMPLETIONS, _fields(1 << 18)),
         _raw("a number of 100,000 digits", COMPLETIONS, b'{"prompt": "Hi", "seed": ' + b"9" * 100_000 + b"}"),
         _raw("compressed", COMPLETIONS, b"\x1f\x8b\x08\x00" + b"\x00" * 100),
         _raw("a form", COMPLETIONS, b"prompt=Hi&max_tokens=4"),
-        _raw("more than the server takes", COMPLETIONS, b'{"prompt": "' + b"a" * (17 << 20) + b'"}', 413),
+        _raw("more than the server takes", COMPLETIONS, b'{"prompt": "' + b"a" * (9 << 20) + b'"}', 413),
     ]
 
 

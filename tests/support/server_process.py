@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +38,8 @@ class ServerProcess:
     def send(self, data: bytes, timeout_s: float = 20.0) -> bytes:
         """Send bytes on a new connection; return what comes until the server closes it."""
         with closing(self.connect(timeout_s)) as sock:
-            try:
+            with suppress(OSError):  # refused while it was still being sent; the answer is there all the same
                 sock.sendall(data)
-            except OSError:
-                pass  # refused while it was still being sent; the answer is there all the same
             return read_all(sock)
 
     def ask(
@@ -87,8 +85,8 @@ def serving(*options: str, limits: dict[str, float] | None = None, key: str | No
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("wb") as errors:
-            process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-                                       stdout=subprocess.PIPE, stderr=errors, text=True)  # fmt: skip
+            env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+            process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
             yield ServerProcess(process, _port(process, log), log, key)
             if process.poll() is None:
@@ -118,11 +116,9 @@ def request(method: str, path: str, body: bytes = b"", headers: dict[str, str] |
 def read_all(sock: socket.socket) -> bytes:
     """Read until the other end closes."""
     parts = []
-    try:
+    with suppress(ConnectionResetError):
         while part := sock.recv(1 << 16):
             parts.append(part)
-    except ConnectionResetError:
-        pass
     return b"".join(parts)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from quire.cli.model import add_model
-from quire.cli.options import add_fields, read_fields
+from quire.cli.options import add_fields, add_model, read_fields
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.server_config import ServerConfig
 

@@ -99,12 +99,13 @@ class HttpServer(Server):
         return await super().on_tick(counter)
 
 
-def uvicorn_config(app: Any, connection: type[asyncio.Protocol]) -> Config:
+def uvicorn_config(app: Any, connection: type[asyncio.Protocol], keep_alive_s: int) -> Config:
     """Return settings under which uvicorn does nothing but HTTP/1.1: no web sockets, no logs, no proxy headers.
 
     Args:
         app: The application.
         connection: Its protocol class.
+        keep_alive_s: How long a connection may be idle.
     """
     return Config(
         app,
@@ -115,5 +116,6 @@ def uvicorn_config(app: Any, connection: type[asyncio.Protocol]) -> Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=keep_alive_s,
         timeout_graceful_shutdown=_FAREWELL_S,
     )

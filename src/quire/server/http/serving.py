@@ -47,7 +47,8 @@ async def serve(
     await engine.start(on_progress)
     try:
         drain = Drain(config.drain_timeout_s)
-        server = HttpServer(uvicorn_config(make_app(drain), connection_class(limits)), drain, on_listening)
+        settings = uvicorn_config(make_app(drain), connection_class(limits), limits.keep_alive_s)
+        server = HttpServer(settings, drain, on_listening)
         watcher = asyncio.create_task(_stop_when_dead(engine, server))
         await server.serve(sockets=[bound])
         watcher.cancel()

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from quire.server.errors import invalid, not_honoured
+from quire.server.http.limits import Limits
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+_MAX_FIELDS = 1000
 _MAX_WARNINGS = 20
 _MAX_NAME_CHARS = 64
 
@@ -25,14 +27,14 @@ _WORDS = {"str": "text", "int": "an integer", "float": "a number", "bool": "true
           "object": "an object", "null": "null"}  # fmt: skip
 
 
-def decode(body: bytes, kind: type[T], ignored: Mapping[str, tuple[Any, ...]], max_depth: int) -> tuple[T, list[str]]:
+def decode(body: bytes, kind: type[T], ignored: Mapping[str, tuple[Any, ...]], limits: Limits) -> tuple[T, list[str]]:
     """Decode a JSON body.
 
     Args:
         body: JSON.
         kind: Its type.
         ignored: Known fields that are not honoured: the values under which that makes no difference.
-        max_depth: Deepest nesting of lists and objects.
+        limits: Of JSON.
 
     Returns:
         The request, and a sentence for each field that was not known.
@@ -40,9 +42,11 @@ def decode(body: bytes, kind: type[T], ignored: Mapping[str, tuple[Any, ...]], m
     Raises:
         ApiError: 400.
     """
-    raw = parse(body, max_depth)
+    raw = parse(body, limits)
     if not isinstance(raw, dict):
         raise invalid(f"body: expected a JSON object, got {_word(raw)}.", "body")
+    if len(raw) > _MAX_FIELDS:
+        raise invalid(f"body: expected at most {_MAX_FIELDS} fields, got {len(raw)}.", "body")
     for name, values in ignored.items():
         if name in raw and not any(raw[name] == value and type(raw[name]) is type(value) for value in values):
             raise not_honoured(name, " or ".join(_shown(value) for value in values))
@@ -55,12 +59,21 @@ def decode(body: bytes, kind: type[T], ignored: Mapping[str, tuple[Any, ...]], m
     return request, _warnings([*unknown, *_nested(raw, request)])
 
 
-def parse(body: bytes, max_depth: int) -> Any:
+def parse(body: bytes, limits: Limits) -> Any:
     """Return JSON as plain values.
+
+    Args:
+        body: JSON.
+        limits: Of JSON.
 
     Raises:
         ApiError: It is not JSON, holds a number that no field could hold, or is nested too deep.
     """
+    max_depth, num_brackets = limits.max_json_depth, body.count(b"[") + body.count(b"{")
+    if num_brackets > limits.max_json_brackets:
+        raise invalid(
+            f"body: expected at most {limits.max_json_brackets} opening brackets, got {num_brackets}.", "body"
+        )
     try:
         value = msgspec.json.decode(body)
     except RecursionError:
@@ -71,7 +84,7 @@ def parse(body: bytes, max_depth: int) -> Any:
         raise invalid("body: expected numbers in the range of 64 bits, got a larger one.", "body") from None
     except (msgspec.DecodeError, ValueError):
         raise invalid("body: expected JSON, got something else or a part of it.", "body", "invalid_json") from None
-    if body.count(b"[") + body.count(b"{") > max_depth and _is_deeper(value, max_depth):
+    if num_brackets > max_depth and _is_deeper(value, max_depth):
         raise _too_deep(max_depth)
     return value
 

@@ -120,7 +120,7 @@ class TokenizeResponse(msgspec.Struct, frozen=True):
 class DetokenizeRequest(msgspec.Struct, kw_only=True):
     """Turn token ids into text."""
 
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Meta(max_length=1 << 20)]
     model: str | None = None
 
 

@@ -85,7 +85,7 @@ def _plain(call: Call, index: int, message: Message) -> dict[str, Any]:
 def _arguments(call: Call, name: str, text: str) -> dict[str, Any]:
     """Return a call's arguments, which clients send as text, as the object that templates write out again."""
     try:
-        value = parse(text.encode() or b"{}", call.context.limits.max_json_depth)
+        value = parse(text.encode() or b"{}", call.context.limits)
     except ApiError:
         value = None
     if not isinstance(value, dict):

@@ -139,7 +139,7 @@ class Route:
         warnings: list[str] = []
         if endpoint.body is not None:
             raw = await exchange.read_body(scope, context.limits)
-            request, warnings = decode(raw, endpoint.body, endpoint.ignored, context.limits.max_json_depth)
+            request, warnings = decode(raw, endpoint.body, endpoint.ignored, context.limits)
         call = Call(context, exchange, warnings)
         if endpoint.is_work:
             context.drain.running.add(exchange)

@@ -53,13 +53,14 @@ async def read_prompts(
         RequestError: A text holds what is no Unicode.
     """
     items: Sequence[str | int | list[int]] = [given] if isinstance(given, str) else given
+    most = call.served.max_model_len if isinstance(items[0], int) else MAX_PROMPTS
+    if len(items) > most:
+        raise invalid(f"prompt: expected at most {most} token ids or {MAX_PROMPTS} prompts, got {len(items)}.")
     kinds = {type(item) for item in items}
     if len(kinds) != 1:
         raise invalid("prompt: expected texts, token ids or lists of token ids, got several kinds in one list.")
     if kinds == {int}:
         return [PromptIds(list(items))]  # type: ignore[arg-type]
-    if len(items) > MAX_PROMPTS:
-        raise invalid(f"prompt: expected at most {MAX_PROMPTS} prompts, got {len(items)}.")
     if kinds == {list}:
         return [PromptIds(item) for item in items]  # type: ignore[arg-type]
     call.tokenizer()

@@ -1,13 +1,18 @@
-"""The form that an answer must have: `response_format` and `structured_outputs` become parameters of sampling."""
+"""The form that an answer must have: `response_format` and `structured_outputs` become a parameter of sampling."""
 
 from __future__ import annotations
 
+import msgspec
+
+from quire.core.structured_outputs import StructuredOutputsParams
 from quire.server.errors import invalid
 from quire.server.protocol.chat import JsonObjectFormat, JsonSchemaResponseFormat, ResponseFormat
 from quire.server.protocol.common import StructuredOutputs
 
 
-def structured_outputs(given: StructuredOutputs | None, response_format: ResponseFormat | None = None) -> None:
+def structured_outputs(
+    given: StructuredOutputs | None, response_format: ResponseFormat | None = None
+) -> StructuredOutputsParams | None:
     """Return what constrains the text, None if nothing does.
 
     Args:
@@ -15,9 +20,24 @@ def structured_outputs(given: StructuredOutputs | None, response_format: Respons
         response_format: The field of a chat.
 
     Raises:
-        ApiError: Both were given, or one that is not known here: it fails closed.
+        ApiError: Both were given, or a schema is missing: it fails closed.
+        RequestError: What was given is too large, too deep or contradicts itself.
     """
-    if isinstance(response_format, (JsonObjectFormat, JsonSchemaResponseFormat)):
-        raise invalid("response_format: expected text, because this server has no grammars, got another type.")
-    if given is not None:
-        raise invalid("structured_outputs: expected nothing, because this server has no grammars, got some.")
+    form = _of_format(response_format)
+    if given is None:
+        return form
+    if form is not None:
+        raise invalid("structured_outputs: expected no response_format beside it, got one.")
+    return StructuredOutputsParams(**msgspec.structs.asdict(given))
+
+
+def _of_format(response_format: ResponseFormat | None) -> StructuredOutputsParams | None:
+    if isinstance(response_format, JsonObjectFormat):
+        return StructuredOutputsParams(json_object=True)
+    if isinstance(response_format, JsonSchemaResponseFormat):
+        schema = response_format.json_schema.schema
+        if schema is None:
+            name = "response_format.json_schema.schema"
+            raise invalid(f"{name}: expected a JSON schema, got none.", name)
+        return StructuredOutputsParams(json=schema)
+    return None

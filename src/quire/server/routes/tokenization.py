@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
 from msgspec import UNSET
 
 from quire.server.errors import invalid
@@ -15,13 +20,19 @@ from quire.server.protocol.others import (
 )
 from quire.server.routes.conversation import read_conversation
 from quire.server.routes.endpoint import Call, Endpoint
+from quire.tokenizer.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+# A thousand tokens take about a millisecond.
+_MANY_TOKENS = 1024
 
 
 async def tokenize(call: Call, body: TokenizeRequest) -> Answer:
     """Return the ids of a text or a conversation."""
     call.model(body.model)
     ids = await _ids(call, body)
-    texts = [call.tokenizer().token_text(token) for token in ids] if body.return_token_strs else None
+    texts = await _beside(len(ids), partial(_texts, call.tokenizer(), ids)) if body.return_token_strs else None
     return JsonAnswer(TokenizeResponse(len(ids), call.served.max_model_len, ids, texts, call.warnings or UNSET))
 
 
@@ -48,8 +59,18 @@ async def _ids(call: Call, body: TokenizeRequest) -> list[int]:
 async def detokenize(call: Call, body: DetokenizeRequest) -> Answer:
     """Return the text of ids, special tokens included."""
     call.model(body.model)
-    text = call.tokenizer().decode(body.tokens, skip_special_tokens=False)
+    decode = partial(call.tokenizer().decode, body.tokens, skip_special_tokens=False)
+    text = await _beside(len(body.tokens), decode)
     return JsonAnswer(DetokenizeResponse(text, call.warnings or UNSET))
+
+
+def _texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    return [tokenizer.token_text(token) for token in ids]
+
+
+async def _beside(size: int, work: Callable[[], T]) -> T:
+    """Return what `work` does, done beside the event loop if it is for many tokens."""
+    return await asyncio.to_thread(work) if size > _MANY_TOKENS else work()
 
 
 async def tokenizer_info(call: Call, _body: None) -> Answer:
