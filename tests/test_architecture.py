@@ -66,6 +66,10 @@ def test_only_one_room_knows_each_thing():
         "tokenizers": "tokenizer",
         "jinja2": "tokenizer",
         "huggingface_hub": "weights",
+        "starlette": "server",
+        "uvicorn": "server",
+        "uvloop": "server",
+        "httptools": "server",
         "prometheus_client": "server",
     }
     for path in FILES:

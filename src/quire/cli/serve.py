@@ -43,8 +43,6 @@ def serve_model(options: argparse.Namespace, limits: Limits) -> int:
     Raises:
         QuireError: It cannot be served.
     """
-    import uvloop
-
     from quire.core import env, log
     from quire.core.progress import stages
     from quire.server.app import build_app
@@ -75,9 +73,8 @@ def serve_model(options: argparse.Namespace, limits: Limits) -> int:
     bound = bind(config)
     try:
         with stages() as on_progress:
-            work = serve(engine, config, make_app, bound, limits, on_progress,
+            return serve(engine, config, make_app, bound, limits, on_progress,
                          lambda: _announce(engine.served, url(config, bound), is_open=keys.is_open))  # fmt: skip
-            return uvloop.run(work)
     finally:
         release(config, bound)
 

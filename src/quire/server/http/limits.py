@@ -10,8 +10,8 @@ class Limits:
     """Bounds that hold before anything of a request is believed.
 
     Attributes:
-        max_body_bytes: Longest body: a million token ids of prompt, or more. It is read in a piece, which holds up other
-            streams by about 10 ms per MiB.
+        max_body_bytes: Longest body: a million token ids of prompt, or more. It is decoded in one piece, which holds up
+            other streams by up to 20 ms per MiB.
         max_json_depth: Deepest nesting; JSON schemas in use stay below 30.
         max_json_brackets: Most opening brackets, those in texts included. An empty list takes a microsecond to read.
         max_head_bytes: Request line and all headers; twice what nginx takes by default.

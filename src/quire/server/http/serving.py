@@ -6,6 +6,8 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+import uvloop
+
 from quire.core.log import get_logger
 from quire.core.progress import OnProgress
 from quire.core.server_config import ServerConfig
@@ -18,7 +20,7 @@ from quire.server.http.limits import Limits
 _log = get_logger(__name__)
 
 
-async def serve(
+def serve(
     engine: AsyncEngine,
     config: ServerConfig,
     make_app: Callable[[Drain], Gate],
@@ -27,7 +29,7 @@ async def serve(
     on_progress: OnProgress,
     on_listening: Callable[[], None],
 ) -> int:
-    """Start the engine, serve until a signal or the engine's death, and close the engine.
+    """Start the engine, serve until a signal or the engine's death, and close the engine, on an event loop of its own.
 
     Args:
         engine: Not started yet.
@@ -44,6 +46,18 @@ async def serve(
     Raises:
         QuireError: The engine could not be started.
     """
+    return uvloop.run(_serve(engine, config, make_app, bound, limits, on_progress, on_listening))
+
+
+async def _serve(
+    engine: AsyncEngine,
+    config: ServerConfig,
+    make_app: Callable[[Drain], Gate],
+    bound: socket.socket,
+    limits: Limits,
+    on_progress: OnProgress,
+    on_listening: Callable[[], None],
+) -> int:
     await engine.start(on_progress)
     try:
         drain = Drain(config.drain_timeout_s)
