@@ -1,5 +1,7 @@
 """What becomes of bodies, keys, errors and the documentation: without a server."""
 
+from dataclasses import fields
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -18,6 +20,7 @@ from quire.server.protocol.chat import ChatRequest
 from quire.server.protocol.completions import CompletionRequest
 from quire.server.protocol.decode import decode
 from quire.server.routes.docs import page
+from tests.support.server_process import ROOT
 
 LIMITS = Limits()
 
@@ -187,3 +190,12 @@ def test_the_page_of_documentation_asks_nobody_else():
         assert endpoint.path.replace(":path", "") in made
     for foreign in ("http://", "https://", "//", "<script", "@import", "url("):
         assert foreign not in made.replace("</", "")
+
+
+def test_every_option_is_documented():
+    text = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    for item in fields(ServerConfig):
+        name = item.name.replace("_", "-")
+        assert f"`--{name}`" in text or f"`--no-{name}`" in text, name
+    for endpoint in all_endpoints():
+        assert endpoint.path.partition("/{")[0] in text

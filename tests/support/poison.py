@@ -140,6 +140,7 @@ def _lengths() -> list[Poison]:
         _completion("one that is longer than the model", prompt="word " * 5000),
         _completion("ids that are more than the model takes", prompt=[5] * 5000),
         _completion("three thousand prompts", prompt=["Hi"] * 3000),
+        _completion("many prompts times many samples", prompt=["Hi"] * 1000, n=128),
         _completion("one long prompt among short ones", prompt=["Hi", "word " * 5000, "Hi"]),
     ]
 

@@ -67,6 +67,9 @@ def chat_params(call: Call, body: ChatRequest) -> SamplingParams:
     """
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs: expected logprobs=true beside it, got none.")
+    most = call.context.config.max_logprobs
+    if (body.top_logprobs or 0) > most:
+        raise invalid(f"top_logprobs: expected at most {most} (--max-logprobs), got {body.top_logprobs}.")
     asked = body.max_completion_tokens or body.max_tokens
     params = sampling_params(
         call,

@@ -23,7 +23,7 @@ async def complete(call: Call, body: CompletionRequest) -> Answer:
     """Answer a completion request."""
     envelope = Envelope(call, body, "cmpl", Completion)
     params = _params(call, body)
-    prompts = await read_prompts(call, body.prompt, special=body.add_special_tokens)
+    prompts = await read_prompts(call, body.prompt, n=params.n, special=body.add_special_tokens)
     if body.stream:
         return await StreamAnswer.begin(_frames(call, body, envelope, prompts, params))
     choices = [_Choice(call, body, prompts, params, index) for index in range(len(prompts) * params.n)]

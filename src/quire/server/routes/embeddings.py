@@ -18,7 +18,7 @@ from quire.server.routes.generation import PromptIds, read_prompts
 async def embed(call: Call, body: EmbeddingRequest) -> Answer:
     """Return a vector for each input."""
     model = call.model(body.model)
-    prompts = await read_prompts(call, body.input)
+    prompts = await read_prompts(call, body.input, name="input")
     vectors = await _vectors(call, prompts, body.pooling)
     num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
     call.exchange.notes["prompt_tokens"] = num_tokens

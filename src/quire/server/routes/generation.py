@@ -39,13 +39,15 @@ class PromptIds:
 
 
 async def read_prompts(
-    call: Call, given: str | list[str | int | list[int]], *, special: bool = True
+    call: Call, given: str | list[str | int | list[int]], *, name: str = "prompt", n: int = 1, special: bool = True
 ) -> list[PromptIds]:
     """Return prompts as ids.
 
     Args:
         call: The request.
         given: Text, texts, ids, or lists of ids.
+        name: The field that they came in.
+        n: How many continuations of each are wanted.
         special: Add special tokens to texts.
 
     Raises:
@@ -53,12 +55,14 @@ async def read_prompts(
         RequestError: A text holds what is no Unicode.
     """
     items: Sequence[str | int | list[int]] = [given] if isinstance(given, str) else given
-    most = call.served.max_model_len if isinstance(items[0], int) else MAX_PROMPTS
-    if len(items) > most:
-        raise invalid(f"prompt: expected at most {most} token ids or {MAX_PROMPTS} prompts, got {len(items)}.")
+    length = call.served.max_model_len
+    if isinstance(items[0], int) and len(items) > length:
+        raise invalid(f"{name}: expected at most {length} token ids, got {len(items)}.")
+    if not isinstance(items[0], int) and len(items) * n > MAX_PROMPTS:
+        raise invalid(f"{name}: expected prompts times n of at most {MAX_PROMPTS}, got {len(items)} times {n}.")
     kinds = {type(item) for item in items}
     if len(kinds) != 1:
-        raise invalid("prompt: expected texts, token ids or lists of token ids, got several kinds in one list.")
+        raise invalid(f"{name}: expected texts, token ids or lists of token ids, got several kinds in one list.")
     if kinds == {int}:
         return [PromptIds(list(items))]  # type: ignore[arg-type]
     if kinds == {list}:
