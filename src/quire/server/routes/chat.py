@@ -25,13 +25,13 @@ from quire.server.protocol.chat import (
 )
 from quire.server.protocol.common import FinishReason
 from quire.server.protocol.tools import FunctionCall, ToolCall
-from quire.server.routes import tools
 from quire.server.routes.conversation import read_conversation
 from quire.server.routes.endpoint import Call, Endpoint
 from quire.server.routes.generation import PromptIds, prompt_logprobs, run
 from quire.server.routes.logprobs import chat_logprobs
 from quire.server.routes.sampling import COMMON_IGNORED, default_max_tokens, sampling_params
 from quire.server.routes.structured import structured_outputs
+from quire.server.routes.tools import Delta, GrowingAnswer, Tools
 from quire.server.routes.writing import DONE, Envelope
 from quire.server.tools.types import ContentDelta
 
@@ -39,8 +39,9 @@ from quire.server.tools.types import ContentDelta
 async def chat(call: Call, body: ChatRequest) -> Answer:
     """Answer a conversation."""
     envelope = Envelope(call, body, "chatcmpl", ChatChunk)
-    params = chat_params(call, body)
-    choices = [_Choice(call, body, index) for index in range(params.n)]
+    may_call = chat_tools(call, body)
+    params = chat_params(call, body, may_call)
+    choices = [_Choice(call, body, may_call, index) for index in range(params.n)]
     prompt = await chat_prompt(call, body)
     if body.stream:
         return await StreamAnswer.begin(_frames(call, body, envelope, choices, prompt, params))
@@ -58,7 +59,17 @@ async def chat(call: Call, body: ChatRequest) -> Answer:
     )
 
 
-def chat_params(call: Call, body: ChatRequest) -> SamplingParams:
+def chat_tools(call: Call, body: ChatRequest) -> Tools:
+    """Return the tools of a chat.
+
+    Raises:
+        ApiError: 400.
+        RequestError: Likewise.
+    """
+    return Tools(call, body.tools, body.tool_choice, parallel=body.parallel_tool_calls is not False)
+
+
+def chat_params(call: Call, body: ChatRequest, may_call: Tools) -> SamplingParams:
     """Return how an answer is sampled.
 
     Raises:
@@ -70,12 +81,15 @@ def chat_params(call: Call, body: ChatRequest) -> SamplingParams:
     most = call.context.config.max_logprobs
     if (body.top_logprobs or 0) > most:
         raise invalid(f"top_logprobs: expected at most {most} (--max-logprobs), got {body.top_logprobs}.")
+    form = structured_outputs(body.structured_outputs, body.response_format)
+    if form is not None and may_call.grammar is not None:
+        raise invalid("tool_choice: expected none or auto beside a form of the answer, got one that forces a call.")
     asked = body.max_completion_tokens or body.max_tokens
     params = sampling_params(
         call,
         body,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        structured_outputs=structured_outputs(body.structured_outputs, body.response_format),
+        structured_outputs=form or may_call.grammar,
     )
     return replace(params, max_tokens=asked or default_max_tokens(call))
 
@@ -132,17 +146,15 @@ class _Choice:
     Args:
         call: The request.
         body: Its body.
+        may_call: Its tools.
         index: Which answer.
-
-    Raises:
-        ApiError: The tools cannot be honoured.
     """
 
-    def __init__(self, call: Call, body: ChatRequest, index: int) -> None:
+    def __init__(self, call: Call, body: ChatRequest, may_call: Tools, index: int) -> None:
         self._call = call
         self._body = body
         self._index = index
-        self._answer = tools.Answer(tools.make_reader(body.tools, body.tool_choice))
+        self._answer = GrowingAnswer(may_call.reader())
 
     def whole(self, completion: CompletionOutput) -> ChatChoice:
         """Return the answer from its one, final output."""
@@ -187,7 +199,7 @@ class _Choice:
         return chat_logprobs(self._call.tokenizer(), completion, self._body.top_logprobs or 0)
 
 
-def _delta(delta: tools.Delta) -> ChatDelta:
+def _delta(delta: Delta) -> ChatDelta:
     if isinstance(delta, ContentDelta):
         return ChatDelta(content=delta.text)
     function = FunctionCall(name=UNSET if delta.name is None else delta.name, arguments=delta.arguments)

@@ -33,11 +33,11 @@ from quire.server.protocol.responses import (
     Status,
 )
 from quire.server.protocol.tools import FunctionCall, FunctionDefinition, NamedFunction, NamedTool, Tool, ToolCall
-from quire.server.routes import tools
-from quire.server.routes.chat import chat_params, chat_prompt
+from quire.server.routes.chat import chat_params, chat_prompt, chat_tools
 from quire.server.routes.endpoint import Call, Endpoint
 from quire.server.routes.generation import PromptIds, run
 from quire.server.routes.sampling import COMMON_IGNORED
+from quire.server.routes.tools import Delta, GrowingAnswer
 from quire.server.routes.writing import Envelope
 from quire.server.tools.types import ContentDelta
 
@@ -47,8 +47,9 @@ Events = list[tuple[str, dict[str, Any]]]
 async def respond(call: Call, body: ResponsesRequest) -> Answer:
     """Answer a conversation."""
     chat = _as_chat(body)
-    params = chat_params(call, chat)
-    writer = _Writer(call, body, chat, params)
+    may_call = chat_tools(call, chat)
+    params = chat_params(call, chat, may_call)
+    writer = _Writer(call, body, chat, params, GrowingAnswer(may_call.reader()))
     prompt = await chat_prompt(call, chat)
     if body.stream:
         return await StreamAnswer.begin(writer.frames(prompt), writer.error_frame)
@@ -136,7 +137,7 @@ class _Output:
     items: list[OutputMessage | OutputFunctionCall]
     is_open: bool = False
 
-    def add(self, delta: tools.Delta) -> Events:
+    def add(self, delta: Delta) -> Events:
         """Take a piece of the answer."""
         if isinstance(delta, ContentDelta):
             events = [] if self.is_open and isinstance(self.items[-1], OutputMessage) else self._open_message()
@@ -144,6 +145,8 @@ class _Output:
         events = [] if delta.id is None else self._open_call(delta.id, delta.name or "")
         call = self.items[-1]
         assert isinstance(call, OutputFunctionCall), "a piece of a call comes after its first one"
+        if not delta.arguments:
+            return events
         call.arguments += delta.arguments
         return [*events, ("response.function_call_arguments.delta", {**self._place(), "delta": delta.arguments})]
 
@@ -207,15 +210,23 @@ class _Writer:
         body: Its body.
         chat: The chat that it means.
         params: How it is sampled.
+        answer: Reads it.
     """
 
-    def __init__(self, call: Call, body: ResponsesRequest, chat: chats.ChatRequest, params: SamplingParams) -> None:
+    def __init__(
+        self,
+        call: Call,
+        body: ResponsesRequest,
+        chat: chats.ChatRequest,
+        params: SamplingParams,
+        answer: GrowingAnswer,
+    ) -> None:
         self._call = call
         self._body = body
         self._chat = chat
         self._params = params
         self._envelope = Envelope(call, chat, "resp", Response)
-        self._answer = tools.Answer(tools.make_reader(chat.tools, chat.tool_choice))
+        self._answer = answer
         self._output = _Output([])
         self._status: Status = "completed"
         self._num_events = 0

@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from quire.core.request import CompletionOutput
 from quire.server.errors import invalid
 from quire.server.protocol.tools import FunctionCall, Tool, ToolCall, ToolChoice
-from quire.server.tools.types import ContentDelta, ToolCallDelta
+from quire.server.routes.endpoint import Call
+from quire.server.tools.formats import detect_format
+from quire.server.tools.grammar import structured_outputs_for
+from quire.server.tools.parser import make_tool_parser
+from quire.server.tools.types import ContentDelta, ToolCallDelta, ToolSpec
 
 Delta = ContentDelta | ToolCallDelta
 
@@ -38,21 +44,42 @@ class PlainText:
         return []
 
 
-def make_reader(tools: Sequence[Tool] | None, tool_choice: ToolChoice | None) -> Reader:
-    """Return what reads an answer.
+class Tools:
+    """The tools of a request, and how the model that is asked writes calls of them.
+
+    Args:
+        call: The request.
+        tools: Functions that may be called.
+        choice: Whether, or which one; None is "auto" if there are any.
+        parallel: Whether several may be called.
+
+    Attributes:
+        grammar: What forces an answer to be a call, None if the model may choose.
 
     Raises:
-        ApiError: The tools cannot be honoured.
+        ApiError: A choice without tools.
+        RequestError: A choice that names none of them.
     """
-    if tools and tool_choice != "none":
-        raise invalid("tools: expected none, because this server cannot read tool calls, got some.")
-    if not tools and tool_choice not in (None, "none", "auto"):
-        raise invalid("tool_choice: expected tools beside it, got none.")
-    return PlainText()
+
+    def __init__(self, call: Call, tools: Sequence[Tool] | None, choice: ToolChoice | None, *, parallel: bool) -> None:
+        self._specs = [ToolSpec(tool.function.name, tool.function.description, tool.function.parameters)
+                       for tool in (tools or () if choice != "none" else ())]  # fmt: skip
+        if not self._specs and choice not in (None, "none", "auto"):
+            raise invalid("tool_choice: expected tools beside it, got none.")
+        served = call.served
+        template = served.chat_template or (served.tokenizer.chat_template if served.tokenizer else None)
+        special = set(served.tokenizer.special_tokens.values()) if served.tokenizer else ()
+        self._format = detect_format(template, special)
+        named = choice if choice is None or isinstance(choice, str) else msgspec.to_builtins(choice)
+        self.grammar = structured_outputs_for(self._specs, named, self._format, parallel_tool_calls=parallel)
+
+    def reader(self) -> Reader:
+        """Return what reads one answer."""
+        return make_tool_parser(self._format, self._specs) if self._specs else PlainText()
 
 
 @dataclass(slots=True)
-class Answer:
+class GrowingAnswer:
     """One answer as it grows.
 
     Attributes:
