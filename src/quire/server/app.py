@@ -13,7 +13,6 @@ from quire.core.server_config import ServerConfig
 from quire.server.engine_client import EngineClient
 from quire.server.errors import no_route
 from quire.server.http.auth import Keys
-from quire.server.http.exchange import Exchange
 from quire.server.http.gate import Gate
 from quire.server.http.lifecycle import Drain
 from quire.server.http.limits import Limits
@@ -57,7 +56,6 @@ def build_app(
     drain: Drain,
     metrics_text: Callable[[], bytes],
     limits: Limits | None = None,
-    on_done: Callable[[Exchange, float], None] | None = None,
 ) -> Gate:
     """Return the application.
 
@@ -68,12 +66,11 @@ def build_app(
         drain: Which requests are running.
         metrics_text: Returns the text of `/metrics`.
         limits: Of bodies and connections; None takes the defaults.
-        on_done: Called with each exchange and its seconds when it is over.
     """
     context = Context(engine, config, limits or Limits(), drain, metrics_text)
     routes = [StarletteRoute(endpoint.path, Route(endpoint, context)) for endpoint in all_endpoints()]
     router = Router(routes, redirect_slashes=False, default=_unknown)
-    return Gate(router, keys, _FREE_PATHS, on_done)
+    return Gate(router, keys, _FREE_PATHS)
 
 
 async def _unknown(scope: Scope, _receive: Receive, _send: Send) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,26 +28,15 @@ class Gate:
         app: The routes; they find the request's `Exchange` as `scope["state"]["exchange"]`.
         keys: Who may ask.
         free_paths: Paths that need no key: liveness.
-        on_done: Called with the exchange and its seconds when it is over.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        keys: Keys,
-        free_paths: frozenset[str],
-        on_done: Callable[[Exchange, float], None] | None = None,
-    ) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, free_paths: frozenset[str]) -> None:
         self._app = app
         self._keys = keys
         self._free_paths = free_paths
-        self._on_done = on_done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, or pass the start and end of the server on."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        """Serve a request."""
         headers = dict(scope["headers"])
         exchange = Exchange(_request_id(headers), receive, send)
         scope.setdefault("state", {})["exchange"] = exchange
@@ -79,8 +68,6 @@ class Gate:
             **exchange.notes,
         }
         _log.info("%s", msgspec.json.encode(line).decode())
-        if self._on_done is not None:
-            self._on_done(exchange, seconds)
 
 
 def _request_id(headers: Mapping[bytes, bytes]) -> str:

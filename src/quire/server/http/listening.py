@@ -34,7 +34,7 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, kind, protocol)
-    except OSError:
+    except (OSError, UnicodeError):
         raise ConfigError(f"host: expected an address or name of this machine, got {host!r}.") from None
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
