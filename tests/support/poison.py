@@ -90,6 +90,7 @@ def _completions() -> list[Poison]:
         _completion("top_k below -1", top_k=-2),
         _completion("min_p of two", min_p=2),
         _completion("repetition_penalty of zero", repetition_penalty=0),
+        _completion("repetition_penalty that makes logits infinite", repetition_penalty=5e-324),
         _completion("presence_penalty of three", presence_penalty=3),
         _completion("seed beyond 64 bits", seed=2**64),
         _completion("seed as a list", seed=[1]),

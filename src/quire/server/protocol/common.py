@@ -24,6 +24,8 @@ NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
+# It divides logits: far smaller ones would make them infinite, and the request fail while it runs.
+RepetitionPenalty = Annotated[float, Meta(ge=0.01, le=2)]
 Hint = Annotated[str, Meta(max_length=MAX_HINT_CHARS)]
 Metadata = Annotated[dict[str, str], Meta(max_length=64)]
 Prompt = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
@@ -79,7 +81,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
 
     top_k: Annotated[int, Meta(ge=-1, le=MAX_TOKENS)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_LIST)] | None = None
