@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,10 +35,16 @@ class Admission:
         self._max_model_len = max_model_len
         self._eos_token_ids = eos_token_ids
         self._seed = seed
-        self._num_admitted = 0
+        self._numbers = itertools.count(1)  # its `next` is one step for all threads
 
     def admit(
-        self, request_id: str, prompt: Prompt, params: SamplingParams, priority: int, arrival_time_s: float
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int,
+        arrival_time_s: float,
+        cache_salt: str = "",
     ) -> Request:
         """Return the request.
 
@@ -47,6 +54,7 @@ class Admission:
             params: Its parameters.
             priority: Lower is served first.
             arrival_time_s: Monotonic seconds.
+            cache_salt: Cached prefixes are shared with requests of the same salt.
 
         Raises:
             RequestError: The prompt is empty, too long or not of a known form, or an id is not in the vocabulary.
@@ -78,6 +86,7 @@ class Admission:
             text,
             priority,
             arrival_time_s,
+            cache_salt,
             bad_words_ids=self._bad_words_ids(params),
         )
 
@@ -133,8 +142,7 @@ class Admission:
 
     def _next_seed(self) -> int:
         """Return the seed of the next request without one: a hash of the engine's seed and a counter."""
-        self._num_admitted += 1
-        digest = hashlib.blake2b(f"{self._seed}:{self._num_admitted}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self._seed}:{next(self._numbers)}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little")
 
 
