@@ -17,6 +17,7 @@ from quire.engine.stats_log import StatsLog
 from quire.plan.device import device_kind
 from quire.plan.plan import Plan
 from quire.runner.model_runner import Pending, RunnerLimits, make_runner
+from quire.sampling.grammar.compiler import GrammarCompiler, TokenVocabulary
 from quire.scheduler.scheduler import Scheduler
 from quire.tokenizer.tokenizer import Tokenizer
 
@@ -49,6 +50,7 @@ class LLMEngine:
         self.plan = plan
         self.eos_token_ids = eos_token_ids
         self.scheduler_config, self.memory = resolve(settings, plan)
+        self.grammars = _grammars(tokenizer, plan.spec.vocab_size, eos_token_ids)
         self.runner = make_runner(
             plan,
             _limits(self.scheduler_config),
@@ -56,6 +58,7 @@ class LLMEngine:
             deterministic=settings.deterministic,
             enforce_eager=settings.enforce_eager,
             on_progress=on_progress,
+            grammars=self.grammars,
         )
         self._in_flight: deque[tuple[SchedulerOutput, Pending]] = deque()
         self.scheduler = Scheduler(self.scheduler_config)
@@ -63,7 +66,12 @@ class LLMEngine:
         self._stats_log = None if settings.disable_log_stats else StatsLog()
         self._counters = {"num_steps": 0, "computed_tokens": 0, "generation_tokens": 0}
         self._admission = Admission(
-            tokenizer, plan.spec.vocab_size, self.scheduler_config.max_model_len, eos_token_ids, settings.seed
+            tokenizer,
+            plan.spec.vocab_size,
+            self.scheduler_config.max_model_len,
+            eos_token_ids,
+            settings.seed,
+            self.grammars,
         )
 
     def add_request(self, request_id: str, prompt: Prompt, params: SamplingParams, priority: int = 0) -> None:
@@ -80,6 +88,8 @@ class LLMEngine:
             CapacityError: It could never fit into the KV cache.
         """
         request = self._admission.admit(request_id, prompt, params, priority, time.monotonic())
+        if self.grammars is not None and params.structured_outputs is not None:
+            self.grammars.prepare(params.structured_outputs)
         self.scheduler.add(request)
         self.outputs.add(request)
 
@@ -177,6 +187,8 @@ class LLMEngine:
         while self._in_flight:
             self._in_flight.popleft()[1].result()
         self.runner.sleep(2)
+        if self.grammars is not None:
+            self.grammars.close()
 
     def _count(self, scheduled: SchedulerOutput, updates: Sequence[SampleUpdate]) -> None:
         """Count a step, and log the load every few seconds if asked to."""
@@ -190,6 +202,19 @@ class LLMEngine:
     def _check_idle(self, what: str) -> None:
         if self.has_unfinished_requests():
             raise RequestError(f"{what}: expected no unfinished requests, got some; wait for them or abort them.")
+
+
+def _grammars(tokenizer: Tokenizer | None, vocab_size: int, eos_token_ids: frozenset[int]) -> GrammarCompiler | None:
+    """Return what compiles structured outputs; None without a tokenizer, or where no token says that a text ends."""
+    eos = frozenset(token for token in eos_token_ids if token < vocab_size)
+    if tokenizer is None or not eos:
+        return None
+
+    def vocabulary() -> TokenVocabulary:
+        tokens = [tokenizer.token_bytes(token) for token in range(vocab_size)]
+        return TokenVocabulary(tokens, frozenset(t for t in tokenizer.special_id_set if t < vocab_size), eos)
+
+    return GrammarCompiler(vocabulary)
 
 
 def _limits(config: SchedulerConfig) -> RunnerLimits:

@@ -1,7 +1,8 @@
 """`sample`: one step of the whole batch. A row that cannot be sampled fails alone.
 
-Order of operations as in vLLM: logprobs of the raw logits are what is reported; then allowed ids, banned ids, bias and
-penalties; greedy rows take the largest; the others go through temperature, min_p, top_k and top_p to a random choice.
+Order of operations as in vLLM: logprobs of the raw logits are what is reported; then allowed ids, grammars, banned ids,
+bias and penalties; greedy rows take the largest; the others go through temperature, min_p, top_k and top_p to a random
+choice.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from quire.core.request import TokenLogprobs
 from quire.sampling import compiled
 from quire.sampling.choice import choose_greedily, choose_randomly
 from quire.sampling.edits import apply_edits
+from quire.sampling.grammar.masks import masks_of
 from quire.sampling.logprobs import token_logprobs
 from quire.sampling.row import SampledToken, SamplingRow
 
@@ -99,8 +101,12 @@ def _edit(logits: Tensor, rows: Sequence[SamplingRow], errors: list[str | None])
     edits = {index: row for index, row in enumerate(rows) if row.has_edits and errors[index] is None}
     if not edits:
         return logits
+    masks, problems = masks_of(edits)
+    for index, problem in problems.items():
+        errors[index] = problem
+        del edits[index]
     edited = logits.clone()
-    apply_edits(edited, edits)
+    apply_edits(edited, edits, masks)
     _find_unusable(edited, errors)
     return edited
 
