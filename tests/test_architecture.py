@@ -66,6 +66,7 @@ def test_only_one_room_knows_each_thing():
         "tokenizers": "tokenizer",
         "jinja2": "tokenizer",
         "huggingface_hub": "weights",
+        "llguidance": "sampling/grammar",
     }
     for path in FILES:
         for package in roots(path) & set(allowed):

@@ -11,13 +11,13 @@ from quire.core.errors import ConfigError, RequestError
 from quire.core.request import RequestOutput, SampleUpdate, SchedulerOutput
 from quire.core.sampling_params import SamplingParams
 from quire.engine.admission import Admission, Prompt
+from quire.engine.grammars import make_grammars
 from quire.engine.output import OutputProcessor
 from quire.engine.resolve import resolve
 from quire.engine.stats_log import StatsLog
 from quire.plan.device import device_kind
 from quire.plan.plan import Plan
 from quire.runner.model_runner import Pending, RunnerLimits, make_runner
-from quire.sampling.grammar.compiler import GrammarCompiler, TokenVocabulary
 from quire.scheduler.scheduler import Scheduler
 from quire.tokenizer.tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ class LLMEngine:
         self.plan = plan
         self.eos_token_ids = eos_token_ids
         self.scheduler_config, self.memory = resolve(settings, plan)
-        self.grammars = _grammars(tokenizer, plan.spec.vocab_size, eos_token_ids)
+        self.grammars = make_grammars(tokenizer, plan.spec.vocab_size, eos_token_ids)
         self.runner = make_runner(
             plan,
             _limits(self.scheduler_config),
@@ -202,19 +202,6 @@ class LLMEngine:
     def _check_idle(self, what: str) -> None:
         if self.has_unfinished_requests():
             raise RequestError(f"{what}: expected no unfinished requests, got some; wait for them or abort them.")
-
-
-def _grammars(tokenizer: Tokenizer | None, vocab_size: int, eos_token_ids: frozenset[int]) -> GrammarCompiler | None:
-    """Return what compiles structured outputs; None without a tokenizer, or where no token says that a text ends."""
-    eos = frozenset(token for token in eos_token_ids if token < vocab_size)
-    if tokenizer is None or not eos:
-        return None
-
-    def vocabulary() -> TokenVocabulary:
-        tokens = [tokenizer.token_bytes(token) for token in range(vocab_size)]
-        return TokenVocabulary(tokens, frozenset(t for t in tokenizer.special_id_set if t < vocab_size), eos)
-
-    return GrammarCompiler(vocabulary)
 
 
 def _limits(config: SchedulerConfig) -> RunnerLimits:

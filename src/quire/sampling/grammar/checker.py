@@ -63,8 +63,9 @@ class GrammarChecker:
             self._end()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is not None:
+        if self._process is not None and self._process.poll() is None:
             return self._process
+        self._end()
         command = [sys.executable, "-P", str(_PROGRAM)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self._process, self._finalizer = process, weakref.finalize(self, _kill, process)

@@ -58,7 +58,7 @@ def _users(grammar: str) -> str:
 def _regex_rule(regex: str) -> str:
     from llguidance import regex_to_lark
 
-    return f"/{regex_to_lark(regex)}/"
+    return f"/{regex_to_lark(regex, use_ascii='d')}/"  # \d is a digit that a number is written with
 
 
 def _escape(text: str) -> str:
