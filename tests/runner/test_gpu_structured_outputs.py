@@ -40,7 +40,7 @@ def greedy(regex=None, **more):
 WANTED = [
     greedy("[a-c]{2,9}"),
     greedy(),
-    greedy("(ab|no)1"),
+    greedy("(ab|no)"),
     greedy("[0-9]+", temperature=0.9, seed=3, allowed_token_ids=[TOKENS.index(b"4"), TOKENS.index(b"7"), EOS]),
 ]
 
@@ -87,7 +87,7 @@ def test_the_texts_fit_and_are_those_of_the_cpu(load, batch, together):
         expected = run(llm, batch, WANTED)
     assert [o[0][0][0] for o in together] == [o[0][0][0] for o in expected]
     assert re.fullmatch("[a-c]{2,}", text(together[0]))
-    assert text(together[2]) in ("ab1", "no1") and together[2][0][0][3] == "stop"
+    assert text(together[2]) in ("ab", "no") and together[2][0][0][3] == "stop"
     assert re.fullmatch("[47]+", text(together[3]))
 
 

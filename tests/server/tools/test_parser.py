@@ -87,14 +87,14 @@ def cut(text, places):
     return [text[a:b] for a, b in zip([0, *marks], [*marks, len(text)], strict=True)]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(forms, st.sampled_from(["", "Let me see.", "a < b [x]"]), calls)
 def test_calls_come_out_byte_for_byte(form, content, wanted):
     found = read(form, answer_text(form, content, wanted))
     assert found == (content, wanted)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(forms, calls, st.lists(st.integers(0, 10_000), max_size=12), st.integers(0, 10_000))
 def test_every_cut_of_a_truncated_answer_gives_the_same(form, wanted, places, end):
     text = answer_text(form, "Well:", wanted)
@@ -115,7 +115,7 @@ fragments = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(forms, fragments, st.lists(st.integers(0, 10_000), max_size=8))
 def test_anything_may_be_written(form, text, places):
     whole = read(form, [text])
