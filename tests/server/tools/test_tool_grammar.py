@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_parser import read
+from test_tool_parser import read
 
 from quire import LLM, SamplingParams
 from quire.core.errors import RequestError
