@@ -18,6 +18,7 @@ import torch
 
 from quire.core.structured_outputs import StructuredOutputsParams
 from quire.sampling.edits import apply_edits
+from quire.sampling.grammar.checker import GrammarChecker
 from quire.sampling.grammar.compiler import GrammarCompiler, TokenVocabulary, num_words
 from quire.sampling.grammar.state import GrammarState
 
@@ -52,14 +53,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    checker = GrammarChecker()
     for vocab_size in options.vocab_size:
         vocabulary = made_up(vocab_size)
         grammars = GrammarCompiler(lambda vocabulary=vocabulary: vocabulary)  # type: ignore[misc]
         print(f"{vocab_size} tokens: vocabulary {1e3 * _seconds(grammars.prepare):.0f} ms")
         for name, form in FORMS.items():
-            _measure(name, form, grammars)
+            _measure(name, form, checker, grammars)
         _compare_threads(grammars, options.rows, options.threads)
-        grammars.close()
+    checker.close()
 
 
 def made_up(vocab_size: int) -> TokenVocabulary:
@@ -82,8 +84,8 @@ def _seconds(call: object, *arguments: object) -> float:
     return time.perf_counter() - start
 
 
-def _measure(name: str, form: StructuredOutputsParams, grammars: GrammarCompiler) -> None:
-    check_ms, compile_ms = 1e3 * _seconds(grammars.check, form), 1e3 * _seconds(grammars.prepare, form)
+def _measure(name: str, form: StructuredOutputsParams, checker: GrammarChecker, grammars: GrammarCompiler) -> None:
+    check_ms, compile_ms = 1e3 * _seconds(checker.check, form), 1e3 * _seconds(grammars.prepare, form)
     vocab_size, rng = len(grammars.vocabulary.tokens), np.random.default_rng(0)
     logits = torch.randn(1, vocab_size)
     masks, applied = [], []

@@ -228,7 +228,7 @@ def test_they_cross_processes_as_text():
 def test_closing_ends_the_other_process():
     llm = LLM("quire-tiny", kv_cache_memory_bytes=8 << 20)
     llm.generate("a", params({"choice": ["a"]}), use_tqdm=False)
-    process = llm._engine.grammars._checker._process
+    process = llm._engine._admission._checker._process
     assert process.poll() is None
     llm.close()
     assert process.poll() is not None

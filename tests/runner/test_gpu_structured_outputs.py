@@ -58,8 +58,10 @@ def load(model):
 
     def make(device="cuda", **options):
         settings = {"max_num_seqs": 8, "block_size": 4, "max_num_batched_tokens": 64, "kv_cache_memory_bytes": 1 << 20}
-        return LLM(model, dtype="float32", load_format="dummy", skip_tokenizer_init=True, device=device,
-                   hf_overrides={"eos_token_id": EOS}, **{**settings, **options})  # fmt: skip
+        llm = LLM(model, dtype="float32", load_format="dummy", skip_tokenizer_init=True, device=device,
+                  hf_overrides={"eos_token_id": EOS}, **{**settings, **options})  # fmt: skip
+        llm._engine._admission._tokenizer = object()  # never asked: the vocabulary is given above
+        return llm
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llm_engine, "make_grammars", grammars)
@@ -94,7 +96,7 @@ def test_the_texts_fit_and_are_those_of_the_cpu(load, batch, together):
 def test_alone_is_batched_and_neighbours_are_unchanged(load, batch, together):
     with load() as llm:
         assert run_alone(llm, batch[1:3], WANTED[1:3]) == together[1:3]
-        assert llm._engine.runner.max_ahead == 1
+        assert llm._engine.loop.runner.max_ahead == 1
 
 
 @pytest.mark.slow
@@ -117,15 +119,15 @@ def test_a_grammar_that_fails_ends_its_row_alone(load, batch, together, monkeypa
         failed, other = llm.generate(batch[2:], WANTED[2:], use_tqdm=False)
         assert failed.outputs[0].finish_reason == "error" and len(failed.outputs[0].token_ids) == 1
         assert bits(other) == together[3]
-        llm._engine.scheduler.check_integrity()
+        llm._engine.loop.scheduler.check_integrity()
 
 
 def test_only_rows_with_a_grammar_wait_for_results(load, batch):
     """The plain row is in every step; the other one in every second, when its last token is known."""
     with load() as llm:
         engine, steps = llm._engine, []
-        execute = engine.runner.execute
-        engine.runner.execute = lambda step: steps.append([row.row_id for row in step.rows]) or execute(step)
+        execute = engine.loop.runner.execute
+        engine.loop.runner.execute = lambda step: steps.append([row.row_id for row in step.rows]) or execute(step)
         engine.add_request("plain", batch[0], greedy(max_tokens=3, ignore_eos=True))
         engine.add_request("structured", batch[1], greedy("[a-j]{20}", max_tokens=2))
         while engine.has_unfinished_requests():

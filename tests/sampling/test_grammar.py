@@ -13,6 +13,7 @@ import torch
 from quire.core.errors import RequestError
 from quire.core.sampling_params import SamplingParams
 from quire.core.structured_outputs import StructuredOutputsParams
+from quire.sampling.grammar.checker import GrammarChecker
 from quire.sampling.grammar.compiler import GrammarCompiler, TokenVocabulary
 from quire.sampling.grammar.state import GrammarState
 from quire.sampling.row import SamplingRow
@@ -28,9 +29,14 @@ VOCABULARY = TokenVocabulary([*TOKENS, *[b""] * 6], frozenset({BOS, EOS}), froze
 
 @pytest.fixture(scope="module")
 def grammars():
-    compiler = GrammarCompiler(lambda: VOCABULARY)
-    yield compiler
-    compiler.close()
+    return GrammarCompiler(lambda: VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def checker():
+    made = GrammarChecker()
+    yield made
+    made.close()
 
 
 def allowed(grammars, outputs, ids=()):
@@ -147,11 +153,11 @@ def nested(depth):
         ({"grammar": "start: A\nA: " + " & ".join(f"/(.|\\n)*a.{{{i}}}(.|\\n)*/" for i in range(20))}, "simpler"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_compiled_is_refused_within_its_budget(grammars, outputs, message):
-    grammars.check(StructuredOutputsParams(regex="warm"))
+def test_what_cannot_be_compiled_is_refused_within_its_budget(checker, outputs, message):
+    checker.check(StructuredOutputsParams(regex="warm"))
     started = time.monotonic()
     with pytest.raises(RequestError, match=message) as raised:
-        grammars.check(StructuredOutputsParams(**outputs))
+        checker.check(StructuredOutputsParams(**outputs))
     assert time.monotonic() - started < 3, "one second, and what a busy machine adds"
     assert "llguidance" not in str(raised.value).replace("%llguidance", "") and "\n" not in str(raised.value)
 
@@ -182,10 +188,10 @@ def test_forms_are_checked_when_they_are_made(outputs, message):
         StructuredOutputsParams(**outputs)
 
 
-def test_deep_schemas_within_the_bounds_compile(grammars):
+def test_deep_schemas_within_the_bounds_compile(checker, grammars):
     for schema in (nested(60), references(40), {"enum": [f"v{i}" for i in range(5000)]}):
         outputs = StructuredOutputsParams(json=schema)
-        grammars.check(outputs)
+        checker.check(outputs)
         grammars.prepare(outputs)
 
 
@@ -196,25 +202,25 @@ def test_ends_go_together_with_what_else_is_asked_for():
         SamplingParams(structured_outputs={"regex": "a"})
 
 
-def test_checks_survive_their_process(grammars):
-    grammars.check(StructuredOutputsParams(regex="first"))
-    process = grammars._checker._process
+def test_checks_survive_their_process(checker):
+    checker.check(StructuredOutputsParams(regex="first"))
+    process = checker._process
     process.kill()
     process.wait()
-    grammars.check(StructuredOutputsParams(regex="second"))
+    checker.check(StructuredOutputsParams(regex="second"))
     with pytest.raises(RequestError, match="simpler"):
-        grammars.check(StructuredOutputsParams(grammar=chain(3000)))
-    assert grammars._checker._process is None, "it crashed"
-    grammars.check(StructuredOutputsParams(regex="third"))
+        checker.check(StructuredOutputsParams(grammar=chain(3000)))
+    assert checker._process is None, "it crashed"
+    checker.check(StructuredOutputsParams(regex="third"))
 
 
-def test_many_threads_may_check_and_compile(grammars):
+def test_many_threads_may_check_and_compile(checker, grammars):
     errors = []
 
     def run(index):
         try:
             outputs = StructuredOutputsParams(regex=f"a{{{index % 5 + 1}}}")
-            grammars.check(outputs)
+            checker.check(outputs)
             assert allowed(grammars, {"regex": outputs.regex}) == {TEXT[b"a"]}
         except BaseException as error:
             errors.append(error)

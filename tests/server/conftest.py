@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quire.core.config import EngineConfig
-from quire.server.async_engine import AsyncEngine
+from quire.server.engine.async_engine import AsyncEngine
 
 SOURCE = Path(__file__).parents[2] / "src"
 MODEL = "quire-tiny"

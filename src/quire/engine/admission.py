@@ -11,7 +11,7 @@ from typing import Any
 from quire.core.errors import RequestError
 from quire.core.request import Request
 from quire.core.sampling_params import SamplingParams
-from quire.sampling.grammar.compiler import GrammarCompiler
+from quire.sampling.grammar.checker import GrammarChecker
 from quire.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any] | Sequence[int]
@@ -26,7 +26,6 @@ class Admission:
         max_model_len: Longest prompt plus output, in tokens.
         eos_token_ids: Ids that end a sample.
         seed: From which requests without a seed get one, by order of admission.
-        grammars: Of the model's vocabulary; None if there are no structured outputs.
     """
 
     def __init__(
@@ -36,15 +35,18 @@ class Admission:
         max_model_len: int,
         eos_token_ids: frozenset[int],
         seed: int,
-        grammars: GrammarCompiler | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._eos_token_ids = eos_token_ids
         self._seed = seed
-        self._grammars = grammars
+        self._checker = GrammarChecker()
         self._numbers = itertools.count(1)  # its `next` is one step for all threads
+
+    def close(self) -> None:
+        """End the process that checks structured outputs, if there is one."""
+        self._checker.close()
 
     def admit(
         self,
@@ -138,9 +140,9 @@ class Admission:
         if params.detokenize and self._tokenizer is None:
             raise RequestError("detokenize: expected False, because there is no tokenizer, got True.")
         if params.structured_outputs is not None:
-            if self._grammars is None:
+            if self._tokenizer is None or all(token >= self._vocab_size for token in self._eos_token_ids):
                 raise RequestError("structured_outputs: expected None: the model has no tokenizer that ends a text.")
-            self._grammars.check(params.structured_outputs)
+            self._checker.check(params.structured_outputs)
 
     def _bad_words_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Encode each bad word as it appears at the start of a text and after a space."""

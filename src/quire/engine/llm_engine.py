@@ -47,9 +47,7 @@ class LLMEngine:
         self.loop = EngineLoop(plan, settings, on_progress, self.grammars)
         self.outputs = OutputProcessor(tokenizer)
         max_model_len = self.loop.scheduler_config.max_model_len
-        self._admission = Admission(
-            tokenizer, plan.spec.vocab_size, max_model_len, eos_token_ids, settings.seed, self.grammars
-        )
+        self._admission = Admission(tokenizer, plan.spec.vocab_size, max_model_len, eos_token_ids, settings.seed)
 
     def add_request(self, request_id: str, prompt: Prompt, params: SamplingParams, priority: int = 0) -> None:
         """Queue a request.
@@ -126,5 +124,4 @@ class LLMEngine:
         """End all requests and return all memory."""
         self.outputs = OutputProcessor(None)
         self.loop.close()
-        if self.grammars is not None:
-            self.grammars.close()
+        self._admission.close()

@@ -1,20 +1,19 @@
-"""`GrammarCompiler`: grammars of structured outputs for one vocabulary, refused early or compiled and kept."""
+"""`GrammarCompiler`: grammars of structured outputs for one vocabulary, compiled and kept."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from quire.core.errors import RequestError
 from quire.core.structured_outputs import StructuredOutputsParams
-from quire.sampling.grammar.checker import GrammarChecker
+from quire.sampling.grammar.checker import LIMITS
+from quire.sampling.grammar.latest import Latest
 from quire.sampling.grammar.problems import explain
 from quire.sampling.grammar.source import grammar_of
 
@@ -23,17 +22,6 @@ if TYPE_CHECKING:
 
 Words = npt.NDArray[np.int32]
 """A bit for each token, the lowest first, in words of 32."""
-
-_MAX_KEPT = 256
-# Per step and sample: 100,000 units of lexer fuel are about 7 ms, 100,000 items 5 ms; a schema with 200 optional
-# properties takes 30,000 items. A state of the lexer takes up to 2 kB: 20 MB for a sample that visits all it may.
-_LIMITS: Mapping[str, int | bool] = {
-    "step_lexer_fuel": 100_000,
-    "step_max_items": 100_000,
-    "max_lexer_states": 10_000,
-    "max_grammar_size": 100_000,
-    "verbose_errors": False,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +48,7 @@ class GrammarCompiler:
 
     def __init__(self, vocabulary: Callable[[], TokenVocabulary]) -> None:
         self._make_vocabulary = vocabulary
-        self._checker = GrammarChecker(_LIMITS)
-        self._lock = threading.Lock()
-        self._checked: OrderedDict[StructuredOutputsParams, None] = OrderedDict()
-        self._compiled: OrderedDict[StructuredOutputsParams, LLMatcher] = OrderedDict()
-
-    def check(self, outputs: StructuredOutputsParams) -> None:
-        """Refuse what cannot be compiled within its budget: a second at most, in another process.
-
-        Raises:
-            RequestError: It cannot.
-            CapacityError: The other process cannot be started.
-        """
-        if outputs in self._checked:
-            return
-        report = self._checker.report(grammar_of(outputs))
-        if report:
-            raise RequestError(explain(outputs.kind, report))
-        with self._lock:
-            _keep(self._checked, outputs, None)
+        self._compiled: Latest[LLMatcher] = Latest()
 
     def prepare(self, outputs: StructuredOutputsParams | None = None) -> None:
         """Compile ahead of `start`: some milliseconds in which other threads go on. None prepares the vocabulary alone.
@@ -113,10 +83,6 @@ class GrammarCompiler:
         bits[list(self.vocabulary.eos_token_ids)] = 1
         return np.packbits(bits, bitorder="little").view(np.int32)
 
-    def close(self) -> None:
-        """End the other process."""
-        self._checker.close()
-
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
         from llguidance import LLTokenizer, TokenizerWrapper
@@ -127,14 +93,13 @@ class GrammarCompiler:
 
     def _matcher(self, outputs: StructuredOutputsParams) -> LLMatcher:
         found = self._compiled.get(outputs) or self._compile(outputs)  # nobody waits for another's grammar
-        with self._lock:
-            _keep(self._compiled, outputs, found)
+        self._compiled.put(outputs, found)
         return found
 
     def _compile(self, outputs: StructuredOutputsParams) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(**_LIMITS)  # type: ignore[arg-type]
+        limits = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
         matcher = LLMatcher(self._tokenizer, grammar_of(outputs), log_level=0, limits=limits)
         if matcher.is_error():
             raise RequestError(explain(outputs.kind, matcher.get_error()))
@@ -159,11 +124,3 @@ class _Tokens:
 def num_words(vocab_size: int) -> int:
     """Return the words of a mask."""
     return -(-vocab_size // 32)
-
-
-def _keep(cache: OrderedDict[StructuredOutputsParams, Any], key: StructuredOutputsParams, value: Any) -> None:
-    """Put an entry in, as the one used last; the one not used for the longest goes."""
-    cache[key] = value
-    cache.move_to_end(key)
-    if len(cache) > _MAX_KEPT:
-        cache.popitem(last=False)

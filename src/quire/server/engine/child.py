@@ -12,8 +12,8 @@ from contextlib import suppress
 import msgspec
 
 from quire.core.log import get_logger
-from quire.server.channel import AsyncChannel
-from quire.server.messages import Command, Event, Ping, Pong, encode
+from quire.server.engine.channel import AsyncChannel
+from quire.server.engine.messages import Command, Event, Ping, Pong, encode
 
 _log = get_logger(__name__)
 PING_INTERVAL_S = 0.25
@@ -70,7 +70,7 @@ class EngineChild:
         with theirs, their_health:
             fds = (theirs.fileno(), their_health.fileno())
             # -P: a folder named quire where the server was started is not the engine.
-            arguments = [sys.executable, "-P", "-m", "quire.server.engine_process", *map(str, fds)]
+            arguments = [sys.executable, "-P", "-m", "quire.server.engine.process", *map(str, fds)]
             child._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, pass_fds=fds)
         events = msgspec.msgpack.Decoder(Event)
         child._commands = await AsyncChannel.open(ours, lambda data: on_event(events.decode(data)), child._end)

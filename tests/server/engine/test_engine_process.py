@@ -20,15 +20,15 @@ from quire.core.config import BuildConfig, EngineConfig
 from quire.core.request import Request, SampleUpdate
 from quire.core.sampling_params import RequestOutputKind, SamplingParams
 from quire.core.server_config import ServerConfig
-from quire.server import engine_process
-from quire.server.async_engine import AsyncEngine
-from quire.server.channel import Channel, ChannelError, FrameReader, pack_frame
-from quire.server.engine_child import EngineChild
+from quire.server.engine import process as engine_process
+from quire.server.engine.async_engine import AsyncEngine
+from quire.server.engine.channel import Channel, ChannelError, FrameReader, pack_frame
+from quire.server.engine.child import EngineChild
+from quire.server.engine.messages import Add, Event, Failed, Finish, Opened, Ready, Refused, Start, StepDone, encode
+from quire.server.engine.process import EngineProcess
 from quire.server.engine_client import EngineDeadError
-from quire.server.engine_process import EngineProcess
-from quire.server.messages import Add, Event, Failed, Finish, Opened, Ready, Refused, Start, StepDone, encode
 from tests.server.conftest import MODEL
-from tests.server.test_async_engine import LONG, generate, settled, until
+from tests.server.engine.test_async_engine import LONG, generate, settled, until
 
 ENGINE = EngineConfig(max_num_seqs=8, max_model_len=512)
 
@@ -56,7 +56,7 @@ class Peer:
         health, their_health = socket.socketpair()
         with theirs, their_health:
             fds = (theirs.fileno(), their_health.fileno())
-            command = [sys.executable, "-m", "quire.server.engine_process", *map(str, fds)]
+            command = [sys.executable, "-m", "quire.server.engine.process", *map(str, fds)]
             self.process = subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE)
         self.sock, self.health = ours, health
         self.channel = Channel(ours)
@@ -214,7 +214,7 @@ def test_a_loop_that_fails_says_so_and_ends(monkeypatch: pytest.MonkeyPatch) -> 
 
 PARENT = """
 import asyncio, sys
-from quire.server.async_engine import AsyncEngine
+from quire.server.engine.async_engine import AsyncEngine
 from quire.core.sampling_params import SamplingParams
 async def main():
     engine = AsyncEngine("quire-tiny")
@@ -324,5 +324,5 @@ def test_without_restart_the_death_is_told_and_nothing_is_left_open(runner: asyn
 def test_a_channel_to_nobody() -> None:
     ours, theirs = socket.socketpair()
     theirs.close()
-    with ours, pytest.raises(ChannelError, match="closed"):
-        EngineProcess(Channel(ours)).run()
+    with Channel(ours) as channel, pytest.raises(ChannelError, match="closed"):
+        EngineProcess(channel).run()
