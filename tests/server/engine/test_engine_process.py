@@ -75,8 +75,8 @@ class Peer:
 
     def close(self) -> str:
         """Close the sockets and return what the process has written."""
-        self.sock.close()
-        self.health.close()
+        with self.channel, self.health:
+            self.sock.close()
         return self.process.communicate(timeout=10)[1].decode()
 
 
