@@ -64,7 +64,7 @@ def rope_pair(rows: int, dtype: torch.dtype) -> Pair:
     """Return rotation and KV writes of slices of one matrix; torch's angles and slots are ready."""
     heads = [HEADS, KV_HEADS, KV_HEADS]
     qkv = torch.randn(rows, sum(heads), HEAD_DIM).to(dtype)
-    query, key, value = torch.split(qkv, heads, 1)
+    query, key, value = torch.split(qkv, list(heads), 1)
     cache = torch.zeros(2, rows // 16 + 1, KV_HEADS, 16, HEAD_DIM, dtype=dtype)
     step = torch.arange(rows, dtype=torch.int32), rope_table(4096, HEAD_DIM), cache, torch.arange(rows)
     prepared = rope.angles(query, step[0], step[1]), attention.slots(key, value, cache, step[3])

@@ -197,8 +197,9 @@ void choose_tokens(const Tensor* operands, const double*, Worker& worker) {
   const Room room(worker, length);
   by_float(logits.dtype, [&](auto tag) {
     worker.for_each(logits.shape[0], [&](int64_t row) {
-      ids.as<int64_t>()[row] = choose(row_of<decltype(tag)>(logits, row), length, Params(reals, integers, row), edits, row,
-                                      room, most.as<float>()[row]);
+      const Params params(reals, integers, row);
+      const auto* x = row_of<decltype(tag)>(logits, row);
+      ids.as<int64_t>()[row] = choose(x, length, params, edits, row, room, most.as<float>()[row]);
     });
   });
 }

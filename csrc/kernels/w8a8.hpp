@@ -16,7 +16,8 @@ struct Int8Panel {
 
 // Of one row: out = sums * scales * x_scale + bias, each product and sum rounded, as the reference does.
 template <class T>
-QUIRE_INLINE void scale_sums(const int32_t* sums, const float* scales, float x_scale, const T* bias, T* out, int64_t columns) {
+QUIRE_INLINE void scale_sums(const int32_t* sums, const float* scales, float x_scale, const T* bias, T* out,
+                             int64_t columns) {
   for_vectors(columns, [&](int64_t i, auto n) {
     IntLanes whole;
     std::memcpy(&whole, sums + i, sizeof(whole));

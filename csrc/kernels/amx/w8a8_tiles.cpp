@@ -35,8 +35,9 @@ class TileRows {
         const int64_t some = rows - row < kBlockRows ? rows - row : kBlockRows;
         if (some != configured_) configure_tiles(some);
         configured_ = some;
-        const auto add = some > kTileRows ? (is_streamed ? &TileRows::add_up<true, true> : &TileRows::add_up<true, false>)
-                                          : (is_streamed ? &TileRows::add_up<false, true> : &TileRows::add_up<false, false>);
+        const auto add = some > kTileRows ? is_streamed ? &TileRows::add_up<true, true> : &TileRows::add_up<true, false>
+                         : is_streamed    ? &TileRows::add_up<false, true>
+                                          : &TileRows::add_up<false, false>;
         (this->*add)(row, step, stop, panel.weights, sums + row * kPanelColumns);
       }
     }
