@@ -66,6 +66,12 @@ def test_only_one_room_knows_each_thing():
         "tokenizers": "tokenizer",
         "jinja2": "tokenizer",
         "huggingface_hub": "weights",
+        "starlette": "server",
+        "uvicorn": "server",
+        "uvloop": "server",
+        "httptools": "server",
+        "prometheus_client": "server",
+        "llguidance": "sampling/grammar",
     }
     for path in FILES:
         for package in roots(path) & set(allowed):
@@ -77,7 +83,7 @@ def test_only_one_room_knows_each_thing():
 
 
 def test_rooms_without_tensors():
-    for path in rooms("core", "kv_cache", "scheduler", "tokenizer", "engine", "cli"):
+    for path in rooms("core", "kv_cache", "scheduler", "tokenizer", "engine", "server", "cli"):
         assert not roots(path) & {"torch", "numpy"}, path
 
 

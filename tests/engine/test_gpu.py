@@ -83,7 +83,7 @@ def test_batched_is_alone(models, model):
 def test_every_kind_of_request_is_alone(models, model):
     batch, wanted = prompts(12, seed=3, low=2), [*KINDS, *KINDS]
     with load(models[model], enable_prefix_caching=False) as llm:
-        llm._engine.runner._loaded.kv_cache.view(torch.uint8).fill_(0xFF)  # no number: what is not written, shows
+        llm._engine.loop.runner._loaded.kv_cache.view(torch.uint8).fill_(0xFF)  # no number: what is not written, shows
         assert run(llm, batch, wanted) == run_alone(llm, batch, wanted)
 
 
@@ -130,7 +130,7 @@ def test_a_stop_string_ends_a_row_whose_next_step_is_in_flight():
         found = [output.outputs[0] for output in llm.generate(list(TEXTS), wanted, use_tqdm=False)]
         assert [each.text for each in found] == [whole[0], whole[1][: whole[1].index(stop)], whole[2]]
         assert found[1].finish_reason == "stop" and found[1].stop_reason == stop
-        llm._engine.scheduler.check_integrity()
+        llm._engine.loop.scheduler.check_integrity()
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -168,7 +168,7 @@ def test_sleep_and_wake_up(models, level):
     with load(models["llama"]) as llm:
         before, held = run(llm, batch, wanted), torch.cuda.memory_allocated()
         llm.sleep(level)
-        freed = llm._engine.memory.kv_bytes + (llm._engine.memory.needs.weights // 2 if level == 2 else 0)
+        freed = llm._engine.loop.memory.kv_bytes + (llm._engine.loop.memory.needs.weights // 2 if level == 2 else 0)
         assert torch.cuda.memory_allocated() <= held - freed
         llm.wake_up()
         assert run(llm, batch, wanted) == before
@@ -238,5 +238,5 @@ def test_memory_is_as_planned(tmp_path):
         wanted = [params(i, max_tokens=4, repetition_penalty=1.1, ignore_eos=True) for i in range(len(batch))]
         llm.generate(batch, wanted, use_tqdm=False)
         held = torch.cuda.max_memory_reserved() - before
-        planned = llm._engine.memory.total_bytes - GPU_PROCESS.code_bytes
+        planned = llm._engine.loop.memory.total_bytes - GPU_PROCESS.code_bytes
     assert 0.9 < held / planned < 1.1, f"{held / 2**20:.0f} MiB of {planned / 2**20:.0f} MiB planned"

@@ -54,5 +54,5 @@ def test_one_broken_row_fails_alone(tmp_path):
         assert [outputs[i].outputs for i in (0, 2, 4)] == expected
         for i in (1, 3):
             assert outputs[i].outputs[0].finish_reason == "error" and outputs[i].outputs[0].stop_reason
-        llm._engine.scheduler.check_integrity()
+        llm._engine.loop.scheduler.check_integrity()
         assert [o.outputs for o in llm.generate(clean, params, use_tqdm=False)] == expected, "blocks were left dirty"

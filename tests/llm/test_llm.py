@@ -79,7 +79,7 @@ def test_leaving_a_stream_frees_its_blocks(llm):
     next(stream)
     stream.close()
     assert llm.get_metrics()["num_requests_running"] == 0
-    llm._engine.scheduler.check_integrity()
+    llm._engine.loop.scheduler.check_integrity()
 
 
 def test_prompt_forms_are_equal(llm):
@@ -206,7 +206,7 @@ def test_bad_prompt_is_refused_and_hurts_nobody(llm, name):
         llm.generate(batch, [greedy(), greedy(**more)], use_tqdm=False)
     assert llm.get_metrics()["num_requests_running"] == 0 and not llm._engine.has_unfinished_requests()
     assert llm.generate("The sky is", greedy(), use_tqdm=False)[0].outputs == before
-    llm._engine.scheduler.check_integrity()
+    llm._engine.loop.scheduler.check_integrity()
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_bad_prompt_is_refused_and_hurts_nobody(llm, name):
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"logit_bias": {1: 101}}, "logit_bias"),
         ({"allowed_token_ids": []}, "allowed_token_ids"),
-        ({"structured_outputs": {"json": {}}}, "structured_outputs is not supported yet"),
+        ({"structured_outputs": {"json": {}}}, "structured_outputs: expected StructuredOutputsParams"),
         ({"seed": 1.5}, "seed"),
         ({"ignore_eos": 1}, "ignore_eos: expected true or false, got 1"),
     ],
@@ -314,17 +314,17 @@ def test_sleep_and_close_return_memory(tmp_path):
     model = LLM("quire-tiny", max_num_seqs=2)
     before = model.generate("The sky is", greedy(), use_tqdm=False)[0].outputs
     model.sleep(level=1)
-    assert 0 < model._engine.runner.num_bytes() < 20e6
+    assert 0 < model._engine.loop.runner.num_bytes() < 20e6
     model.wake_up()
     assert model.generate("The sky is", greedy(), use_tqdm=False)[0].outputs == before
     model.sleep(level=2)
-    assert model._engine.runner.num_bytes() == 0
+    assert model._engine.loop.runner.num_bytes() == 0
     with pytest.raises(QuireError, match="wake_up"):
         model.generate("The sky is", greedy(), use_tqdm=False)
     model.wake_up()
     assert model.generate("The sky is", greedy(), use_tqdm=False)[0].outputs == before
     model.close()
-    assert model._engine.runner.num_bytes() == 0
+    assert model._engine.loop.runner.num_bytes() == 0
     with pytest.raises(ConfigError, match="level"):
         model.sleep(level=3)
 

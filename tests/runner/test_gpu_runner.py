@@ -71,7 +71,7 @@ def test_a_batch_is_what_the_cpu_computes(model, batch, together):
 
 def test_alone_is_batched_and_a_dirty_cache_does_not_show(model, batch, together):
     with load(model, enable_prefix_caching=False) as llm:
-        llm._engine.runner._loaded.kv_cache.fill_(float("nan"))
+        llm._engine.loop.runner._loaded.kv_cache.fill_(float("nan"))
         assert run_alone(llm, batch, KINDS) == together
 
 
@@ -138,7 +138,7 @@ def test_a_stop_token_ends_a_row_whose_next_step_is_in_flight(model, batch, toge
         assert tokens(outcomes[1])[0] != first
         assert tokens(outcomes[1]) == tokens(run(cpu, batch[:1], [late])[0])
         assert outcomes[2] == together[1]
-        llm._engine.scheduler.check_integrity()
+        llm._engine.loop.scheduler.check_integrity()
 
 
 def test_bad_words_see_every_token(model, batch, together):
@@ -149,7 +149,7 @@ def test_bad_words_see_every_token(model, batch, together):
             engine, plain = llm._engine, SamplingParams(temperature=0.0, max_tokens=3, seed=0, detokenize=False)
             for name, bad in (("banned", ((first, second),)), ("free", ())):
                 request = Request(name, tuple(batch[0]), plain, frozenset(), bad_words_ids=bad)
-                engine.scheduler.add(request)
+                engine.loop.scheduler.add(request)
                 engine.outputs.add(request)
             found = {}
             while engine.has_unfinished_requests():
@@ -165,14 +165,14 @@ def test_one_step_ahead(model, batch, together):
     with load(model) as llm:
         engine = llm._engine
         engine.add_request("a", batch[0], KINDS[0])
-        assert engine.runner.max_ahead == 1
-        assert engine.step() == [] and len(engine._in_flight) == 1, "started, and not waited for"
+        assert engine.loop.runner.max_ahead == 1
+        assert engine.step() == [] and len(engine.loop.in_flight) == 1, "started, and not waited for"
         engine.step()
-        assert len(engine._in_flight) == 1, "one result was taken, the next step runs"
+        assert len(engine.loop.in_flight) == 1, "one result was taken, the next step runs"
         outputs = []
         while engine.has_unfinished_requests():
             outputs += engine.step()
-        assert not engine._in_flight and outputs[-1].finished
+        assert not engine.loop.in_flight and outputs[-1].finished
         assert equalities.bits(outputs[-1]) == together[0]
 
 
@@ -184,7 +184,7 @@ def test_abort_while_steps_are_in_flight(model, batch, together):
         engine.step()
         engine.step()
         (aborted,) = engine.abort_request("a")
-        assert aborted.outputs[0].finish_reason == "abort" and engine._in_flight
+        assert aborted.outputs[0].finish_reason == "abort" and engine.loop.in_flight
         outputs = []
         while engine.has_unfinished_requests():
             outputs += engine.step()
@@ -192,16 +192,16 @@ def test_abort_while_steps_are_in_flight(model, batch, together):
         engine.add_request("c", batch[1], KINDS[1])
         engine.step()
         engine.abort_request("c")
-        assert not engine._in_flight, "nobody is left, so its step is waited for"
-        engine.scheduler.check_integrity()
+        assert not engine.loop.in_flight, "nobody is left, so its step is waited for"
+        engine.loop.scheduler.check_integrity()
 
 
 def test_sleep_and_wake_up(model, batch, together):
     with load(model) as llm:
-        held = llm._engine.runner.num_bytes()
+        held = llm._engine.loop.runner.num_bytes()
         for level in (1, 2):
             llm.sleep(level)
-            assert llm._engine.runner.num_bytes() < held
+            assert llm._engine.loop.runner.num_bytes() < held
             llm.wake_up()
-            assert llm._engine.runner.num_bytes() == held
+            assert llm._engine.loop.runner.num_bytes() == held
         assert run(llm, batch[:1], KINDS[:1]) == together[:1]

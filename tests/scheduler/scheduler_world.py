@@ -59,6 +59,7 @@ class SchedulerWorld:
         self.samples: dict[tuple[str, int], Sample] = {}
         self.prompt_logprobs: dict[str, object] = {}
         self.counts: Counter[str] = Counter()
+        self.seated: list[tuple[str, int]] = []
 
     @property
     def unfinished(self) -> list[tuple[str, int]]:
@@ -91,8 +92,13 @@ class SchedulerWorld:
 
     def step(self, aborted: str | None = None) -> list[SampleUpdate]:
         """One step; `aborted` ends between `schedule` and `update`."""
+        is_limited = self.config.enable_chunked_prefill and any(row.is_decoding for row in self.scheduler._running)
         scheduled = self.scheduler.schedule()
         self.scheduler.check_integrity()
+        if is_limited:
+            self._check_prefill(scheduled)
+        self.seated += self.scheduler.take_seated()
+        assert len(set(self.seated)) == len(self.seated), "the first seat was taken twice"
         assert bool(scheduled.rows or self.in_flight) >= bool(self.unfinished), "no progress"
         assert bool(scheduled.rows) <= bool(self.unfinished), "work for nobody"
         if scheduled.rows:
@@ -113,6 +119,12 @@ class SchedulerWorld:
             assert len(scheduled.rows) + num_passed_over == self.scheduler.num_running, "a running row starves"
         assert self.num_logits(scheduled) <= self.config.max_num_logits, "more logits than planned for"
         self.in_flight.append((scheduled, self.runner.execute(scheduled)))
+
+    def _check_prefill(self, scheduled: SchedulerOutput) -> None:
+        """Beyond the budget of all that have more than one token to compute, each may have its one."""
+        larger = [share.num_scheduled_tokens for share in scheduled.rows if share.num_scheduled_tokens > 1]
+        assert sum(larger) <= self.config.max_num_prefill_tokens, f"too much prefill beside a decode: {scheduled.rows}"
+        self.counts["limited prefill"] += bool(larger)
 
     def _has(self, scheduled: SchedulerOutput, row_id: int) -> bool:
         return any(share.row_id == row_id for share in scheduled.rows)
@@ -200,6 +212,7 @@ def random_config(rng: random.Random) -> SchedulerConfig:
         max_model_len=rng.randint(4, 40),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=rng.choice((1, 2, 3, 5, 8, 16, 64)),
+        max_num_prefill_tokens=rng.choice((1, 2, 4, 1 << 30)),
         max_num_logits=max_num_seqs + rng.choice((0, 1, 5)) if is_chunked else 64,
         block_size=rng.randint(1, 5),
         num_blocks=rng.randint(2, 24),

@@ -23,6 +23,7 @@ CONFIGS = st.builds(
     max_num_batched_tokens=st.integers(1, 20),
     block_size=st.integers(1, 4),
     num_blocks=st.integers(2, 16),
+    max_num_prefill_tokens=st.integers(1, 20),
     enable_prefix_caching=st.booleans(),
     enable_chunked_prefill=st.booleans(),
     scheduling_policy=st.sampled_from(["fcfs", "priority"]),
@@ -130,4 +131,5 @@ def test_random_operations_reach_every_path(max_ahead: int) -> None:
     counts = sum((drive(seed, 200, max_ahead) for seed in range(20)), Counter())
     for path in ("stop", "length", "abort", "error", "hit", "out_of_blocks", "lost_fork", "prompt_logprobs"):
         assert counts[path] > 10, f"{path}: {counts}"
+    assert counts["limited prefill"] > 10
     assert counts["back at once"] > 0, "preempted and admitted again in one step"

@@ -68,6 +68,35 @@ def test_a_prefill_ahead_leaves_a_token_to_each_decode_behind() -> None:
     assert step(world) == [(2, 2, 2, False), (0, 2, 1, True), (1, 2, 1, True)]
 
 
+def test_a_long_prompt_beside_decodes_takes_no_more_than_the_share_of_prefill() -> None:
+    world = world_of(max_num_batched_tokens=16, max_num_prefill_tokens=4, enable_prefix_caching=False)
+    world.add(make_request("a", [1, 2], max_tokens=6))
+    step(world)
+    world.add(make_request("b", [1] * 11, max_tokens=2))
+    world.add(make_request("c", [2] * 3, max_tokens=2))
+    assert step(world) == [(0, 2, 1, True), (1, 0, 4, False)], "nothing is left for c"
+    assert step(world) == [(0, 3, 1, True), (1, 4, 4, False)]
+    assert step(world) == [(0, 4, 1, True), (1, 8, 3, True), (2, 0, 1, False)]
+    world.abort("a")
+    assert step(world) == [(1, 11, 1, True), (2, 1, 2, True)], "b decodes now"
+
+
+def test_a_prompt_alone_takes_the_whole_step() -> None:
+    world = world_of(max_num_batched_tokens=16, max_num_prefill_tokens=4)
+    world.add(make_request("a", [1] * 14, max_tokens=2))
+    assert step(world) == [(0, 0, 14, True)]
+
+
+def test_the_first_seat_is_told_once() -> None:
+    world = world_of(max_num_seqs=1)
+    for name in "ab":
+        world.add(make_request(name, [1, 2], max_tokens=2))
+    step(world)
+    assert world.scheduler.take_seated() == [("a", 0)] and world.scheduler.take_seated() == []
+    world.drain()
+    assert world.seated == [("b", 0)]
+
+
 def test_more_rows_than_budget_are_served_in_order() -> None:
     world = world_of(max_num_batched_tokens=2, enable_prefix_caching=False)
     for name in "abc":

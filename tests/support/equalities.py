@@ -94,12 +94,12 @@ def preempted_is_undisturbed(load: Load, batch: Prompts, wanted: Sequence[Sampli
     with load() as llm:
         undisturbed = run(llm, batch, wanted)
         assert llm.get_metrics()["num_preemptions"] == 0
-        block_bytes, block_size = llm._engine.memory.kv_bytes_per_block, llm._engine.memory.block_size
+        block_bytes, block_size = llm._engine.loop.memory.kv_bytes_per_block, llm._engine.loop.memory.block_size
     few = {"kv_cache_memory_bytes": num_blocks * block_bytes, "max_model_len": (num_blocks - 1) * block_size}
     with load(**few) as llm:
         assert run(llm, batch, wanted) == undisturbed
         assert llm.get_metrics()["num_preemptions"] > 0
-        llm._engine.scheduler.check_integrity()
+        llm._engine.loop.scheduler.check_integrity()
 
 
 def samples_are_requests(load: Load, prompt: list[int], many: SamplingParams) -> None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from quire.cli.model import add_model, open_model
-from quire.cli.options import require, table
+from quire.cli.options import add_model, open_model, require, table
 from quire.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:

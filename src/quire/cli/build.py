@@ -11,8 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quire.cli.model import MODEL
-from quire.cli.options import add_fields, read_fields, require, table
+from quire.cli.options import MODEL, add_fields, read_fields, require, table
 from quire.core.config import BuildConfig
 from quire.core.progress import OnProgress
 

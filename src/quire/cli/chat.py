@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from quire.cli.model import add_model, open_model
-from quire.cli.options import add_fields, read_fields
+from quire.cli.options import add_fields, add_model, open_model, read_fields
 from quire.core.sampling_params import SamplingParams
 
 _SKIP = ("n", "seed", "output_kind", "detokenize", "structured_outputs", "logprobs", "prompt_logprobs", "max_tokens")

@@ -7,8 +7,7 @@ import sys
 
 import msgspec
 
-from quire.cli.model import add_model, open_model
-from quire.cli.options import add_fields, read_fields, require
+from quire.cli.options import add_fields, add_model, open_model, read_fields, require
 from quire.core.sampling_params import SamplingParams
 
 _SKIP = ("seed", "output_kind", "detokenize", "structured_outputs")

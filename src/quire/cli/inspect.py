@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from quire.cli.model import MODEL
-from quire.cli.options import add_fields, read_fields, require
+from quire.cli.options import MODEL, add_fields, read_fields, require
 from quire.core.config import BuildConfig
 from quire.core.errors import ConfigError
 

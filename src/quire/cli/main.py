@@ -14,6 +14,7 @@ from quire.core.errors import QuireError, did_you_mean
 COMMANDS = {
     "generate": "complete prompts",
     "chat": "talk with a model",
+    "serve": "answer over HTTP, as OpenAI's clients expect",
     "build": "bind a model into an engine directory: fused, quantized, measured",
     "inspect": "show what a build did, cost and holds, or how two differ",
     "verify": "check every byte of an engine, and compute recorded logits again",

@@ -1,4 +1,7 @@
-"""Command line options generated from dataclass fields, so that flag, default and help cannot drift."""
+"""Command line options generated from dataclass fields, so that flag, default and help cannot drift.
+
+And what all commands that run a model share: its options, and how it is opened.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,20 @@ import re
 import types
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from quire.llm import LLM
+
 T = TypeVar("T")
+
+MODEL = 'model directory, engine directory, hub id, or "quire-tiny" (built in)'
+"""What a command's positional argument may be."""
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type, skip: Collection[str] = ()) -> None:
@@ -44,6 +54,21 @@ def read_fields(cls: type[T], namespace: argparse.Namespace, **fixed: Any) -> T:
     """
     given = {item.name: getattr(namespace, item.name) for item in fields(cls) if hasattr(namespace, item.name)}  # type: ignore[arg-type]
     return cls(**{**given, **fixed})
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL and all options of how it is built and run."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    add_fields(parser, BuildConfig)
+    add_fields(parser, EngineConfig, skip=("seed",))
+
+
+def open_model(options: argparse.Namespace, **more: object) -> LLM:
+    """Load the model that the options name."""
+    from quire.llm import LLM
+
+    names = {item.name for cls in (BuildConfig, EngineConfig) for item in fields(cls)}
+    return LLM(options.model, **{name: getattr(options, name) for name in names}, **more)  # type: ignore[arg-type]
 
 
 def _plain(hint: Any) -> Any:

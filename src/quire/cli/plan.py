@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from quire.cli.model import add_model
-from quire.cli.options import read_bytes, read_fields
+from quire.cli.options import add_model, read_bytes, read_fields
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import CapacityError
 

@@ -17,7 +17,8 @@ KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def _help(text: str, **more: Any) -> dict[str, Any]:
+def option(text: str, **more: Any) -> dict[str, Any]:
+    """Return a field's metadata: the help of its command line option, and more, such as `choices`."""
     return {"help": text, **more}
 
 
@@ -53,43 +54,43 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
 class BuildConfig:
     """What turns a model into a Plan; hashed into it."""
 
-    dtype: str = field(default="auto", metadata=_help("dtype of weights and activations", choices=DTYPES))
-    quantization: str | None = field(default=None, metadata=_help("scheme of all linear layers", choices=SCHEMES))
+    dtype: str = field(default="auto", metadata=option("dtype of weights and activations", choices=DTYPES))
+    quantization: str | None = field(default=None, metadata=option("scheme of all linear layers", choices=SCHEMES))
     kv_cache_dtype: str = field(
-        default="auto", metadata=_help("dtype of the KV cache; auto: that of activations", choices=KV_CACHE_DTYPES)
+        default="auto", metadata=option("dtype of the KV cache; auto: that of activations", choices=KV_CACHE_DTYPES)
     )
-    group_size: int = field(default=128, metadata=_help("w4a16: input channels that share a scale", choices=(64, 128)))
+    group_size: int = field(default=128, metadata=option("w4a16: input channels that share a scale", choices=(64, 128)))
     smooth: bool = field(
         default=True,
-        metadata=_help(
+        metadata=option(
             "w8a8, w4a16: move range between activations and weights, and clip four-bit weights (SmoothQuant, AWQ)"
         ),
     )
-    smooth_alpha: float | None = field(default=None, metadata=_help("its exponent for all layers; None searches it"))
+    smooth_alpha: float | None = field(default=None, metadata=option("its exponent for all layers; None searches it"))
     exclude: tuple[str, ...] = field(
-        default=("lm_head",), metadata=_help("JSON list of layers that stay unquantized, by name or part of it")
+        default=("lm_head",), metadata=option("JSON list of layers that stay unquantized, by name or part of it")
     )
     calibration: str | None = field(
-        default=None, metadata=_help("text or JSONL file to calibrate and evaluate on; None takes the built-in text")
+        default=None, metadata=option("text or JSONL file to calibrate and evaluate on; None takes the built-in text")
     )
-    num_calibration_samples: int = field(default=128, metadata=_help("pieces of text to calibrate on"))
-    calibration_length: int = field(default=512, metadata=_help("tokens in each of them"))
+    num_calibration_samples: int = field(default=128, metadata=option("pieces of text to calibrate on"))
+    calibration_length: int = field(default=512, metadata=option("tokens in each of them"))
     max_kl: float | None = field(
         default=None,
-        metadata=_help(
+        metadata=option(
             "mean KL divergence, in nats a token, over which a quantized build is refused; None: 0.004 for eight bits, "
             "0.01 for fp8, 0.1 for w4a16"
         ),
     )
-    without_passes: tuple[str, ...] = field(default=(), metadata=_help("JSON list of passes to leave out"))
+    without_passes: tuple[str, ...] = field(default=(), metadata=option("JSON list of passes to leave out"))
     load_format: str = field(
-        default="auto", metadata=_help("where weights come from; dummy: seeded values", choices=("auto", "dummy"))
+        default="auto", metadata=option("where weights come from; dummy: seeded values", choices=("auto", "dummy"))
     )
-    revision: str | None = field(default=None, metadata=_help("branch, tag or commit of a hub model"))
+    revision: str | None = field(default=None, metadata=option("branch, tag or commit of a hub model"))
     hf_overrides: Mapping[str, Any] | None = field(
-        default=None, metadata=_help("JSON object laid over the model's config.json")
+        default=None, metadata=option("JSON object laid over the model's config.json")
     )
-    seed: int = field(default=0, metadata=_help("seed of dummy weights and of requests without their own"))
+    seed: int = field(default=0, metadata=option("seed of dummy weights and of requests without their own"))
 
     def __post_init__(self) -> None:
         choice("dtype", self.dtype, DTYPES)
@@ -112,29 +113,42 @@ class EngineConfig:
     """What may change at every load of a Plan. None means: chosen at load, and logged with the reason."""
 
     device: str = field(
-        default="auto", metadata=_help("where to compute; auto: a GPU if there is one", choices=DEVICES)
+        default="auto", metadata=option("where to compute; auto: a GPU if there is one", choices=DEVICES)
     )
     deterministic: bool = field(
         default=True,
-        metadata=_help("keep every request's bits whatever else runs; without it kernels may be used that do not"),
+        metadata=option("keep every request's bits whatever else runs; without it kernels may be used that do not"),
     )
-    enforce_eager: bool = field(default=False, metadata=_help("on a GPU, launch every kernel: no captured graphs"))
-    max_model_len: int | None = field(default=None, metadata=_help("longest prompt plus output, in tokens"))
-    max_num_seqs: int = field(default=256, metadata=_help("most sequences running at once"))
-    max_num_batched_tokens: int = field(default=2048, metadata=_help("token budget of one step"))
-    block_size: int = field(default=16, metadata=_help("tokens in a KV cache block"))
+    enforce_eager: bool = field(default=False, metadata=option("on a GPU, launch every kernel: no captured graphs"))
+    max_model_len: int | None = field(default=None, metadata=option("longest prompt plus output, in tokens"))
+    max_num_seqs: int = field(default=256, metadata=option("most sequences running at once"))
+    max_num_batched_tokens: int = field(default=2048, metadata=option("token budget of one step"))
+    block_size: int = field(default=16, metadata=option("tokens in a KV cache block"))
     gpu_memory_utilization: float = field(
-        default=0.9, metadata=_help("share of the device's memory for weights, workspace and KV cache")
+        default=0.9, metadata=option("share of the device's memory for weights, workspace and KV cache")
     )
-    kv_cache_memory_bytes: int | None = field(default=None, metadata=_help("bytes of KV cache, instead of the share"))
-    enable_prefix_caching: bool = field(default=True, metadata=_help("share the blocks of common prefixes"))
-    enable_chunked_prefill: bool = field(default=True, metadata=_help("split long prompts over several steps"))
-    scheduling_policy: str = field(default="fcfs", metadata=_help("who is served first", choices=("fcfs", "priority")))
-    seed: int = field(default=0, metadata=_help("seed of requests without their own"))
-    disable_log_stats: bool = field(default=True, metadata=_help("do not log throughput every ten seconds"))
+    kv_cache_memory_bytes: int | None = field(default=None, metadata=option("bytes of KV cache, instead of the share"))
+    enable_prefix_caching: bool = field(default=True, metadata=option("share the blocks of common prefixes"))
+    enable_chunked_prefill: bool = field(default=True, metadata=option("split long prompts over several steps"))
+    max_num_prefill_tokens: int | None = field(
+        default=None,
+        metadata=option(
+            "prompt tokens in a step while other sequences generate; None: all of a step, in a server a 4th"
+        ),
+    )
+    scheduling_policy: str = field(default="fcfs", metadata=option("who is served first", choices=("fcfs", "priority")))
+    seed: int = field(default=0, metadata=option("seed of requests without their own"))
+    disable_log_stats: bool = field(default=True, metadata=option("do not log throughput every ten seconds"))
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes"):
+        for name in (
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_num_prefill_tokens",
+            "block_size",
+            "kv_cache_memory_bytes",
+        ):
             at_least(name, getattr(self, name), 1)
         choice("device", self.device, DEVICES)
         choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority"))
@@ -158,6 +172,7 @@ class SchedulerConfig:
         scheduling_policy: "fcfs" or "priority".
         max_num_logits: Tokens of one step whose logits are computed: sampled ones, and prompt tokens whose logprobs are
             wanted; at least `max_num_seqs`, or no less than the token budget.
+        max_num_prefill_tokens: Tokens of one step for rows with more than one to compute, while another row has one.
     """
 
     max_model_len: int
@@ -169,3 +184,4 @@ class SchedulerConfig:
     enable_chunked_prefill: bool = True
     scheduling_policy: str = "fcfs"
     max_num_logits: int = 1 << 30
+    max_num_prefill_tokens: int = 1 << 30

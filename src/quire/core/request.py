@@ -142,7 +142,7 @@ class ModelOutput(msgspec.Struct, frozen=True):
     rows: tuple[RowOutput, ...] = ()
 
 
-class SampleUpdate(msgspec.Struct, frozen=True):
+class SampleUpdate(msgspec.Struct, frozen=True, omit_defaults=True):
     """News of one sample (scheduler -> engine's output side).
 
     Attributes:
@@ -154,6 +154,8 @@ class SampleUpdate(msgspec.Struct, frozen=True):
         num_cached_tokens: Prompt tokens that came from the prefix cache.
         finish_reason: One of `FINISH_REASONS`, or None while running.
         stop_reason: The stop token id that ended it, or the error's text.
+        num_preemptions: How often it has given its seat back so far.
+        scheduled_time_s: When it got a seat for the first time, monotonic seconds; only in the news of that.
     """
 
     request_id: str
@@ -164,6 +166,8 @@ class SampleUpdate(msgspec.Struct, frozen=True):
     num_cached_tokens: int = 0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    num_preemptions: int = 0
+    scheduled_time_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +210,21 @@ class CompletionOutput:
 
 @dataclass(frozen=True, slots=True)
 class RequestMetrics:
-    """When things happened to a request, in monotonic seconds; None means not yet."""
+    """When things happened to a request, in monotonic seconds; None means not yet.
+
+    Attributes:
+        arrival_time_s: It was added.
+        first_token_time_s: Its first token came.
+        finished_time_s: Its last sample ended.
+        scheduled_time_s: It began to run: before, it was queued; until its first token, its prompt was computed.
+        num_preemptions: How often one of its samples gave its seat back.
+    """
 
     arrival_time_s: float
     first_token_time_s: float | None = None
     finished_time_s: float | None = None
+    scheduled_time_s: float | None = None
+    num_preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

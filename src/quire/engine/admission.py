@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from quire.core.errors import RequestError
 from quire.core.request import Request
 from quire.core.sampling_params import SamplingParams
+from quire.sampling.grammar.checker import GrammarChecker
 from quire.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any] | Sequence[int]
@@ -27,17 +29,33 @@ class Admission:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | None, vocab_size: int, max_model_len: int, eos_token_ids: frozenset[int], seed: int
+        self,
+        tokenizer: Tokenizer | None,
+        vocab_size: int,
+        max_model_len: int,
+        eos_token_ids: frozenset[int],
+        seed: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._eos_token_ids = eos_token_ids
         self._seed = seed
-        self._num_admitted = 0
+        self._checker = GrammarChecker()
+        self._numbers = itertools.count(1)  # its `next` is one step for all threads
+
+    def close(self) -> None:
+        """End the process that checks structured outputs, if there is one."""
+        self._checker.close()
 
     def admit(
-        self, request_id: str, prompt: Prompt, params: SamplingParams, priority: int, arrival_time_s: float
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int,
+        arrival_time_s: float,
+        cache_salt: str = "",
     ) -> Request:
         """Return the request.
 
@@ -47,9 +65,11 @@ class Admission:
             params: Its parameters.
             priority: Lower is served first.
             arrival_time_s: Monotonic seconds.
+            cache_salt: Cached prefixes are shared with requests of the same salt.
 
         Raises:
-            RequestError: The prompt is empty, too long or not of a known form, or an id is not in the vocabulary.
+            RequestError: The prompt is empty, too long or not of a known form, an id is not in the vocabulary, or a
+                structured output cannot be compiled.
         """
         if not isinstance(params, SamplingParams):
             raise RequestError(f"sampling_params: expected SamplingParams, got {type(params).__name__}.")
@@ -78,6 +98,7 @@ class Admission:
             text,
             priority,
             arrival_time_s,
+            cache_salt,
             bad_words_ids=self._bad_words_ids(params),
         )
 
@@ -118,6 +139,10 @@ class Admission:
                 raise RequestError(f"{name}: expected at most {self._vocab_size}, the vocabulary's size, got {value}.")
         if params.detokenize and self._tokenizer is None:
             raise RequestError("detokenize: expected False, because there is no tokenizer, got True.")
+        if params.structured_outputs is not None:
+            if self._tokenizer is None or all(token >= self._vocab_size for token in self._eos_token_ids):
+                raise RequestError("structured_outputs: expected None: the model has no tokenizer that ends a text.")
+            self._checker.check(params.structured_outputs)
 
     def _bad_words_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Encode each bad word as it appears at the start of a text and after a space."""
@@ -133,8 +158,7 @@ class Admission:
 
     def _next_seed(self) -> int:
         """Return the seed of the next request without one: a hash of the engine's seed and a counter."""
-        self._num_admitted += 1
-        digest = hashlib.blake2b(f"{self._seed}:{self._num_admitted}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self._seed}:{next(self._numbers)}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -57,6 +57,7 @@ class _Sample:
     num_reported_chars: int = 0
     num_reported_tokens: int = 0
     is_reported_finished: bool = False
+    num_preemptions: int = 0
 
 
 @dataclass(slots=True)
@@ -64,14 +65,25 @@ class _Tracked:
     """Output state of one request."""
 
     request: Request
+    prompt_token_ids: list[int]  # one for all outputs: a copy for each token would cost more than its text
     samples: list[_Sample]
     metrics: RequestMetrics
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int = 0
+    last_news_s: float | None = None
+
+    def note_scheduled(self, time_s: float) -> None:
+        if self.metrics.scheduled_time_s is None:
+            self.metrics = replace(self.metrics, scheduled_time_s=time_s)
 
     @property
     def is_finished(self) -> bool:
         return all(sample.finish_reason is not None for sample in self.samples)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether its kind of output asks for one now."""
+        return self.request.params.output_kind is not RequestOutputKind.FINAL_ONLY or self.is_finished
 
 
 class OutputProcessor:
@@ -88,7 +100,8 @@ class OutputProcessor:
     def add(self, request: Request) -> None:
         """Start to track a request."""
         samples = [self._new_sample(request, index) for index in range(request.params.n)]
-        self._tracked[request.request_id] = _Tracked(request, samples, RequestMetrics(request.arrival_time_s))
+        metrics, ids = RequestMetrics(request.arrival_time_s), list(request.prompt_token_ids)
+        self._tracked[request.request_id] = _Tracked(request, ids, samples, metrics)
 
     def process(self, updates: Sequence[SampleUpdate]) -> tuple[list[RequestOutput], list[Ended]]:
         """Take in news of samples.
@@ -99,19 +112,46 @@ class OutputProcessor:
         Returns:
             Outputs to hand out, and samples that the scheduler must end because of their text.
         """
+        touched, ended = self.apply(updates)
+        return [output for request_id in touched if (output := self.report(request_id)) is not None], ended
+
+    def apply(self, updates: Iterable[SampleUpdate]) -> tuple[list[str], list[Ended]]:
+        """Take in news of samples without making outputs of them yet.
+
+        Args:
+            updates: What the scheduler reported.
+
+        Returns:
+            Requests with something to report, and samples that the scheduler must end because of their text.
+        """
         ended: list[Ended] = []
-        touched: dict[str, _Tracked] = {}
+        touched: dict[str, None] = {}
         for update in updates:
             tracked = self._tracked.get(update.request_id)
             if tracked is None or tracked.samples[update.index].finish_reason is not None:
                 continue
-            touched[update.request_id] = tracked
+            if update.scheduled_time_s is not None:
+                tracked.note_scheduled(update.scheduled_time_s)
+                continue
             ended += self._apply(tracked, update)
-        outputs = [output for tracked in touched.values() if (output := self._report(tracked)) is not None]
-        for request_id, tracked in touched.items():
-            if tracked.is_finished:
-                del self._tracked[request_id]
-        return outputs, ended
+            if tracked.is_due:
+                touched[update.request_id] = None
+        return list(touched), ended
+
+    def report(self, request_id: str) -> RequestOutput | None:
+        """Return what there is to say about a request now, None if its `output_kind` asks for nothing yet.
+
+        Deltas hold all since the last report, so whoever reports late gets fewer and larger ones. A request whose last
+        output this is, is forgotten.
+        """
+        tracked = self._tracked[request_id]
+        if tracked.is_finished:
+            del self._tracked[request_id]
+        return self._report(tracked)
+
+    def forget(self, request_id: str) -> None:
+        """Stop to track a request that nobody waits for any more, if it is known."""
+        self._tracked.pop(request_id, None)
 
     def _new_sample(self, request: Request, index: int) -> _Sample:
         params = request.params
@@ -142,10 +182,11 @@ class OutputProcessor:
         return []
 
     def _add_tokens(self, tracked: _Tracked, sample: _Sample, update: SampleUpdate) -> None:
-        now = time.monotonic()
+        now = tracked.last_news_s = time.monotonic()
         metrics = tracked.metrics
         if update.new_token_ids and metrics.first_token_time_s is None:
-            tracked.metrics = RequestMetrics(metrics.arrival_time_s, now)
+            tracked.metrics = replace(metrics, first_token_time_s=now)
+        sample.num_preemptions = update.num_preemptions
         tracked.num_cached_tokens = max(tracked.num_cached_tokens, update.num_cached_tokens)
         if update.prompt_logprobs is not None:
             tracked.prompt_logprobs = [None, *map(self._logprobs, update.prompt_logprobs)]
@@ -180,20 +221,20 @@ class OutputProcessor:
 
     def _report(self, tracked: _Tracked) -> RequestOutput | None:
         """Return the output to hand out now, if its kind asks for one."""
-        kind, finished = tracked.request.params.output_kind, tracked.is_finished
-        if kind is RequestOutputKind.FINAL_ONLY and not finished:
+        if not tracked.is_due:
             return None
-        metrics = tracked.metrics
+        finished, metrics = tracked.is_finished, tracked.metrics
         if finished:
-            metrics = replace(metrics, finished_time_s=time.monotonic())
-        is_delta = kind is RequestOutputKind.DELTA
+            num_preemptions = sum(sample.num_preemptions for sample in tracked.samples)
+            metrics = replace(metrics, finished_time_s=tracked.last_news_s, num_preemptions=num_preemptions)
+        is_delta = tracked.request.params.output_kind is RequestOutputKind.DELTA
         samples = [s for s in tracked.samples if not (is_delta and s.is_reported_finished)]
         completions = [_completion(sample, tracked.request.params, is_delta) for sample in samples]
         request = tracked.request
         return RequestOutput(
             request.request_id,
             request.prompt,
-            list(request.prompt_token_ids),
+            tracked.prompt_token_ids,
             completions,
             finished,
             tracked.prompt_logprobs,

@@ -55,6 +55,7 @@ def resolve(config: EngineConfig, plan: Plan, available_bytes: int | None = None
             enable_chunked_prefill=config.enable_chunked_prefill,
             scheduling_policy=config.scheduling_policy,
             max_num_logits=max_num_logits(config),
+            max_num_prefill_tokens=config.max_num_prefill_tokens or config.max_num_batched_tokens,
         ),
         memory,
     )

@@ -12,6 +12,7 @@ from quire.runner.inputs import StepInputs, build_inputs
 from quire.runner.loaded import LoadedPlan
 from quire.runner.outputs import prompt_logprobs_of, row_output
 from quire.runner.rows import Row, Rows
+from quire.sampling.grammar.compiler import GrammarCompiler
 from quire.sampling.sampler import sample
 
 
@@ -38,14 +39,21 @@ class CPURunner:
     Args:
         loaded: Weights and KV cache.
         on_logits: Called with the logits [num_logits, vocab_size] of each step, before anything is sampled.
+        grammars: Of the model's vocabulary, for rows with structured outputs.
     """
 
     max_ahead = 0
 
-    def __init__(self, loaded: LoadedPlan, on_logits: Callable[[torch.Tensor], None] | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedPlan,
+        on_logits: Callable[[torch.Tensor], None] | None = None,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
         self._loaded = loaded
         self._on_logits = on_logits
-        self._rows = Rows()
+        self._grammars = grammars
+        self._rows = Rows(grammars)
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> Done:
@@ -69,7 +77,7 @@ class CPURunner:
 
     def sleep(self, level: int) -> None:
         """Free the KV cache (level 1), at level 2 the weights as well; all rows are forgotten."""
-        self._rows = Rows()
+        self._rows = Rows(self._grammars)
         self._loaded.sleep(level)
 
     def wake_up(self) -> None:

@@ -7,7 +7,7 @@ to the next size that there is; any other launches its kernels one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -26,7 +26,9 @@ from quire.runner.outputs import prompt_logprobs_of, row_output
 from quire.runner.rows import SlotRow, Slots
 from quire.runner.staging import StagedStep, Staging
 from quire.sampling.device import SamplingState, kinds_of, tokens_of
-from quire.sampling.row import SampledToken
+from quire.sampling.grammar.compiler import GrammarCompiler
+from quire.sampling.grammar.masks import masks_of
+from quire.sampling.row import SampledToken, SamplingRow
 
 _MAX_UPDATES = 1 << 14
 _NO_IDS = np.zeros(0, dtype=np.int32)
@@ -59,6 +61,7 @@ class GPURunner:
         config: Sizes; how rows are scheduled does not matter here.
         enforce_eager: Capture nothing.
         on_logits: Called with the logits [num_logits, vocab_size] of each step, before anything is sampled.
+        grammars: Of the model's vocabulary, for rows with structured outputs.
     """
 
     max_ahead = 1
@@ -69,8 +72,10 @@ class GPURunner:
         config: SchedulerConfig,
         enforce_eager: bool = False,
         on_logits: Callable[[torch.Tensor], None] | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self._loaded = loaded
+        self._grammars = grammars
         self._config = config
         self._on_logits = on_logits
         self._device = torch_device(loaded.device)
@@ -82,7 +87,7 @@ class GPURunner:
         """Make everything that lives between steps."""
         config, loaded = self._config, self._loaded
         max_blocks = -(-config.max_model_len // config.block_size)
-        self._slots = Slots(config.max_num_seqs, max_blocks)
+        self._slots = Slots(config.max_num_seqs, max_blocks, self._grammars)
         num_logits = max(config.max_num_logits, config.max_num_seqs)
         tokens, rows = config.max_num_batched_tokens, config.max_num_seqs
         self._staging = Staging(rows, num_logits, tokens, _MAX_UPDATES, self.max_ahead + 1, self._device)
@@ -140,9 +145,20 @@ class GPURunner:
         self._sampling.flush()
         sampled = self._captured.sample(size, kinds) if size else None
         if sampled is None:
-            edits = self._sampling.edits_of(served) if kinds.is_edited else None
+            edits = None
+            if kinds.is_edited:
+                self._send_masks(rows, served)
+                edits = self._sampling.edits_of(served)
             sampled = self._sample(logits[: len(staged.sampled_slots)], staged.sampled_slots, kinds, edits)
         return sampled
+
+    def _send_masks(self, rows: Sequence[SlotRow], served: Mapping[int, SamplingRow]) -> None:
+        """Send what grammars allow; a row whose grammar fails does so alone. The device runs the network meanwhile."""
+        masks, problems = masks_of(served)
+        for index, problem in problems.items():
+            rows[index].error = problem  # what is sampled for it is not looked at
+        if masks:
+            self._sampling.set_masks({rows[i].slot: rows[i].sampling for i in masks}, list(masks.values()))
 
     def _sample(self, logits: torch.Tensor, slots: torch.Tensor, kinds: Kinds, edits: Edits | None = None) -> Sampled:
         sampled = self._sampling.sample(logits, slots, kinds, edits)
@@ -159,7 +175,7 @@ class GPURunner:
         Graphs hold the addresses of what is freed, so they go, too.
         """
         self._captured = self._capture([])
-        self._slots = Slots(self._config.max_num_seqs, self._tables.shape[1])
+        self._slots = Slots(self._config.max_num_seqs, self._tables.shape[1], self._grammars)
         self._loaded.sleep(level)
 
     def wake_up(self) -> None:

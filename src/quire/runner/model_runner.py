@@ -11,6 +11,7 @@ from quire.core.config import SchedulerConfig
 from quire.core.request import ModelOutput, SchedulerOutput
 from quire.plan.plan import Plan
 from quire.runner.loaded import LoadedPlan
+from quire.sampling.grammar.compiler import GrammarCompiler
 
 
 class Pending(Protocol):
@@ -67,6 +68,7 @@ def make_runner(
     enforce_eager: bool = False,
     on_progress: Callable[[int], None] | None = None,
     on_logits: Callable[[torch.Tensor], None] | None = None,
+    grammars: GrammarCompiler | None = None,
 ) -> ModelRunner:
     """Load a Plan onto a device.
 
@@ -78,6 +80,7 @@ def make_runner(
         enforce_eager: On a GPU, launch every kernel of every step: no captured graphs.
         on_progress: Called with the number of weights loaded so far.
         on_logits: Called with the logits [num_logits, vocab_size] of each step, before anything is sampled.
+        grammars: Of the model's vocabulary, for rows with structured outputs.
 
     Raises:
         PlanError: A weight is missing or damaged.
@@ -87,7 +90,7 @@ def make_runner(
     if device == "cpu":
         from quire.runner.cpu_runner import CPURunner
 
-        return CPURunner(loaded, on_logits)
+        return CPURunner(loaded, on_logits, grammars)
     from quire.runner.gpu_runner import GPURunner
 
-    return GPURunner(loaded, config, enforce_eager, on_logits)
+    return GPURunner(loaded, config, enforce_eager, on_logits, grammars)

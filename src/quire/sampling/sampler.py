@@ -1,7 +1,8 @@
 """`sample`: one step of the whole batch. A row that cannot be sampled fails alone.
 
-Order of operations as in vLLM: logprobs of the raw logits are what is reported; then allowed ids, banned ids, bias and
-penalties; greedy rows take the largest; the others go through temperature, min_p, top_k and top_p to a random choice.
+Order of operations as in vLLM: logprobs of the raw logits are what is reported; then allowed ids, grammars, banned ids,
+bias and penalties; greedy rows take the largest; the others go through temperature, min_p, top_k and top_p to a random
+choice.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from quire.core.request import TokenLogprobs
 from quire.sampling import compiled
 from quire.sampling.choice import choose_greedily, choose_randomly
 from quire.sampling.edits import apply_edits
+from quire.sampling.grammar.compiler import Words
+from quire.sampling.grammar.masks import masks_of
 from quire.sampling.logprobs import token_logprobs
 from quire.sampling.row import SampledToken, SamplingRow
 
@@ -58,8 +61,9 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
 def _sample_compiled(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
     """Return what `sample` does, by kernels that take all rows at once."""
     errors = [row.problem(logits.shape[1]) for row in rows]
+    masks = _masks(rows, errors)
     token_ids, largest = compiled.choose(
-        logits, [None if error else row for row, error in zip(rows, errors, strict=True)]
+        logits, [None if error else row for row, error in zip(rows, errors, strict=True)], masks
     )
     for index, token_id in enumerate(token_ids):
         if token_id < 0 and errors[index] is None:
@@ -108,10 +112,19 @@ def _edit(logits: Tensor, rows: Sequence[SamplingRow], errors: list[str | None])
     edits = {index: row for index, row in enumerate(rows) if row.has_edits and errors[index] is None}
     if not edits:
         return logits
+    masks = _masks(rows, errors)
     edited = logits.clone()
-    apply_edits(edited, edits)
+    apply_edits(edited, {index: row for index, row in edits.items() if errors[index] is None}, masks)
     _find_unusable(edited, errors)
     return edited
+
+
+def _masks(rows: Sequence[SamplingRow], errors: list[str | None]) -> dict[int, Words]:
+    """Return what grammars allow, by index. Rows whose grammar fails get an error."""
+    masks, problems = masks_of({index: row for index, row in enumerate(rows) if errors[index] is None})
+    for index, problem in problems.items():
+        errors[index] = problem
+    return masks
 
 
 def _choose(logits: Tensor, rows: Sequence[SamplingRow], errors: Sequence[str | None]) -> dict[int, int]:

@@ -33,6 +33,7 @@ class Row:
         num_computed_tokens: Tokens whose keys and values are in its blocks once the steps in flight are done.
         num_in_flight: Steps with a share of this row that are scheduled, and whose results are not here.
         num_unknown: How many of them sample a token: it counts as known, though nobody has seen its id.
+        num_preemptions: How often its blocks were taken.
         num_cached_tokens: Prompt tokens that came from the prefix cache at first admission; None before.
         prompt_logprobs: The pieces so far.
         queue: Where it is now.
@@ -51,6 +52,7 @@ class Row:
     num_computed_tokens: int = 0
     num_in_flight: int = 0
     num_unknown: int = 0
+    num_preemptions: int = 0
     num_cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     queue: RowQueue | None = None
@@ -62,8 +64,16 @@ class Row:
 
     @property
     def must_wait(self) -> bool:
-        """Whether nothing can be computed before a result is here: the row ends with it, or it bans what may follow."""
-        return self.num_unknown > 0 and (self.num_tokens >= self.max_num_tokens or bool(self.request.bad_words_ids))
+        """Whether nothing can be computed before a result is here: the row ends with it, or it says what may follow."""
+        if not self.num_unknown:
+            return False
+        is_looked_at = bool(self.request.bad_words_ids) or self.params.structured_outputs is not None
+        return is_looked_at or self.num_tokens >= self.max_num_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its next step computes one token and samples another."""
+        return self.num_tokens - self.num_computed_tokens == 1 and not self.must_wait
 
     def move_to(self, queue: RowQueue | None) -> None:
         """Leave the present queue, if any, and enter `queue`, if any."""

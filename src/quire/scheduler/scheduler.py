@@ -7,6 +7,8 @@ within the token budget, and a row whose last known token is computed gets a sam
   *Preemption* is a row that starts over, its generated tokens now part of what it has to compute.
 - Rows are served in order of `Row.key`: arrival, or priority and then arrival. Running rows come before waiting ones,
   and each leaves one token of budget to every running row behind it, so that no prefill starves a decode.
+- While a row decodes, that is has one token to compute, all rows that have more share `max_num_prefill_tokens`: a long
+  prompt that arrives makes the steps of others longer by that much and no more. Beyond it each gets its one token.
 - When blocks run out the last in that order gives its own back, forks that still wait before rows that run. It has
   not been served in this step then, or is the one being served; so a step never has to be unmade. The first in order
   always proceeds, and `check_fits` has seen to it that the whole pool is enough for it.
@@ -70,6 +72,7 @@ class Scheduler:
         self._running = RowQueue()
         self._waiting = RowQueue()
         self._removed_row_ids: list[int] = []
+        self._seated: list[tuple[str, int]] = []
         self._next_row_id = 0
 
     @property
@@ -129,6 +132,11 @@ class Scheduler:
         row = samples.rows.get(index) if samples else None
         return self._end(row, reason, stop_reason) if row else None
 
+    def take_seated(self) -> list[tuple[str, int]]:
+        """Return (request id, sample) of what got a seat for the first time since the last call; not of forks."""
+        seated, self._seated = self._seated, []
+        return seated
+
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix; running samples go on with their blocks."""
         self.kv_cache.reset_prefix_cache()
@@ -142,7 +150,7 @@ class Scheduler:
         in this very step if shared blocks let it; so removals are applied first. With nothing to run the output is
         empty, and removals wait for a step; so it is while all that is left depends on results.
         """
-        step = Step(self._config.max_num_batched_tokens, self._config.max_num_logits)
+        step = Step(self._config.max_num_batched_tokens, self._config.max_num_logits, self._prefill_budget())
         self._serve_running(step)
         self._serve_waiting(step)
         if not step.rows:
@@ -157,6 +165,12 @@ class Scheduler:
         removed, self._removed_row_ids = self._removed_row_ids, []
         return step.output(removed)
 
+    def _prefill_budget(self) -> int:
+        """Return how many tokens the rows with more than one to compute may take together."""
+        is_limited = self._config.enable_chunked_prefill and any(row.is_decoding for row in self._running)
+        most = self._config.max_num_batched_tokens
+        return min(most, self._config.max_num_prefill_tokens) if is_limited else most
+
     def _serve_running(self, step: Step) -> None:
         """Let each running row catch up its computed tokens to its known ones, in order, within the budget."""
         rows, budget, num_served = self._running.rows, step.budget, 0
@@ -168,7 +182,7 @@ class Scheduler:
             start = row.num_computed_tokens
             num_left = row.num_tokens - start
             num_behind = len(rows) - num_served
-            share = _share(row, budget - num_behind, step.logits - num_behind)
+            share = min(_share(row, budget - num_behind, step.logits - num_behind), step.prefill)
             num_tokens = min(num_left, max(1, share))
             new_block_ids: tuple[int, ...] = ()
             if start + num_tokens > row.table.writable_end:
@@ -178,6 +192,7 @@ class Scheduler:
                 new_block_ids = extension.new_block_ids
             step.rows.append(ScheduledRow(row.row_id, start, num_tokens, new_block_ids, num_tokens == num_left))
             budget -= num_tokens
+            step.prefill -= num_tokens if num_left > 1 else 0
             step.logits -= _num_logits(row, num_tokens)
         step.budget = budget
 
@@ -194,25 +209,27 @@ class Scheduler:
 
     def _serve_waiting(self, step: Step) -> None:
         """Admit waiting rows in order until one does not fit. Nobody overtakes, so nobody waits forever."""
-        while self._waiting and min(step.budget, step.logits) > 0 and len(self._running) < self._config.max_num_seqs:
+        while self._waiting and step.has_room and len(self._running) < self._config.max_num_seqs:
             row = self._waiting.rows[0]
             if row.num_in_flight:  # preempted since; its blocks are others' by now, and its last token is not known
                 break
             prefix = self._find_prefix(row)
             start = len(prefix) * self._config.block_size if prefix else row.num_computed_tokens
             num_left = len(row.token_ids) - start
-            num_tokens = self._first_share(num_left, _share(row, step.budget, step.logits))
+            num_tokens = self._first_share(num_left, min(_share(row, step.budget, step.logits), step.prefill))
             extension = self._seat(row, prefix) if num_tokens else None
             if extension is None:
                 break
             row.num_computed_tokens = start
             if row.num_cached_tokens is None:
                 row.num_cached_tokens = start
+                self._seated.append((row.request.request_id, row.index))
             row.move_to(self._running)
             step.note_blocks(extension)
             step.new_rows.append(row.introduce())
             step.rows.append(ScheduledRow(row.row_id, start, num_tokens, (), num_tokens == num_left))
             step.budget -= num_tokens
+            step.prefill -= num_tokens
             step.logits -= _num_logits(row, num_tokens)
 
     def _find_prefix(self, row: Row) -> list[int] | None:
@@ -250,6 +267,7 @@ class Scheduler:
         self.num_preemptions[reason] += 1
         _log.info("preempted sample %d of %r: %s", row.index, row.request.request_id, reason)
         self._vacate(row)
+        row.num_preemptions += 1
         row.num_computed_tokens = 0
         row.prompt_logprobs.clear()
         row.move_to(self._waiting)
@@ -320,6 +338,7 @@ class Scheduler:
             row.num_cached_tokens or 0,
             reason,
             stop_reason,
+            row.num_preemptions,
         )
 
     def _absorb_prompt(self, row: Row, num_computed_tokens: int, result: RowOutput) -> tuple[TokenLogprobs, ...] | None:
@@ -362,6 +381,7 @@ class Scheduler:
             num_cached_tokens=row.num_cached_tokens or 0,
             finish_reason=reason,
             stop_reason=stop_reason,
+            num_preemptions=row.num_preemptions,
         )
 
     def _forget(self, row: Row) -> None:

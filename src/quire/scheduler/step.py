@@ -14,20 +14,27 @@ class Step:
     Attributes:
         budget: Tokens that may still be scheduled.
         logits: Tokens whose logits may still be computed.
+        prefill: How many of the tokens may still go to rows that have more than one to compute.
         rows: Shares, in batch order.
         new_rows: Those of them that the runner does not hold yet.
     """
 
-    __slots__ = ("_copies", "_fresh", "_max_budget", "_replaced", "budget", "logits", "new_rows", "rows")
+    __slots__ = ("_copies", "_fresh", "_max_budget", "_replaced", "budget", "logits", "new_rows", "prefill", "rows")
 
-    def __init__(self, budget: int, logits: int) -> None:
+    def __init__(self, budget: int, logits: int, prefill: int) -> None:
         self.budget = self._max_budget = budget
         self.logits = logits
+        self.prefill = prefill
         self.rows: list[ScheduledRow] = []
         self.new_rows: list[NewRow] = []
         self._replaced: list[tuple[int, int, int]] = []
         self._copies: list[tuple[int, int]] = []
         self._fresh: list[int] = []
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a waiting row could get a token."""
+        return min(self.budget, self.logits, self.prefill) > 0
 
     def note_blocks(self, extension: Extension) -> None:
         """Have the runner copy and clear the blocks of an extension."""

@@ -67,6 +67,11 @@ class ChatRenderer:
         """Whether there is any template."""
         return bool(self._templates)
 
+    @property
+    def default_template(self) -> str | None:
+        """Jinja source of the main template, None if there is none."""
+        return self._templates.get(DEFAULT_TEMPLATE)
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -54,7 +54,9 @@ class JsonBackend:
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Return the ids of well-formed text."""
-        token_ids = self._library.encode(text, add_special_tokens=add_special_tokens).ids
+        # A batch, because `encode` holds Python's lock: 2.7 s for 900,000 characters, in which no other thread ran.
+        (encoding,) = self._library.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        token_ids = encoding.ids
         return [*self.before, *token_ids, *self.after] if add_special_tokens else token_ids
 
     def token_to_id(self, token: str) -> int | None:

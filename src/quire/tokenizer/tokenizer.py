@@ -84,6 +84,16 @@ class Tokenizer:
         return sorted(self.special_id_set)
 
     @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """Special tokens by the names that checkpoints give them ("bos_token", ...)."""
+        return dict(self._named)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The checkpoint's main chat template, None if there is none."""
+        return self._renderer.default_template
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether the checkpoint ships a chat template."""
         return self._renderer.has_template

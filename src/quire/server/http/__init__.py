@@ -1,0 +1,1 @@
+"""HTTP itself: connections and limits, keys, bodies, one request's way through, shutting down. Nothing of a model."""

@@ -1,0 +1,91 @@
+"""Every name that dashboards hard-code, with numbers that add up."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from quire.core.request import CompletionOutput, RequestMetrics, RequestOutput, SampleUpdate
+from quire.server.engine.metrics import ServerMetrics
+from quire.server.engine.request_stream import RequestStream
+
+GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+COUNTERS = (
+    "prompt_tokens", "generation_tokens", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits",
+    "request_success",
+)  # fmt: skip
+HISTOGRAMS = (
+    "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds",
+    "request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds",
+    "request_prompt_tokens", "request_generation_tokens", "iteration_tokens_total",
+)  # fmt: skip
+STEP = {
+    "num_steps": 3.0, "computed_tokens": 12.0, "generation_tokens": 2.0, "num_requests_running": 1.0,
+    "num_requests_waiting": 2.0, "num_preemptions": 1.0, "prefix_cache_queries": 9.0, "prefix_cache_hits": 4.0,
+    "kv_cache_usage_perc": 0.25,
+}  # fmt: skip
+
+
+def series(metrics: ServerMetrics) -> dict[str, float]:
+    """All samples but buckets, summed over labels."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            assert sample.labels["model_name"] == "tiny"
+            if not sample.name.endswith("_bucket"):
+                found[sample.name] = found.get(sample.name, 0) + sample.value
+    return found
+
+
+def filled(compat: str) -> ServerMetrics:
+    """Metrics after one request of two samples, three tokens each."""
+    metrics = ServerMetrics("tiny", compat)
+    metrics.note_step(STEP)
+    stream = RequestStream(0.0, 7)
+    for _ in range(3):
+        for index in range(2):
+            metrics.note_tokens(stream, SampleUpdate("a", index, (1,)))
+    completions = [
+        CompletionOutput(0, "", [], finish_reason="stop"),
+        CompletionOutput(1, "", [], finish_reason="length"),
+    ]
+    times = RequestMetrics(10.0, 13.0, 18.0, 11.0)
+    metrics.note_finished(stream, RequestOutput("a", None, [1] * 7, completions, True, metrics=times))
+    return metrics
+
+
+@pytest.mark.parametrize("compat", ("none", "vllm"))
+def test_every_name_is_there(compat: str) -> None:
+    found = series(filled(compat))
+    names = {*GAUGES, *(f"{name}_total" for name in COUNTERS)}
+    names |= {f"{name}_{part}" for name in HISTOGRAMS for part in ("sum", "count")} | {"engine_deaths_total"}
+    prefixes = ("quire:", "vllm:") if compat == "vllm" else ("quire:",)
+    assert set(found) == {prefix + name for prefix in prefixes for name in names}
+    assert all(found[prefix + name] == found["quire:" + name] for prefix in prefixes for name in names)
+
+
+def test_numbers() -> None:
+    found = series(filled("none"))
+    wanted = {
+        "prompt_tokens_total": 7, "generation_tokens_total": 6, "num_preemptions_total": 1, "request_success_total": 2,
+        "time_to_first_token_seconds_count": 1, "inter_token_latency_seconds_count": 4,
+        "e2e_request_latency_seconds_sum": 8, "request_queue_time_seconds_sum": 1,
+        "request_prefill_time_seconds_sum": 2,
+        "request_decode_time_seconds_sum": 5, "request_prompt_tokens_sum": 7, "request_generation_tokens_sum": 6,
+        "iteration_tokens_total_sum": 12, "kv_cache_usage_perc": 0.25,
+    }  # fmt: skip
+    assert {name: found["quire:" + name] for name in wanted} == wanted
+
+
+def test_counters_go_on_after_the_engine_process_died() -> None:
+    metrics = filled("none")
+    metrics.note_step({**STEP, "prefix_cache_hits": 6.0})
+    metrics.note_death()
+    found = series(metrics)
+    assert found["quire:prefix_cache_hits_total"] == 6 and found["quire:num_requests_running"] == 0
+    metrics.note_step({**STEP, "prefix_cache_hits": 1.0})
+    assert series(metrics)["quire:prefix_cache_hits_total"] == 7
+
+
+def test_two_servers_in_one_process_do_not_share_a_registry() -> None:
+    assert [series(filled("none"))["quire:generation_tokens_total"] for _ in range(2)] == [6, 6]
