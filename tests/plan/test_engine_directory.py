@@ -236,7 +236,7 @@ def test_the_executor_binds_what_was_chosen(model, tmp_path, monkeypatch):
     plan.save(tmp_path)
     record = TacticRecord(describe(norm), names[1], dict.fromkeys(names, (1.0,)))
     write_tactics(tmp_path, DeviceTactics(this_device(), (1,), (record,)))
-    from quire.runner.executor import Executor
+    from quire.runner.execution.executor import Executor
 
     loaded = Plan.load(tmp_path)
     runs = [c.run for c in Executor(loaded.network, loaded.weights)._calls]

@@ -16,7 +16,7 @@ from quire.core.sampling_params import SamplingParams
 from quire.graph import functional as F
 from quire.graph.network import Network, Tensor, net_guard
 from quire.ops.spec import dtype_of, spec_of
-from quire.runner.executor import Executor
+from quire.runner.execution.executor import Executor
 from quire.runner.inputs import build_inputs
 from quire.runner.rows import Rows
 from tests.support.dummy_models import FAMILIES, write_model
@@ -116,7 +116,7 @@ _PEAK = """
 import sys
 from math import prod
 from quire.plan.plan import Plan
-from quire.runner.executor import Executor
+from quire.runner.execution.executor import Executor
 
 def status(key):  # unlike getrusage's peak, this one starts anew with the process
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))

@@ -18,7 +18,7 @@ from quire.plan.folding import Constants, constant_nodes
 from quire.plan.programs import Group, group, is_view, nodes_of
 from quire.plan.tactics import choose, prepared_key
 from quire.plan.weight_source import WeightSource
-from quire.runner.native_program import NativeProgram, Step
+from quire.runner.execution.native_program import NativeProgram, Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from quire.graph.nodes import is_call
 from quire.plan.folding import constant_nodes
 from quire.plan.read_ahead import ReadAhead
 from quire.plan.weight_source import WeightSource
-from quire.runner.binding import Binder
+from quire.runner.execution.binding import Binder
 
 
 class Executor:
