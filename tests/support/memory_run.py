@@ -18,7 +18,8 @@ from quire.graph.nodes import is_call, spec
 from quire.ops.cpu import linear
 from quire.ops.cpu.attention_bytes import worst_candidates
 from quire.plan.plan import Plan
-from quire.runner import cpu_runner, executor
+from quire.runner import cpu_runner
+from quire.runner.execution import executor
 from quire.runner.loaded import LoadedPlan
 from quire.sampling import compiled
 from tests.support.memory_trace import MemoryTrace, Span

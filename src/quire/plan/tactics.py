@@ -20,7 +20,7 @@ from quire.ops.op import REFERENCE, Tactic
 from quire.ops.tactics import tactics_for
 from quire.plan.device import Device
 from quire.plan.folding import constant_nodes
-from quire.plan.hashed_file import read_hashed, write_hashed
+from quire.plan.storage.hashed_file import read_hashed, write_hashed
 
 FORMAT = 1
 DIRECTORY = "tactics"

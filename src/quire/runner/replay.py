@@ -20,8 +20,8 @@ from quire.core.request import NewRow, ScheduledRow, SchedulerOutput
 from quire.core.sampling_params import SamplingParams
 from quire.plan.device import Device, this_device
 from quire.plan.engine_directory import RECORDING
-from quire.plan.hashed_file import read_hashed, write_hashed
 from quire.plan.plan import Plan
+from quire.plan.storage.hashed_file import read_hashed, write_hashed
 from quire.runner.model_runner import make_runner
 
 FORMAT = 1

@@ -12,7 +12,7 @@ from torch import fx
 from quire.graph.network import Network
 from quire.graph.nodes import is_call
 from quire.plan.folding import constant_nodes
-from quire.plan.read_ahead import ReadAhead
+from quire.plan.storage.read_ahead import ReadAhead
 from quire.plan.weight_source import WeightSource
 from quire.runner.execution.binding import Binder
 
