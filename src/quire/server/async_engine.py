@@ -23,7 +23,7 @@ from quire.core.config import BuildConfig, EngineConfig, SchedulerConfig
 from quire.core.errors import CapacityError, QuireError, RequestError
 from quire.core.log import get_logger
 from quire.core.progress import OnProgress
-from quire.core.request import Request, RequestOutput
+from quire.core.request import CachePicture, Request, RequestOutput
 from quire.core.sampling_params import SamplingParams
 from quire.core.server_config import ServerConfig
 from quire.engine.admission import Admission, Prompt
@@ -39,6 +39,8 @@ from quire.server.messages import (
     Event,
     Failed,
     Finish,
+    Look,
+    Looked,
     Opened,
     Progress,
     Ready,
@@ -109,6 +111,7 @@ class AsyncEngine:
         self._ready_time_s: float | None = None
         self._loading = "it starts"
         self._metrics: dict[str, float] = {}
+        self._next_picture: asyncio.Future[CachePicture | None] | None = None
         self._is_draining = self._is_closed = False
 
     # ------------------------------------------------------------------------------------------------- life and death
@@ -231,6 +234,7 @@ class AsyncEngine:
         return EngineDeadError(f"engine process: expected it to start, got: {self._loading}.")
 
     def _fail_streams(self, error: QuireError) -> None:
+        self._show(None)
         for request_id, stream in self._streams.items():
             if not stream.is_over:
                 self._outputs.forget(request_id)
@@ -310,6 +314,27 @@ class AsyncEngine:
         """Return the engine's latest counters and gauges by the names that `LLMEngine.metrics` uses."""
         return dict(self._metrics)
 
+    async def picture(self) -> CachePicture:
+        """Return what the KV cache holds between two steps; all who look meanwhile get the same one.
+
+        Raises:
+            EngineDeadError: There is no engine process, or it dies before it answers.
+        """
+        self._check_alive()
+        if self._next_picture is None:
+            self._next_picture = asyncio.get_running_loop().create_future()
+            self._send(Look())
+        picture = await asyncio.shield(self._next_picture)
+        if picture is None:
+            raise EngineDeadError("The engine process ended before it could show its KV cache.")
+        return picture
+
+    def _show(self, picture: CachePicture | None) -> None:
+        """Give those who look what they wait for; None if there is nothing to see any more."""
+        if self._next_picture is not None:
+            self._next_picture.set_result(picture)
+            self._next_picture = None
+
     def _enter(self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams) -> WaitingRoom:
         """Check what is cheap to check, and count the request."""
         self._check_alive()
@@ -367,6 +392,8 @@ class AsyncEngine:
     def _take(self, event: Event) -> None:
         if isinstance(event, StepDone):
             self._take_step(event)
+        elif isinstance(event, Looked):
+            self._show(event.picture)
         elif isinstance(event, Refused):
             if event.request_id in self._streams:
                 self._outputs.forget(event.request_id)
