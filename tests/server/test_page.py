@@ -1,7 +1,10 @@
 """The page and the picture that it draws: over HTTP, and in headless Chromium."""
 
+import asyncio
 import base64
+import os
 import re
+import signal
 import threading
 import time
 from collections import Counter
@@ -10,12 +13,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from quire.core.config import SchedulerConfig
+from quire.core.config import EngineConfig, SchedulerConfig
 from quire.core.request import ModelOutput, Request, RowOutput
 from quire.core.sampling_params import SamplingParams
 from quire.kv_cache.cache import KVCache
 from quire.scheduler.picture import MAX_CELLS, MAX_SEQUENCES, draw_cache
 from quire.scheduler.scheduler import Scheduler
+from quire.server.async_engine import AsyncEngine
+from quire.server.engine_client import EngineDeadError
 from quire.server.page.endpoints import FILES
 from tests.support import chromium
 from tests.support.server_process import read_until, request, serving
@@ -167,6 +172,28 @@ def test_more_holders_than_a_byte_can_count():
     cache._pool.take(1)
     cache._pool.share([1] * 299)
     assert draw_cache(cache, [], []).holders[0] == 255
+
+
+def test_who_looks_is_told_when_the_engine_process_dies():
+    async def run() -> None:
+        engine = AsyncEngine("quire-tiny", engine=EngineConfig(max_num_seqs=4, max_model_len=128))
+        await engine.start()
+        assert (await engine.picture()).num_running == 0
+        pid = engine._child.pid
+        os.kill(pid, signal.SIGSTOP)  # it will not answer any more
+        looking = [asyncio.create_task(engine.picture()) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        looking[0].cancel()  # who leaves takes nothing from the others
+        os.kill(pid, signal.SIGKILL)
+        _, *others = await asyncio.wait_for(asyncio.gather(*looking, return_exceptions=True), 10)
+        assert all(isinstance(error, EngineDeadError) for error in others)
+        async with asyncio.timeout(30):
+            while not engine.readiness().is_ready:
+                await asyncio.sleep(0.05)
+        assert (await engine.picture()).num_free_blocks > 0
+        await engine.close()
+
+    asyncio.run(run())
 
 
 @pytest.fixture(scope="module")
