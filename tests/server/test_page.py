@@ -234,6 +234,10 @@ def test_the_picture_is_drawn_and_follows(server, page):
         assert "by 2 running sequences" in label
         colours = "new Set(document.querySelector('#blocks').getContext('2d').getImageData(0, 0, 400, 40).data).size"
         assert page.evaluate(colours) > 6
+        box = "document.querySelector('#blocks').getBoundingClientRect()"
+        left, top = page.evaluate(f"[{box}.left, {box}.top]")
+        page.call("Input.dispatchMouseEvent", type="mouseMoved", x=left + 3, y=top + 3)
+        page.until("document.querySelector('#pointed').textContent.startsWith('Block 1 · ')")
     page.until("document.querySelector('#running').textContent === '0'")
 
 
