@@ -163,6 +163,8 @@ class AsyncEngine:
             await self._supervisor
         for executor in (self._executor, self._checks):
             executor.shutdown(wait=False, cancel_futures=True)
+        if self._served is not None:
+            self._admission.close()
 
     def readiness(self) -> Readiness:
         """Return whether requests would be served now."""
@@ -232,8 +234,9 @@ class AsyncEngine:
         return EngineDeadError(f"engine process: expected it to start, got: {self._loading}.")
 
     def _fail_streams(self, error: QuireError) -> None:
+        """Tell the readers whose requests are lost; what has ended but was not read yet is not."""
         for request_id, stream in self._streams.items():
-            if not stream.is_over:
+            if not stream.is_over and not self._outputs.is_finished(request_id):
                 self._outputs.forget(request_id)
                 stream.fail(error)
 
@@ -411,12 +414,12 @@ class AsyncEngine:
             return
         text, length = self._text, scheduler.max_model_len
         self._scheduler = scheduler
-        self._outputs = OutputProcessor(text.tokenizer)
         self._waiting_room = WaitingRoom(self._config, scheduler)
         self._admission = Admission(
             text.tokenizer, self._vocab_size, length, text.eos_token_ids, self._command.engine.seed
         )
         if self._served is None:
+            self._outputs = OutputProcessor(text.tokenizer)
             name, *aliases = self._config.model_names or (self._command.model,)
             self._served = ServedModel(
                 name,
