@@ -290,6 +290,8 @@ def test_what_had_ended_before_is_read_to_its_end(runner, mortal) -> None:  # ty
         found += [output async for output in outputs]
         assert found[-1].finished and sum(len(output.outputs[0].token_ids) for output in found) == 12
         await unread.aclose()
+        assert not mortal._streams
+        await generate(mortal, "after", "a", params)
         await settled(mortal)
 
     runner.run(run())
