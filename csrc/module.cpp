@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -109,8 +110,11 @@ NB_MODULE(_native, m) {
   m.def("kernel_names", &kernel_names, nb::arg("isa"), "Kernels of one set of instructions.");
   m.def("call", &call, nb::arg("name"), nb::arg("operands").none(), nb::arg("numbers"), nb::arg("num_threads"),
         nb::arg("isa") = "", "Run one kernel.");
-  nb::class_<Program>(m, "Program", "Kernels one after the other; see csrc/program.hpp.")
+  nb::class_<Workspace>(m, "Workspace", "What programs that never run at once share.")
       .def(nb::init<>())
+      .def("num_bytes", &Workspace::num_bytes);
+  nb::class_<Program>(m, "Program", "Kernels one after the other; see csrc/program.hpp.")
+      .def(nb::init<std::shared_ptr<Workspace>>())
       .def("outside", [](Program& p, int dtype, const Shape& shape) {
         return p.add_register(register_of(Program::Kind::outside, dtype, shape));
       })
@@ -121,6 +125,5 @@ NB_MODULE(_native, m) {
       .def("view", &add_view)
       .def("call", &add_call)
       .def("run", &Program::run, nb::call_guard<nb::gil_scoped_release>())
-      .def("arena_bytes", &Program::arena_bytes)
-      .def("held_bytes", &Program::held_bytes);
+      .def("arena_bytes", &Program::arena_bytes);
 }

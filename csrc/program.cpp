@@ -75,9 +75,8 @@ std::vector<int64_t> Program::place(const std::vector<int64_t>& sizes, size_t* t
 }
 
 void Program::lay_out(const std::vector<int64_t>& sizes) {
-  size_t total = 0;
-  const std::vector<int64_t> offsets = place(sizes, &total);
-  std::byte* arena = arena_.get(total == 0 ? 64 : total);
+  const std::vector<int64_t> offsets = place(sizes, &arena_bytes_);
+  arena_ = workspace_->arena(arena_bytes_);
   tensors_.clear();
   patches_.clear();
   for (Call& call : calls_) {
@@ -93,7 +92,7 @@ void Program::lay_out(const std::vector<int64_t>& sizes) {
       for (; registers_[root].kind == Kind::view; root = registers_[root].source) {
         offset += registers_[root].offset * size_of(registers_[root].dtype);
       }
-      if (registers_[root].kind == Kind::arena) tensor.data = arena + offsets[root] + offset;
+      if (registers_[root].kind == Kind::arena) tensor.data = arena_ + offsets[root] + offset;
       if (registers_[root].kind == Kind::constant) tensor.data = registers_[root].address + offset;
       if (registers_[root].kind == Kind::outside) patches_.push_back({tensors_.size(), outside_[root], offset});
       tensors_.push_back(tensor);
@@ -105,12 +104,12 @@ void Program::lay_out(const std::vector<int64_t>& sizes) {
 
 void Program::run(const std::vector<int64_t>& sizes, const std::vector<uintptr_t>& addresses, int num_threads) {
   if (addresses.size() != static_cast<size_t>(num_outside_)) throw std::invalid_argument("wrong number of addresses");
-  if (!is_laid_out_ || sizes != sizes_) lay_out(sizes);
-  if (!team_ || team_->size() != num_threads) team_ = std::make_unique<Team>(num_threads);
+  // Another program may have asked for a larger arena since.
+  if (!is_laid_out_ || sizes != sizes_ || workspace_->arena(arena_bytes_) != arena_) lay_out(sizes);
   for (const Patch& patch : patches_) {
     tensors_[patch.tensor].data = reinterpret_cast<std::byte*>(addresses[patch.outside]) + patch.offset;
   }
-  team_->run([&](Worker& worker) {
+  workspace_->team(num_threads).run([&](Worker& worker) {
     for (const Call& call : calls_) call.kernel->run(tensors_.data() + call.first, call.numbers.data(), worker);
   });
 }
@@ -120,7 +119,5 @@ size_t Program::arena_bytes(const std::vector<int64_t>& sizes) {
   place(sizes, &total);
   return total;
 }
-
-size_t Program::held_bytes() const { return arena_.size() + (team_ ? team_->scratch_bytes() : 0); }
 
 }  // namespace quire

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "kernels.hpp"
@@ -23,8 +24,29 @@ struct Size {
   int64_t value(const std::vector<int64_t>& sizes) const { return symbol < 0 ? factor : factor * sizes[symbol]; }
 };
 
+// What programs that never run at once share: the memory of their arenas, and their threads with what these work in.
+class Workspace {
+ public:
+  // Memory of at least so many bytes; it stays where it is until more is asked for.
+  std::byte* arena(size_t bytes) { return arena_.get(bytes < 64 ? 64 : bytes); }
+
+  Team& team(int num_threads) {
+    if (!team_ || team_->size() != num_threads) team_ = std::make_unique<Team>(num_threads);
+    return *team_;
+  }
+
+  // Bytes held now.
+  size_t num_bytes() const { return arena_.size() + (team_ ? team_->scratch_bytes() : 0); }
+
+ private:
+  Buffer arena_;
+  std::unique_ptr<Team> team_;
+};
+
 class Program {
  public:
+  explicit Program(std::shared_ptr<Workspace> workspace) : workspace_(std::move(workspace)) {}
+
   enum class Kind { outside, constant, arena, view };
 
   struct Register {
@@ -47,8 +69,6 @@ class Program {
 
   // Bytes of the arena for these sizes.
   size_t arena_bytes(const std::vector<int64_t>& sizes);
-  // Bytes held now: the arena and what kernels work in.
-  size_t held_bytes() const;
 
  private:
   struct Call {
@@ -77,8 +97,9 @@ class Program {
   std::vector<Patch> patches_;
   std::vector<int64_t> sizes_;
   bool is_laid_out_ = false;
-  Buffer arena_;
-  std::unique_ptr<Team> team_;
+  std::shared_ptr<Workspace> workspace_;
+  size_t arena_bytes_ = 0;
+  std::byte* arena_ = nullptr;
 };
 
 }  // namespace quire

@@ -37,8 +37,8 @@ from quire.cli.load.http_client import HttpClient
 from quire.core import log
 from quire.core.server_config import ServerConfig
 from quire.server.app import build_app
-from quire.server.async_engine import AsyncEngine
-from quire.server.engine_child import EngineChild
+from quire.server.engine.async_engine import AsyncEngine
+from quire.server.engine.child import EngineChild
 from quire.server.http.auth import Keys
 from quire.server.http.gate import Gate
 from quire.server.http.lifecycle import Drain

@@ -17,8 +17,8 @@ import msgspec
 from quire.builder.build import open_plan
 from quire.core.config import SchedulerConfig
 from quire.core.request import Request, SampleUpdate
-from quire.server.channel import Channel, ChannelError
-from quire.server.messages import Abort, Add, Command, Opened, Pong, Ready, Start, StepDone, encode
+from quire.server.engine.channel import Channel, ChannelError
+from quire.server.engine.messages import Abort, Add, Command, Opened, Pong, Ready, Start, StepDone, encode
 
 STEP_VARIABLE = "STAND_IN_STEP_S"
 _FIRST_ID, _NUM_IDS = 1000, 1500  # ordinary words of quire-tiny: each makes text, so each token is an event

@@ -82,7 +82,9 @@ void silu_mul_quant(const Tensor* operands, const double*, Worker& worker) {
     using T = decltype(tag);
     for_rows(worker, x.rows(), width, [&](int64_t row) {
       const T *gate = row_of<T>(x, row), *up = gate + width;
-      for_vectors(width, [&](int64_t i, auto n) { store(wide + i, rounded_to<T>(silu_times_up(gate + i, up + i, n)), n); });
+      for_vectors(width, [&](int64_t i, auto n) {
+        store(wide + i, rounded_to<T>(silu_times_up(gate + i, up + i, n)), n);
+      });
       by_eight_bits(out.dtype, [&](auto q) {
         *row_of<float>(scales, row) = quantize_row(wide, row_of<decltype(q)>(out, row), width);
       });

@@ -91,7 +91,8 @@ struct FloatProducts {
     }
   }
 
-  static void pack_values(const std::byte* const* rows, const std::byte* const* ahead, int64_t head_dim, float* values, int64_t panel_stride) {
+  static void pack_values(const std::byte* const* rows, const std::byte* const* ahead, int64_t head_dim,
+                          float* values, int64_t panel_stride) {
     for (int64_t key = 0; key < kPanel; ++key) {
       const T* row = reinterpret_cast<const T*>(rows[key]);
       for (int64_t i = 0; i < round_up(head_dim, kPanel); i += kLanes) {

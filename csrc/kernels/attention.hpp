@@ -8,9 +8,9 @@
 //     sums = weights . values             a product over the span's keys
 //
 // and spans are joined in order of position, by flash attention's rule (Dao et al. 2022,
-// https://arxiv.org/abs/2205.14135): `join`. All of it sums in an order that the key's position alone decides; a key that
-// a row does not see weighs exactly 0 and leaves peaks, totals and sums as they are. So a row's bits depend neither on
-// rows beside it nor on which keys are computed for its neighbours, nor on who computes a span.
+// https://arxiv.org/abs/2205.14135): `join`. All of it sums in an order that the key's position alone decides; a key
+// that a row does not see weighs exactly 0 and leaves peaks, totals and sums as they are. So a row's bits depend neither
+// on rows beside it nor on which keys are computed for its neighbours, nor on who computes a span.
 #pragma once
 
 #include "kernels/attention_step.hpp"
@@ -18,7 +18,7 @@
 
 namespace quire::QUIRE_ISA {
 
-// Into the first cache.
+// Asks for a line of memory in the first cache, which then reads it beside what is computed.
 QUIRE_INLINE void fetch(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
 constexpr float kLowest = -1e30f;  // the peak of no keys: finite, so that differences are
@@ -130,7 +130,8 @@ QUIRE_INLINE void weigh(float* scores, int64_t first, int64_t last, int64_t low,
 // A worker's memory, laid out from an address on; from 0 on it only counts.
 template <class Element>
 struct AttentionScratch {
-  static constexpr int64_t kStride = kSpan + 16;  // floats of a row of scores: rows start in different sets of the cache
+  // Floats of a row of scores: rows start in different sets of the cache.
+  static constexpr int64_t kStride = kSpan + 16;
 
   QueryTile* tiles;
   std::byte* zeros;  // a key or value past the end of its sequence
@@ -143,7 +144,8 @@ struct AttentionScratch {
 
   AttentionScratch(const AttentionStep& step, std::byte* memory) {
     const auto take = [&](auto*& pointer, int64_t count) {
-      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(reinterpret_cast<uintptr_t>(memory) + bytes);
+      const uintptr_t address = reinterpret_cast<uintptr_t>(memory) + bytes;
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(address);
       bytes += round_up(count * sizeof(*pointer), 64);
     };
     take(tiles, Cut::most_tiles(step));
@@ -187,7 +189,8 @@ class Attention {
   void attend(int64_t item) {
     const QueryTile& tile = cut_.tile_of(item, &QueryTile::first_item);
     const int64_t head = (item - tile.first_item) / tile.num_parts, part = (item - tile.first_item) % tile.num_parts;
-    const int64_t first = tile.first_span + part * tile.part_spans, last = smaller(tile.last_span, first + tile.part_spans);
+    const int64_t first = tile.first_span + part * tile.part_spans;
+    const int64_t last = smaller(tile.last_span, first + tile.part_spans);
     load_queries(tile, head);
     if (tile.num_parts == 1) scratch_.tile.clear(step_.tile_rows, step_.width);
     for (int64_t span = first; span < last; ++span) {

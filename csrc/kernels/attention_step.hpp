@@ -5,9 +5,9 @@
 
 namespace quire::QUIRE_ISA {
 
-constexpr int64_t kSpan = 256;      // keys of a softmax of its own, at multiples of it: scores of a row block fit in L1
-constexpr int64_t kPanel = 32;      // columns of a product, and keys that are packed together, at multiples of it
-constexpr int64_t kRowBlock = 32;   // rows of a product
+constexpr int64_t kSpan = 256;  // keys of a softmax of its own, at multiples of it: scores of a row block fit in L1
+constexpr int64_t kPanel = 32;  // columns of a product, and keys that are packed together, at multiples of it
+constexpr int64_t kRowBlock = 32;  // rows of a product
 constexpr int64_t kSharedRows = 128;  // query rows that share a packed span
 constexpr int64_t kPartialFloats = 1 << 22;  // at most so many floats of partial results, 16 MiB
 
@@ -106,8 +106,9 @@ struct Cut {
     const int64_t start = int_at(step.starts, sequence), stop = int_at(step.starts, sequence + 1);
     const int64_t length = int_at(step.lens, sequence);
     int64_t total = 0;
-    for (int64_t first = start + (stop - start - 1) / step.tile_tokens * step.tile_tokens; first >= start && start < stop;
-         first -= step.tile_tokens) {
+    const int64_t count = (stop - start + step.tile_tokens - 1) / step.tile_tokens;
+    for (int64_t i = count - 1; i >= 0; --i) {
+      const int64_t first = start + i * step.tile_tokens;
       QueryTile& tile = tiles[num_tiles++];
       tile = {};
       tile.sequence = sequence, tile.token = first, tile.num_tokens = smaller(step.tile_tokens, stop - first);

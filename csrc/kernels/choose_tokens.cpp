@@ -113,19 +113,20 @@ int64_t choose_among_all(const Room& room, int64_t length, uint64_t bits) {
 
 struct Bound {
   float y;        // that all tokens reach which the filters keep
-  int64_t total;  // of all weights, if top_p counts them; else 0
+  int64_t total;  // of all weights, where top_p is the only filter; else 0
 };
 
 Bound bound_of_filters(const Params& params, const Room& room, int64_t length) {
   constexpr double kSlack = 1e-4;  // more than rounding of exp and log
   const double unit = static_cast<double>(1LL << kWeightBits);
+  const bool has_top_k = params.top_k > 0 && params.top_k < length;
   float bound = kNone;
   if (params.min_p > 0) bound = static_cast<float>(__builtin_log(params.min_p) - kSlack);
-  if (params.top_k > 0 && params.top_k < length) {
+  if (has_top_k) {
     const float of_k = bound_of(room.x, length, params.top_k, room.values, room.rest, room.weights);
     bound = of_k > bound ? of_k : bound;
   }
-  if (bound > kNone || params.top_p >= 1) return {bound, 0};
+  if (has_top_k || params.min_p > 0) return {bound, 0};
   // Weights of less than what may go, shared out among all, sum to less than that.
   const int64_t total = total_weight(room.x, length, room.sums);
   const double spare = static_cast<double>(total) * (1 - params.top_p) / static_cast<double>(length);
@@ -196,8 +197,9 @@ void choose_tokens(const Tensor* operands, const double*, Worker& worker) {
   const Room room(worker, length);
   by_float(logits.dtype, [&](auto tag) {
     worker.for_each(logits.shape[0], [&](int64_t row) {
-      ids.as<int64_t>()[row] = choose(row_of<decltype(tag)>(logits, row), length, Params(reals, integers, row), edits, row,
-                                      room, most.as<float>()[row]);
+      const Params params(reals, integers, row);
+      const auto* x = row_of<decltype(tag)>(logits, row);
+      ids.as<int64_t>()[row] = choose(x, length, params, edits, row, room, most.as<float>()[row]);
     });
   });
 }
@@ -219,24 +221,43 @@ int64_t count_above(const T* x, int64_t length, float value) {
   return count;
 }
 
+template <class T>
+void swap(T*& a, T*& b) {
+  T* const c = a;
+  a = b;
+  b = c;
+}
+
+// Runs of `run` merge into runs of twice that, the larger first; the first among equals stays the first.
+void merge_runs(const float* values, const int64_t* ids, float* to, int64_t* to_ids, int64_t size, int64_t run) {
+  for (int64_t start = 0; start < size; start += 2 * run) {
+    const int64_t middle = start + run < size ? start + run : size;
+    const int64_t stop = middle + run < size ? middle + run : size;
+    for (int64_t at = start, left = start, right = middle; at < stop; ++at) {
+      const bool from_left = right == stop || (left < middle && values[left] >= values[right]);
+      const int64_t from = from_left ? left++ : right++;
+      to[at] = values[from];
+      to_ids[at] = ids[from];
+    }
+  }
+}
+
 // The `num` largest of a row of numbers up to 0 into the front of values and ids, in order, the first id among equals.
-void take_largest(const Room& room, int64_t length, int64_t num) {
+void take_largest(Room& room, int64_t length, int64_t num) {
   float bound = bound_of(room.x, length, num, room.values, room.rest, room.weights);
   const int64_t size = collect(room.x, length, bound, room.values, room.ids);
   if (num < size) bound = place_of({room.values, nullptr, size}, num, room.rest, room.weights);
   int64_t ties = num, kept = 0;
   for (int64_t i = 0; i < size; ++i) ties -= room.values[i] > bound;
   for (int64_t i = 0; i < size; ++i) {
-    const float value = room.values[i];
-    const int64_t id = room.ids[i];
-    if (value < bound || (value == bound && ties-- <= 0)) continue;
-    int64_t at = kept++;
-    for (; at > 0 && room.values[at - 1] < value; --at) {
-      room.values[at] = room.values[at - 1];
-      room.ids[at] = room.ids[at - 1];
-    }
-    room.values[at] = value;
-    room.ids[at] = id;
+    if (room.values[i] < bound || (room.values[i] == bound && ties-- <= 0)) continue;
+    room.values[kept] = room.values[i];
+    room.ids[kept++] = room.ids[i];
+  }
+  for (int64_t run = 1; run < kept; run *= 2) {
+    merge_runs(room.values, room.ids, room.rest, room.weights, kept, run);
+    swap(room.values, room.rest);
+    swap(room.ids, room.weights);
   }
 }
 
@@ -246,7 +267,7 @@ void token_logprobs(const Tensor* operands, const double*, Worker& worker) {
   const Tensor &ids = operands[0], &logprobs = operands[1], &ranks = operands[2], &logits = operands[3];
   const Tensor &tokens = operands[4], &nums = operands[5];
   const int64_t length = logits.last();
-  const Room room(worker, length);
+  Room room(worker, length);
   by_float(logits.dtype, [&](auto tag) {
     worker.for_each(logits.shape[0], [&](int64_t row) {
       const auto* x = row_of<decltype(tag)>(logits, row);

@@ -43,13 +43,15 @@ void mul(const Tensor* operands, const double* numbers, Worker& worker);
 void add_number(const Tensor* operands, const double* numbers, Worker& worker);
 void mul_number(const Tensor* operands, const double* numbers, Worker& worker);
 
-// out [num_tokens, num_heads, head_dim], x, positions [num_tokens] i32 or i64, table [max_position, rotary_dim] f32: rope.
+// out [num_tokens, num_heads, head_dim], x, positions [num_tokens] i32 or i64, table [max_position, rotary_dim] f32:
+// rope.
 void rope(const Tensor* operands, const double* numbers, Worker& worker);
 // kv_cache [2, num_blocks, num_kv_heads, block_size, head_dim] of the dtype of key, i8 or f8e4m3, key [num_tokens,
-// num_kv_heads, head_dim], value, slot_mapping [num_tokens] i32 or i64, kv_scales [2, num_kv_heads] f32 or none: append_kv.
+// num_kv_heads, head_dim], value, slot_mapping [num_tokens] i32 or i64, kv_scales [2, num_kv_heads] f32 or none:
+// append_kv.
 void append_kv(const Tensor* operands, const double* numbers, Worker& worker);
-// out [num_tokens, num_heads, head_dim], kv_cache, query, key, value, positions, table, slot_mapping, kv_scales or none:
-// rope_append_kv. Scratch: 4 * head_dim.
+// out [num_tokens, num_heads, head_dim], kv_cache, query, key, value, positions, table, slot_mapping, kv_scales or
+// none: rope_append_kv. Scratch: 4 * head_dim.
 void rope_append_kv(const Tensor* operands, const double* numbers, Worker& worker);
 // out [num_ids, *sizes], table [num_rows, *sizes], ids [num_ids] i32 or i64, each in [0, num_rows): embedding, and
 // index_select along dimension 0. Rows are contiguous; any dtype.
@@ -77,20 +79,21 @@ void attention_tiles(const Tensor* operands, const double* numbers, Worker& work
 
 // out [*rows, out_features], x [*rows, in_features] i8, rows equally far apart, x_scales [*rows, 1] f32, panels of
 // pack_linear, scales [out_features] f32, corrections of correct_w8a8, bias [out_features] of the dtype of out or none.
-// Scratch: rows of x of 1 MiB together, on AVX2 twice that.
+// Scratch: see scratch_bytes in src/quire/ops/native/w8a8.py.
 void linear_w8a8(const Tensor* operands, const double* numbers, Worker& worker);
 // corrections [num_panels * 32] i32: -128 * the sum of each column, panels [num_panels, num_steps * 2048] i8.
 void correct_w8a8(const Tensor* operands, const double* numbers, Worker& worker);
 void linear_w8a8_tiles(const Tensor* operands, Worker& worker);  // for many rows, on AMX alone
 
-// ids [rows] i64, largest [rows] f32, logits [rows, vocab_size], reals [3, rows] i64: the bits of doubles, temperature (0:
-// the most likely), top_p and min_p; integers [2, rows] i64: top_k (0: all) and random bits; and edits, or none: starts
-// [rows + 1] i64, ids [num_edits] i64, kinds [num_edits] u8: keep (those of a row come first and drop all others), ban,
-// add, penalize; values [num_edits] f32: what is added, how often a token was generated; penalties [rows, 3] f32:
-// repetition, frequency, presence. A row's id is -1 if its largest logit is not finite. Scratch: 36 * vocab_size.
+// ids [rows] i64, largest [rows] f32, logits [rows, vocab_size], reals [3, rows] i64: the bits of doubles, temperature
+// (0: the most likely), top_p and min_p; integers [2, rows] i64: top_k (0: all) and random bits; and edits, or none:
+// starts [rows + 1] i64, ids [num_edits] i64, kinds [num_edits] u8: keep (those of a row come first and drop all
+// others), ban, add, penalize; values [num_edits] f32: what is added, how often a token was generated; penalties
+// [rows, 3] f32: repetition, frequency, presence. A row's id is -1 if its largest logit is not finite. Scratch: 36 *
+// vocab_size.
 void choose_tokens(const Tensor* operands, const double* numbers, Worker& worker);
-// ids [rows, 1 + most] i64, logprobs f32, ranks i64, logits [rows, vocab_size], tokens [rows] i64, nums [rows] i64, each
-// at most `most`: of each row a token, then the nums most likely ones. Scratch: 36 * vocab_size.
+// ids [rows, 1 + most] i64, logprobs f32, ranks i64, logits [rows, vocab_size], tokens [rows] i64, nums [rows] i64,
+// each at most `most`: of each row a token, then the nums most likely ones. Scratch: 36 * vocab_size.
 void token_logprobs(const Tensor* operands, const double* numbers, Worker& worker);
 
 }  // namespace quire::QUIRE_ISA

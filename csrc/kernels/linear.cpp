@@ -109,7 +109,8 @@ struct Vectors {
   }
 
   void add(const Product& product, const std::byte* rows, int64_t block, int64_t count, int64_t step, int64_t steps,
-           const std::byte* values, Ahead ahead, float* sums, bool from_zero) {
+           const std::byte* values, Ahead ahead, float* sums, bool from_zero,
+           bool) {
     for (int64_t line = 0; line < ahead.lines * steps; ++line) prefetch(ahead.from + 64 * line);
     const bool is_direct = reads_x(product);
     const int64_t stride = is_direct ? product.row_stride() : row_floats(product);

@@ -161,7 +161,7 @@ struct Cut {
         blocks_together(least(blocks, kGroupRows / Engine::kRows)),
         row_groups(ceil_div(blocks, blocks_together)) {
     if (blocks == 1 && is_direct) chunk = steps;
-    else chunk = ceil_div(least(steps, blocks == 1 ? Engine::kFirstCache : Engine::kSecondCache), group_steps) * group_steps;
+    else chunk = ceil_div(blocks == 1 ? Engine::kFirstCache : Engine::kSecondCache, group_steps) * group_steps;
     panels_together = blocks == 1 || chunk >= steps ? 1 : kPanelsTogether;
     panel_groups = ceil_div(panels, panels_together);
     run = most(1, row_groups * panel_groups / (workers * kRunsPerWorker));
@@ -214,7 +214,8 @@ class Item {
       float* sums = sums_of(panel, block);
       const Ahead ahead = ahead_of(panel, step, block);
       if constexpr (kIsInt4<Weight>) add_groups(panel, block, step, steps, values, ahead, sums);
-      else engine_.add(product_, x_.rows(), block, rows_of(block), step, steps, values, ahead, sums, step == 0);
+      else engine_.add(product_, x_.rows(), block, rows_of(block), step, steps, values, ahead, sums, step == 0,
+                       step + steps == cut_.steps);
       if (step + steps < cut_.steps) continue;
       by_float(product_.out.dtype, [&](auto element) {
         finish<decltype(element)>(product_, panel, block * Engine::kRows, rows_of(block), sums);
@@ -226,7 +227,7 @@ class Item {
                   float* sums) {
     const int64_t rows = rows_of(block), count = cut_.group_steps;
     for (int64_t s = 0; s < steps; s += count, values += count * Engine::kStepBytes) {
-      engine_.add(product_, x_.rows(), block, rows, step + s, count, values, ahead, partial_, true);
+      engine_.add(product_, x_.rows(), block, rows, step + s, count, values, ahead, partial_, true, true);
       ahead.from += count * ahead.lines * 64;
       const int64_t group = (step + s) / count, at = (panel * product_.groups + group) * kPanelColumns;
       by_float(product_.scales.dtype, [&](auto element) {

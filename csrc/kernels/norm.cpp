@@ -20,7 +20,9 @@ QUIRE_INLINE float inverse_rms(const T* x, int64_t width, float eps) {
 template <class T, class Keep>
 QUIRE_INLINE void normalize(const T* x, const T* weight, int64_t width, float eps, Keep&& keep) {
   const Floats factor = broadcast(inverse_rms(x, width, eps));
-  for_vectors(width, [&](int64_t i, auto n) { keep(i, n, rounded_to<T>(load(x + i, n) * factor) * load(weight + i, n)); });
+  for_vectors(width, [&](int64_t i, auto n) {
+    keep(i, n, rounded_to<T>(load(x + i, n) * factor) * load(weight + i, n));
+  });
 }
 
 template <class T>
@@ -35,8 +37,8 @@ QUIRE_INLINE void normalize_row(const T* x, const T* weight, T* out, int64_t wid
 
 // The norm, rounded to its dtype and then to 8 bits; `wide` has room for a row.
 template <class T>
-QUIRE_INLINE void normalize_and_quantize(const T* x, const T* weight, const Tensor& out, const Tensor& scales, float* wide,
-                                         int64_t row, float eps) {
+QUIRE_INLINE void normalize_and_quantize(const T* x, const T* weight, const Tensor& out, const Tensor& scales,
+                                         float* wide, int64_t row, float eps) {
   const int64_t width = out.last();
   normalize(x, weight, width, eps, [&](int64_t i, auto n, Floats y) { store(wide + i, rounded_to<T>(y), n); });
   by_eight_bits(out.dtype, [&](auto q) {

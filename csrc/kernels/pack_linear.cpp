@@ -1,3 +1,5 @@
+#include <sys/mman.h>
+
 #include <cstring>
 
 #include "kernels/declarations.hpp"
@@ -77,12 +79,22 @@ void pack_panel(const std::byte* weight, int64_t stride, int64_t columns, int64_
   }
 }
 
+// Asks for pages of 2 MiB, of which fresh memory needs 512 times fewer; where there are none nothing changes.
+void advise_huge_pages(std::byte* data, int64_t bytes) {
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
 }  // namespace
 
 void pack_linear(const Tensor* operands, const double*, Worker& worker) {
   const Tensor &packed = operands[0], &weight = operands[1];
   const int64_t columns = weight.shape[0], row_bytes = weight.shape[1] * size_of(weight.dtype);
   const int64_t stride = weight.stride[0] * size_of(weight.dtype), bytes = panel_bytes(row_bytes);
+  if (worker.index() == 0) advise_huge_pages(packed.data, num_panels(columns) * bytes);
+  worker.barrier();
   const auto pack = weight.dtype == DType::u8 ? pack_panel<true> : pack_panel<false>;
   worker.for_each(num_panels(columns), [&](int64_t panel) {
     const int64_t column = panel * kPanelColumns;

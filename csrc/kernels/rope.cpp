@@ -31,9 +31,11 @@ QUIRE_INLINE void turn_heads(const Tensor& out, const Tensor& x, const Tensor& t
 
 // A head of keys (0) or values (1) into its place in the cache, rounded to 8 bits where the cache is.
 template <class T>
-QUIRE_INLINE void append_head(const T* x, const Tensor& cache, const Tensor& scales, int side, int64_t slot, int64_t head) {
+QUIRE_INLINE void append_head(const T* x, const Tensor& cache, const Tensor& scales, int side, int64_t slot,
+                              int64_t head) {
   const int64_t block = slot / cache.shape[3], offset = slot % cache.shape[3], head_dim = cache.shape[4];
-  const int64_t at = side * cache.stride[0] + block * cache.stride[1] + head * cache.stride[2] + offset * cache.stride[3];
+  const int64_t* stride = cache.stride;
+  const int64_t at = side * stride[0] + block * stride[1] + head * stride[2] + offset * stride[3];
   if (!scales) {
     std::memcpy(cache.as<T>() + at, x, head_dim * sizeof(T));
     return;

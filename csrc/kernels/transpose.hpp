@@ -7,8 +7,8 @@ namespace quire::QUIRE_ISA {
 
 #ifdef __AVX512F__
 
-// Four times, the upper half of the rows is shuffled into the lower as a deck of cards is: each time the numbers of rows
-// and columns, written one after the other in bits, turn by one place.
+// Four times, the upper half of the rows is shuffled into the lower as a deck of cards is: each time the numbers of
+// rows and columns, written one after the other in bits, turn by one place.
 QUIRE_INLINE void transpose(Floats (&rows)[kLanes]) {
   const Ints first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const Ints second = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);

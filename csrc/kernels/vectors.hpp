@@ -232,8 +232,9 @@ QUIRE_INLINE Floats gated(Floats x, Floats t) {
 }
 QUIRE_INLINE Floats silu(Floats x) { return gated(max(broadcast(-87.0f), x), x); }
 
-// x / d exactly rounded, where `r` is 1 / d exactly rounded and nothing leaves the range of normal numbers: two products
-// instead of a division, which takes eight times as long (Markstein 1990, https://doi.org/10.1147/rd.341.0111).
+// x / d exactly rounded, where `r` is 1 / d exactly rounded and nothing leaves the range of normal numbers: three
+// products instead of a division, which takes several times as long (Markstein 1990,
+// https://doi.org/10.1147/rd.341.0111).
 QUIRE_INLINE Floats divide(Floats x, Floats d, Floats r) {
   const Floats q = x * r;
   return fma(fma(zeros() - q, d, x), r, q);

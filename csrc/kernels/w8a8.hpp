@@ -16,7 +16,8 @@ struct Int8Panel {
 
 // Of one row: out = sums * scales * x_scale + bias, each product and sum rounded, as the reference does.
 template <class T>
-QUIRE_INLINE void scale_sums(const int32_t* sums, const float* scales, float x_scale, const T* bias, T* out, int64_t columns) {
+QUIRE_INLINE void scale_sums(const int32_t* sums, const float* scales, float x_scale, const T* bias, T* out,
+                             int64_t columns) {
   for_vectors(columns, [&](int64_t i, auto n) {
     IntLanes whole;
     std::memcpy(&whole, sums + i, sizeof(whole));
@@ -27,36 +28,35 @@ QUIRE_INLINE void scale_sums(const int32_t* sums, const float* scales, float x_s
 }
 
 // The product of all rows by an `Engine`, which prepares groups of rows in this worker's scratch and then multiplies
-// at most Engine::kRows of them with a panel. A group stays in the second cache while panels pass by.
+// them with one panel after the other, while they stay in the second cache.
 template <class Engine>
 void multiply_int8(const Tensor* operands, Worker& worker) {
-  constexpr int64_t kGroupBytes = 1 << 20;  // half of the second cache
+  constexpr int64_t kGroupBytes = 1 << 20, kMostRows = 1024;  // half of the second cache; sums of 128 KiB
   const Tensor &out = operands[0], &x = operands[1], &x_scales = operands[2], &panels = operands[3];
   const Tensor &scales = operands[4], &corrections = operands[5], &bias = operands[6];
   const int64_t rows = x.rows(), width = x.last(), columns = out.last(), steps = num_steps(width);
   const int64_t fitting = kGroupBytes / (steps * kTileRowBytes) / kBlockRows * kBlockRows;
-  const int64_t group = fitting < kBlockRows ? kBlockRows : fitting, count = num_panels(columns);
-  Engine engine(worker, rows < group ? rows : group, width);
+  const int64_t group = fitting < kBlockRows ? kBlockRows : fitting < kMostRows ? fitting : kMostRows;
+  const int64_t most = rows < group ? rows : group, sum_bytes = most * kPanelColumns * sizeof(int32_t);
+  auto* const sums = reinterpret_cast<int32_t*>(worker.scratch(sum_bytes + Engine::scratch_bytes(most, width)));
+  Engine engine(reinterpret_cast<std::byte*>(sums) + sum_bytes, width);
+  const int64_t count = num_panels(columns);
   int64_t prepared = -1;
   worker.for_each((rows + group - 1) / group * count, [&](int64_t item) {
-    const int64_t first = item / count * group, column = item % count * kPanelColumns;
-    const int64_t last = first + group < rows ? first + group : rows;
-    if (first != prepared) engine.prepare(row_of<int8_t>(x, first), x.rank > 1 ? x.stride[x.rank - 2] : 0, last - first);
+    const int64_t first = item / count * group, panel = item % count, column = panel * kPanelColumns;
+    const int64_t some = rows - first < group ? rows - first : group;
+    if (first != prepared) engine.prepare(row_of<int8_t>(x, first), x.rank > 1 ? x.stride[x.rank - 2] : 0, some);
     prepared = first;
-    const Int8Panel panel{panels.as<int8_t>() + item % count * steps * kPanelStepBytes, corrections.as<int32_t>() + column, steps};
+    const int8_t* weights = panels.as<int8_t>() + panel * steps * kPanelStepBytes;
+    engine.multiply(some, {weights, corrections.as<int32_t>() + column, steps}, sums);
     const int64_t wide = columns - column < kPanelColumns ? columns - column : kPanelColumns;
-    alignas(64) int32_t sums[kBlockRows * kPanelColumns];
-    for (int64_t row = first; row < last; row += Engine::kRows) {
-      const int64_t some = last - row < Engine::kRows ? last - row : Engine::kRows;
-      engine.multiply(row - first, some, panel, sums);
-      by_float(out.dtype, [&](auto tag) {
-        using T = decltype(tag);
-        for (int64_t i = 0; i < some; ++i) {
-          scale_sums(sums + i * kPanelColumns, scales.as<float>() + column, *row_of<float>(x_scales, row + i),
-                     bias ? bias.as<T>() + column : nullptr, row_of<T>(out, row + i) + column, wide);
-        }
-      });
-    }
+    by_float(out.dtype, [&](auto tag) {
+      using T = decltype(tag);
+      for (int64_t i = 0; i < some; ++i) {
+        scale_sums(sums + i * kPanelColumns, scales.as<float>() + column, *row_of<float>(x_scales, first + i),
+                   bias ? bias.as<T>() + column : nullptr, row_of<T>(out, first + i) + column, wide);
+      }
+    });
   });
 }
 
@@ -65,10 +65,12 @@ void multiply_int8(const Tensor* operands, Worker& worker) {
 // VNNI multiplies unsigned by signed bytes: x + 128, and the sums start at what that adds too much.
 class VnniRows {
  public:
-  static constexpr int64_t kRows = 8;
+  VnniRows(std::byte* scratch, int64_t width)
+      : width_(width), stride_(num_steps(width) * kTileRowBytes), rows_(reinterpret_cast<uint8_t*>(scratch)) {}
 
-  VnniRows(Worker& worker, int64_t rows, int64_t width)
-      : width_(width), stride_(num_steps(width) * kTileRowBytes), rows_(worker.scratch<uint8_t>(rows * stride_)) {}
+  static int64_t scratch_bytes(int64_t rows, int64_t width) {
+    return rows * num_steps(width) * kTileRowBytes * static_cast<int64_t>(sizeof(uint8_t));
+  }
 
   void prepare(const int8_t* x, int64_t stride, int64_t rows) {
     for (int64_t row = 0; row < rows; ++row) {
@@ -79,7 +81,13 @@ class VnniRows {
     }
   }
 
-  void multiply(int64_t first, int64_t rows, const Int8Panel& panel, int32_t* sums) const {
+  void multiply(int64_t rows, const Int8Panel& panel, int32_t* sums) const {
+    constexpr int64_t kAtOnce = 8;
+    for (int64_t row = 0; row < rows; row += kAtOnce) add_up(row, rows - row, panel, sums + row * kPanelColumns);
+  }
+
+ private:
+  void add_up(int64_t first, int64_t rows, const Int8Panel& panel, int32_t* sums) const {
     switch (rows) {
       case 1: return add_up<1>(first, panel, sums);
       case 2: return add_up<2>(first, panel, sums);
@@ -92,10 +100,9 @@ class VnniRows {
     }
   }
 
- private:
   template <int rows>
   void add_up(int64_t first, const Int8Panel& panel, int32_t* sums) const {
-    constexpr int64_t kAhead = 4096;  // bytes to prefetch before they are needed: 24 against 19 GB/s of two threads
+    constexpr int64_t kAhead = 4096;  // bytes to ask memory for before they are needed
     const uint8_t* x = rows_ + first * stride_;
     const int8_t* w = panel.weights;
     __m512i left[rows], right[rows];
@@ -132,10 +139,12 @@ class VnniRows {
 // Sums of products of 16 bits, which cannot overflow: two neighbours in k at a time.
 class WideRows {
  public:
-  static constexpr int64_t kRows = 2;
+  WideRows(std::byte* scratch, int64_t width)
+      : width_(width), stride_(num_steps(width) * kTileRowBytes), rows_(reinterpret_cast<int16_t*>(scratch)) {}
 
-  WideRows(Worker& worker, int64_t rows, int64_t width)
-      : width_(width), stride_(num_steps(width) * kTileRowBytes), rows_(worker.scratch<int16_t>(rows * stride_)) {}
+  static int64_t scratch_bytes(int64_t rows, int64_t width) {
+    return rows * num_steps(width) * kTileRowBytes * static_cast<int64_t>(sizeof(int16_t));
+  }
 
   void prepare(const int8_t* x, int64_t stride, int64_t rows) {
     for (int64_t row = 0; row < rows; ++row) {
@@ -146,10 +155,12 @@ class WideRows {
     }
   }
 
-  void multiply(int64_t first, int64_t rows, const Int8Panel& panel, int32_t* sums) const {
-    for (int64_t tile = 0; tile < 2; ++tile) {
-      if (rows == 1) add_up<1>(first, panel, tile, sums);
-      else add_up<2>(first, panel, tile, sums);
+  void multiply(int64_t rows, const Int8Panel& panel, int32_t* sums) const {
+    for (int64_t row = 0; row < rows; row += 2) {
+      for (int64_t tile = 0; tile < 2; ++tile) {
+        if (row + 1 == rows) add_up<1>(row, panel, tile, sums + row * kPanelColumns);
+        else add_up<2>(row, panel, tile, sums + row * kPanelColumns);
+      }
     }
   }
 

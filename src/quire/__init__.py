@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from quire.core.mapping import Mapping
     from quire.core.request import RequestOutput
     from quire.core.sampling_params import BeamSearchParams, SamplingParams
+    from quire.core.structured_outputs import StructuredOutputsParams
     from quire.graph import functional, layers
     from quire.graph.network import Network, Tensor, net_guard
     from quire.llm import LLM
@@ -24,6 +25,7 @@ __all__ = [
     "Plan",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "Tensor",
     "__version__",
     "functional",
@@ -40,6 +42,7 @@ _LAZY = {
     "Plan": "quire.plan.plan",
     "RequestOutput": "quire.core.request",
     "SamplingParams": "quire.core.sampling_params",
+    "StructuredOutputsParams": "quire.core.structured_outputs",
     "Tensor": "quire.graph.network",
     "net_guard": "quire.graph.network",
 }

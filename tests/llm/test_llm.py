@@ -227,7 +227,7 @@ def test_bad_prompt_is_refused_and_hurts_nobody(llm, name):
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"logit_bias": {1: 101}}, "logit_bias"),
         ({"allowed_token_ids": []}, "allowed_token_ids"),
-        ({"structured_outputs": {"json": {}}}, "structured_outputs is not supported yet"),
+        ({"structured_outputs": {"json": {}}}, "structured_outputs: expected StructuredOutputsParams"),
         ({"seed": 1.5}, "seed"),
         ({"ignore_eos": 1}, "ignore_eos: expected true or false, got 1"),
     ],

@@ -7,7 +7,8 @@ from quire.core.errors import ShapeError
 from quire.graph import functional as F
 from quire.graph.network import Network, Tensor, net_guard
 from quire.ops.registry import OPS
-from quire.plan.liveness import ALIASES, step_memory
+from quire.plan.liveness import step_memory
+from quire.plan.programs import ALIASES
 
 N = 1000
 ROW = 4 * N  # bytes of a column of N float32

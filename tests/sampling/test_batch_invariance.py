@@ -15,6 +15,8 @@ from quire.sampling.logprobs import prompt_logprobs
 from quire.sampling.row import SamplingRow
 from quire.sampling.sampler import sample
 
+pytestmark = pytest.mark.usefixtures("way")
+
 # 33,000 and 151,936 pass the 32,768 elements from which torch splits a lone row over threads.
 VOCABS = (1, 7, 1000, 4099, 33000)
 

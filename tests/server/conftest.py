@@ -1,4 +1,4 @@
-"""Engine processes run the source under test, and one of them serves a whole module."""
+"""Engine processes run the source under test; one of them serves a whole module, one server most tests."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 
 from quire.core.config import EngineConfig
-from quire.server.async_engine import AsyncEngine
+from quire.server.engine.async_engine import AsyncEngine
+from tests.support.server_process import ServerProcess, serving
 
 SOURCE = Path(__file__).parents[2] / "src"
 MODEL = "quire-tiny"
@@ -22,6 +24,20 @@ def source_under_test() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(SOURCE), prepend=os.pathsep)
         yield
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ServerProcess]:
+    """A server as users run it, for all tests that neither end it nor choose its options."""
+    with serving("--max-num-waiting", "200") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    """The official client of that server."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from schemathesis.specs.openapi.checks import (
 
 from quire.server.app import all_endpoints
 from quire.server.openapi import document
-from tests.support.server_process import serving
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
@@ -32,14 +31,6 @@ def operations() -> list:
 
 OPERATIONS = operations()
 NUM_BODIES = sum(operation.method == "post" for operation in OPERATIONS)
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving("--max-model-len", "48") as running:
-        yield running
-        assert running.metric("engine_deaths_total") == 0
-        running.until_idle()
 
 
 def fuzz(server, operation, mode: GenerationMode, num_cases: int) -> int:

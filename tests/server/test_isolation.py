@@ -7,16 +7,10 @@ import msgspec
 import pytest
 
 from tests.support.poison import poisons
-from tests.support.server_process import events, serving, status_and_body
+from tests.support.server_process import events, status_and_body
 
 NUM_NEIGHBOURS = 31
 POISONS = poisons()
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving("--max-num-waiting", "200") as running:
-        yield running
 
 
 def neighbours(server) -> list[list[int]]:

@@ -8,22 +8,9 @@ import pytest
 
 from quire.core.sampling_params import SamplingParams
 from quire.llm import LLM
-from tests.support.server_process import serving
 
 MODEL = "quire-tiny"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from quire.core.sampling_params import SamplingParams
 from quire.kv_cache.cache import KVCache
 from quire.scheduler.picture import MAX_CELLS, MAX_SEQUENCES, draw_cache
 from quire.scheduler.scheduler import Scheduler
-from quire.server.async_engine import AsyncEngine
+from quire.server.engine.async_engine import AsyncEngine
 from quire.server.engine_client import EngineDeadError
 from quire.server.page.endpoints import FILES
 from tests.support import chromium

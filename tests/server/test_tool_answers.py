@@ -12,7 +12,6 @@ from quire.server.routes.responses import _Output
 from quire.server.routes.tools import GrowingAnswer, PlainText
 from quire.server.tools.parser import make_tool_parser
 from quire.server.tools.types import ContentDelta, ToolSpec
-from tests.support.server_process import serving
 
 WEATHER = ToolSpec(
     "weather", "The weather of a place.", {"type": "object", "properties": {"place": {"type": "string"}}}
@@ -76,15 +75,6 @@ def test_an_answer_without_tools_is_text_as_it_is():
     for piece in pieces(TWO_CALLS, [5, 50]):
         assert all(isinstance(delta, ContentDelta) for delta in answer.add(piece))
     assert answer.text == TWO_CALLS and not answer.calls
-
-
-@pytest.fixture(scope="module")
-def client():
-    with (
-        serving() as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as made,
-    ):
-        yield made
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -73,7 +73,8 @@ struct TileProducts {
   }
 
   // A row of a tile holds two keys, element by element; words are interleaved within quarters of a vector.
-  static void pack_values(const std::byte* const* rows, const std::byte* const* ahead, int64_t head_dim, bf16* values, int64_t panel_stride) {
+  static void pack_values(const std::byte* const* rows, const std::byte* const* ahead, int64_t head_dim,
+                          bf16* values, int64_t panel_stride) {
     for (int64_t i = 0; i < head_dim; i += kPanel, values += panel_stride) {
       const __mmask32 present = _bzhi_u32(~0u, static_cast<unsigned>(smaller(kPanel, head_dim - i)));
 #pragma GCC unroll 4

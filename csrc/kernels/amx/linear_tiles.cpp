@@ -12,7 +12,8 @@ constexpr bool kIsBf16 = std::is_same_v<Weight, bf16>;
 // Moves byte `from` of each word, and the one after it, to the word's first two.
 constexpr int32_t moved(int from) { return 0x01010101 * from + 0x03020100; }
 QUIRE_INLINE __m512i move_bytes(__m512i words, int from, __m512i others, __mmask64 which) {
-  const __m512i places = _mm512_add_epi8(_mm512_set1_epi32(moved(from)), _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0));
+  const __m512i word = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+  const __m512i places = _mm512_add_epi8(_mm512_set1_epi32(moved(from)), word);
   return _mm512_mask_shuffle_epi8(others, which, words, places);
 }
 
@@ -68,6 +69,13 @@ void add_steps(const std::byte* a, int64_t stride, int64_t lower, int64_t a_step
 }
 
 template <bool has_lower>
+void zero_sums() {
+  zero_tile<C00>();
+  zero_tile<C01>();
+  if constexpr (has_lower) zero_tile<C10>(), zero_tile<C11>();
+}
+
+template <bool has_lower>
 void load_sums(const float* sums) {
   constexpr int64_t kStride = kPanelColumns * sizeof(float);
   load_tile<C00>(sums, kStride);
@@ -94,8 +102,9 @@ class Tiles {
   static constexpr int64_t kRows = kBlockRows;
   static constexpr int64_t kStep = kTileRowBytes / sizeof(bf16);
   static constexpr int64_t kStepBytes = kPanelStepBytes;
-  static constexpr int64_t kFirstCache = 8, kSecondCache = 32;  // steps: 16 and 64 KiB of a panel
-  static constexpr int64_t kAhead = 8192;  // bytes of a panel asked for while memory brings a step of it
+  // Steps: 4 KiB of a panel, so that reading and widening overlap, and 64.
+  static constexpr int64_t kFirstCache = 2, kSecondCache = 32;
+  static constexpr int64_t kAhead = 4096;  // bytes of a panel asked for while memory brings a step of it
   static constexpr float kInt4Base = 16.0f;
   using Element = bf16;
   template <class Weight>
@@ -150,30 +159,27 @@ class Tiles {
     }
   }
 
+  // The only block's sums stay in their tiles until the last chunk.
   void add(const Product& product, const std::byte* rows, int64_t block, int64_t count, int64_t step, int64_t steps,
-           const std::byte* values, Ahead ahead, float* sums, bool from_zero) {
+           const std::byte* values, Ahead ahead, float* sums, bool from_zero, bool is_last) {
     if (count != configured_) configure_tiles(configured_ = count);
-    const bool is_direct = reads_x(product);
+    const bool is_direct = reads_x(product), is_alone = product.rows <= kRows;
     const int64_t stride = is_direct ? product.row_stride() * sizeof(bf16) : kTileRowBytes;
     const int64_t a_step = is_direct ? kTileRowBytes : kRows * kTileRowBytes;
     const std::byte* a = is_direct ? product.x.data : rows + block * ceil_div(product.depth, kStep) * a_step;
     const auto run = count > kTileRows ? add_to<true> : add_to<false>;
-    run(a + step * a_step, stride, a_step, values, steps, ahead, sums, from_zero);
+    run(a + step * a_step, stride, a_step, values, steps, ahead, from_zero || is_alone ? nullptr : sums, from_zero,
+        is_last || !is_alone ? sums : nullptr);
   }
 
  private:
   template <bool has_lower>
   static void add_to(const std::byte* a, int64_t stride, int64_t a_step, const std::byte* b, int64_t steps, Ahead ahead,
-                     float* sums, bool from_zero) {
-    if (from_zero) {
-      zero_tile<C00>();
-      zero_tile<C01>();
-      if constexpr (has_lower) zero_tile<C10>(), zero_tile<C11>();
-    } else {
-      load_sums<has_lower>(sums);
-    }
+                     const float* from, bool from_zero, float* to) {
+    if (from_zero) zero_sums<has_lower>();
+    if (from != nullptr) load_sums<has_lower>(from);
     add_steps<has_lower>(a, stride, kTileRows * stride, a_step, b, steps, ahead);
-    store_sums<has_lower>(sums);
+    if (to != nullptr) store_sums<has_lower>(to);
   }
 
   int64_t configured_ = 0;

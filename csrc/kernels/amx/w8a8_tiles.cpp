@@ -7,12 +7,12 @@ namespace {
 // AMX reads rows where they lie, 64 bytes at a time; of a width that is no multiple of 64, the end from a padded copy.
 class TileRows {
  public:
-  static constexpr int64_t kRows = kBlockRows;
-
-  TileRows(Worker& worker, int64_t rows, int64_t width)
-      : whole_(width / kTileRowBytes), rest_(width % kTileRowBytes), ends_(worker.scratch<int8_t>(rows * kTileRowBytes)) {}
+  TileRows(std::byte* scratch, int64_t width)
+      : whole_(width / kTileRowBytes), rest_(width % kTileRowBytes), ends_(reinterpret_cast<int8_t*>(scratch)) {}
   TileRows(const TileRows&) = delete;
   ~TileRows() { release_tiles(); }
+
+  static int64_t scratch_bytes(int64_t rows, int64_t width) { return width % kTileRowBytes ? rows * kTileRowBytes : 0; }
 
   void prepare(const int8_t* x, int64_t stride, int64_t rows) {
     x_ = x;
@@ -24,24 +24,36 @@ class TileRows {
     }
   }
 
-  void multiply(int64_t first, int64_t rows, const Int8Panel& panel, int32_t* sums) {
-    if (rows != configured_) configure_tiles(rows);
-    configured_ = rows;
-    if (rows > kTileRows) add_up<true>(first, panel, sums);
-    else add_up<false>(first, panel, sums);
+  // So many steps of all rows, then the next ones: that part of the panel, 16 KiB, stays in the first cache beside as
+  // much of the rows that pass by. A panel that is used once is asked for ahead instead.
+  void multiply(int64_t rows, const Int8Panel& panel, int32_t* sums) {
+    const bool is_streamed = rows <= kBlockRows;
+    const int64_t chunk = is_streamed ? panel.steps : 8;
+    for (int64_t step = 0; step < panel.steps; step += chunk) {
+      const int64_t stop = step + chunk < panel.steps ? step + chunk : panel.steps;
+      for (int64_t row = 0; row < rows; row += kBlockRows) {
+        const int64_t some = rows - row < kBlockRows ? rows - row : kBlockRows;
+        if (some != configured_) configure_tiles(some);
+        configured_ = some;
+        const auto add = some > kTileRows ? is_streamed ? &TileRows::add_up<true, true> : &TileRows::add_up<true, false>
+                         : is_streamed    ? &TileRows::add_up<false, true>
+                                          : &TileRows::add_up<false, false>;
+        (this->*add)(row, step, stop, panel.weights, sums + row * kPanelColumns);
+      }
+    }
   }
 
  private:
-  template <bool is_tall>
-  void add_up(int64_t first, const Int8Panel& panel, int32_t* sums) const {
-    constexpr int64_t kSumBytes = kPanelColumns * sizeof(int32_t);
-    zero_tile<C00>();
-    zero_tile<C01>();
-    if constexpr (is_tall) zero_tile<C10>();
-    if constexpr (is_tall) zero_tile<C11>();
-    const int8_t *x = x_ + first * stride_, *w = panel.weights;
-    for (int64_t step = 0; step < whole_; ++step, x += kTileRowBytes, w += kPanelStepBytes) add<is_tall>(x, stride_, w);
-    if (rest_ != 0) add<is_tall>(ends_ + first * kTileRowBytes, kTileRowBytes, w);
+  static constexpr int64_t kSumBytes = kPanelColumns * sizeof(int32_t);
+
+  template <bool is_tall, bool is_streamed>
+  void add_up(int64_t first, int64_t step, int64_t stop, const int8_t* weights, int32_t* sums) const {
+    if (step == 0) zero_sums<is_tall>();
+    else load_sums<is_tall>(sums);
+    const int8_t *x = x_ + first * stride_ + step * kTileRowBytes, *w = weights + step * kPanelStepBytes;
+    const int64_t whole = stop < whole_ ? stop : whole_;
+    for (; step < whole; ++step, x += kTileRowBytes, w += kPanelStepBytes) add<is_tall, is_streamed>(x, stride_, w);
+    if (step < stop) add<is_tall, is_streamed>(ends_ + first * kTileRowBytes, kTileRowBytes, w);
     store_tile<C00>(sums, kSumBytes);
     store_tile<C01>(sums + kTileColumns, kSumBytes);
     if constexpr (is_tall) store_tile<C10>(sums + kTileRows * kPanelColumns, kSumBytes);
@@ -49,7 +61,27 @@ class TileRows {
   }
 
   template <bool is_tall>
+  static void zero_sums() {
+    zero_tile<C00>();
+    zero_tile<C01>();
+    if constexpr (is_tall) zero_tile<C10>();
+    if constexpr (is_tall) zero_tile<C11>();
+  }
+
+  template <bool is_tall>
+  static void load_sums(const int32_t* sums) {
+    load_tile<C00>(sums, kSumBytes);
+    load_tile<C01>(sums + kTileColumns, kSumBytes);
+    if constexpr (is_tall) load_tile<C10>(sums + kTileRows * kPanelColumns, kSumBytes);
+    if constexpr (is_tall) load_tile<C11>(sums + kTileRows * kPanelColumns + kTileColumns, kSumBytes);
+  }
+
+  template <bool is_tall, bool is_streamed>
   static inline __attribute__((always_inline)) void add(const int8_t* x, int64_t stride, const int8_t* w) {
+    if constexpr (is_streamed) {
+      constexpr int64_t kAhead = 8192;  // bytes
+      for (int64_t line = 0; line < kPanelStepBytes; line += 64) _mm_prefetch(w + kAhead + line, _MM_HINT_T0);
+    }
     load_tile<B0>(w);
     load_tile<A0>(x, stride);
     multiply_i8<C00, A0, B0>();

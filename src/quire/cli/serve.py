@@ -46,7 +46,7 @@ def serve_model(options: argparse.Namespace, limits: Limits) -> int:
     from quire.core import env, log
     from quire.core.progress import stages
     from quire.server.app import build_app
-    from quire.server.async_engine import AsyncEngine
+    from quire.server.engine.async_engine import AsyncEngine
     from quire.server.http.auth import Keys, check_address, read_keys
     from quire.server.http.gate import Gate
     from quire.server.http.lifecycle import Drain

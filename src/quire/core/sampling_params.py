@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from quire.core.errors import RequestError
+from quire.core.structured_outputs import StructuredOutputsParams
 
 MAX_N = 128
 MAX_TOKENS = 1 << 24
@@ -85,7 +86,7 @@ class SamplingParams:
         n: Number of continuations, 1..128. Continuation `i` is bit-identical to a request of its own with `seed + i`.
         presence_penalty: Subtracted once from the logit of every token generated so far, in [-2, 2].
         frequency_penalty: Subtracted once per occurrence of a token generated so far, in [-2, 2].
-        repetition_penalty: Divides positive and multiplies negative logits of tokens in prompt and output, in (0, 2].
+        repetition_penalty: Divides positive, multiplies negative logits of tokens in prompt and output, in [0.01, 2].
         temperature: Finite, in [0, 2]. Below 1e-5 means greedy, and top_p, top_k and min_p are reset.
         top_p: Smallest probability mass to keep, in (0, 1].
         top_k: Number of most likely tokens to keep; 0 or -1 keeps all.
@@ -103,7 +104,7 @@ class SamplingParams:
         spaces_between_special_tokens: Put a space between neighbouring special tokens in the text.
         include_stop_str_in_output: Keep the stop string in the text.
         output_kind: What each output of a running request carries.
-        structured_outputs: Not supported yet; any value but None raises.
+        structured_outputs: The form that the text must have; excludes `ignore_eos`, since it says where the text ends.
         logit_bias: Token id to a number in [-100, 100] added to its logit.
         allowed_token_ids: Only these tokens may be sampled.
         bad_words: Strings that may not be generated. Needs `detokenize`.
@@ -133,7 +134,7 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
-    structured_outputs: object | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str] | None = field(default=None)
@@ -150,7 +151,8 @@ class SamplingParams:
         self._set("n", _integer("n", self.n, 1, MAX_N))
         for name in ("presence_penalty", "frequency_penalty"):
             self._set(name, _number(name, getattr(self, name), -2, 2))
-        self._set("repetition_penalty", _number("repetition_penalty", self.repetition_penalty, 0, 2, open_low=True))
+        # From below: what is divided by less leaves the range of float32.
+        self._set("repetition_penalty", _number("repetition_penalty", self.repetition_penalty, 0.01, 2))
         self._set("temperature", _number("temperature", self.temperature, 0, 2))
         self._set("top_p", _number("top_p", self.top_p, 0, 1, open_low=True))
         self._set("min_p", _number("min_p", self.min_p, 0, 1))
@@ -197,7 +199,10 @@ class SamplingParams:
         if not isinstance(self.output_kind, RequestOutputKind):
             _fail("output_kind", "a RequestOutputKind", self.output_kind)
         if self.structured_outputs is not None:
-            raise RequestError("structured_outputs is not supported yet; pass None.")
+            if not isinstance(self.structured_outputs, StructuredOutputsParams):
+                _fail("structured_outputs", "StructuredOutputsParams or None", self.structured_outputs)
+            if self.ignore_eos:
+                raise RequestError("ignore_eos: expected False with structured_outputs, which end the text, got True.")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             _fail("min_tokens", f"at most max_tokens={self.max_tokens}", self.min_tokens)
         for name in ("stop", "bad_words"):

@@ -11,6 +11,7 @@ from typing import Any
 from quire.core.errors import RequestError
 from quire.core.request import Request
 from quire.core.sampling_params import SamplingParams
+from quire.sampling.grammar.checker import GrammarChecker
 from quire.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any] | Sequence[int]
@@ -28,14 +29,24 @@ class Admission:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | None, vocab_size: int, max_model_len: int, eos_token_ids: frozenset[int], seed: int
+        self,
+        tokenizer: Tokenizer | None,
+        vocab_size: int,
+        max_model_len: int,
+        eos_token_ids: frozenset[int],
+        seed: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._eos_token_ids = eos_token_ids
         self._seed = seed
+        self._checker = GrammarChecker()
         self._numbers = itertools.count(1)  # its `next` is one step for all threads
+
+    def close(self) -> None:
+        """End the process that checks structured outputs, if there is one."""
+        self._checker.close()
 
     def admit(
         self,
@@ -57,7 +68,8 @@ class Admission:
             cache_salt: Cached prefixes are shared with requests of the same salt.
 
         Raises:
-            RequestError: The prompt is empty, too long or not of a known form, or an id is not in the vocabulary.
+            RequestError: The prompt is empty, too long or not of a known form, an id is not in the vocabulary, or a
+                structured output cannot be compiled.
         """
         if not isinstance(params, SamplingParams):
             raise RequestError(f"sampling_params: expected SamplingParams, got {type(params).__name__}.")
@@ -127,6 +139,10 @@ class Admission:
                 raise RequestError(f"{name}: expected at most {self._vocab_size}, the vocabulary's size, got {value}.")
         if params.detokenize and self._tokenizer is None:
             raise RequestError("detokenize: expected False, because there is no tokenizer, got True.")
+        if params.structured_outputs is not None:
+            if self._tokenizer is None or all(token >= self._vocab_size for token in self._eos_token_ids):
+                raise RequestError("structured_outputs: expected None: the model has no tokenizer that ends a text.")
+            self._checker.check(params.structured_outputs)
 
     def _bad_words_ids(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Encode each bad word as it appears at the start of a text and after a space."""

@@ -14,6 +14,7 @@ from quire.engine.stats_log import StatsLog
 from quire.plan.device import device_kind
 from quire.plan.plan import Plan
 from quire.runner.model_runner import Pending, RunnerLimits, make_runner
+from quire.sampling.grammar.compiler import GrammarCompiler
 from quire.scheduler.scheduler import Scheduler
 
 
@@ -24,6 +25,7 @@ class EngineLoop:
         plan: What to execute.
         config: How.
         on_progress: Called with the number of weights loaded so far.
+        grammars: Of the model's vocabulary, for requests with structured outputs.
 
     Raises:
         ConfigError: A setting contradicts the model.
@@ -31,7 +33,13 @@ class EngineLoop:
         PlanError: A weight is missing or damaged.
     """
 
-    def __init__(self, plan: Plan, config: EngineConfig, on_progress: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        config: EngineConfig,
+        on_progress: Callable[[int], None] | None = None,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
         self.scheduler_config, self.memory = resolve(config, plan)
         self.runner = make_runner(
             plan,
@@ -40,6 +48,7 @@ class EngineLoop:
             deterministic=config.deterministic,
             enforce_eager=config.enforce_eager,
             on_progress=on_progress,
+            grammars=grammars,
         )
         self.scheduler = Scheduler(self.scheduler_config)
         self.in_flight: deque[tuple[SchedulerOutput, Pending]] = deque()

@@ -10,6 +10,7 @@ from quire.core.request import RequestOutput
 from quire.core.sampling_params import SamplingParams
 from quire.engine.admission import Admission, Prompt
 from quire.engine.engine_loop import EngineLoop
+from quire.engine.grammars import make_grammars
 from quire.engine.output import OutputProcessor
 from quire.plan.plan import Plan
 from quire.tokenizer.tokenizer import Tokenizer
@@ -42,7 +43,8 @@ class LLMEngine:
         settings = config or EngineConfig()
         self.plan = plan
         self.eos_token_ids = eos_token_ids
-        self.loop = EngineLoop(plan, settings, on_progress)
+        self.grammars = make_grammars(tokenizer, plan.spec.vocab_size, eos_token_ids)
+        self.loop = EngineLoop(plan, settings, on_progress, self.grammars)
         self.outputs = OutputProcessor(tokenizer)
         max_model_len = self.loop.scheduler_config.max_model_len
         self._admission = Admission(tokenizer, plan.spec.vocab_size, max_model_len, eos_token_ids, settings.seed)
@@ -61,6 +63,8 @@ class LLMEngine:
             CapacityError: It could never fit into the KV cache.
         """
         request = self._admission.admit(request_id, prompt, params, priority, time.monotonic())
+        if self.grammars is not None and params.structured_outputs is not None:
+            self.grammars.prepare(params.structured_outputs)
         self.loop.add(request)
         self.outputs.add(request)
 
@@ -120,3 +124,4 @@ class LLMEngine:
         """End all requests and return all memory."""
         self.outputs = OutputProcessor(None)
         self.loop.close()
+        self._admission.close()

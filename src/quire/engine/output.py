@@ -149,6 +149,10 @@ class OutputProcessor:
             del self._tracked[request_id]
         return self._report(tracked)
 
+    def is_finished(self, request_id: str) -> bool:
+        """Return whether all samples of a request have ended; its last output may still have to be reported."""
+        return request_id in self._tracked and self._tracked[request_id].is_finished
+
     def forget(self, request_id: str) -> None:
         """Stop to track a request that nobody waits for any more, if it is known."""
         self._tracked.pop(request_id, None)

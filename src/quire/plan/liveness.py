@@ -13,19 +13,13 @@ from typing import Any
 
 from torch import fx
 
-from quire.core.errors import ShapeError
 from quire.graph.network import Network
-from quire.graph.nodes import is_call, op_of, results, spec_argument
+from quire.graph.nodes import op_of, results, spec_argument
 from quire.ops.op import Tactic
 from quire.ops.spec import TensorSpec, num_bytes
 from quire.plan.folding import constant_nodes
+from quire.plan.programs import Group, Storage, arena_bytes, group, nodes_of, storages, with_sizes
 from quire.plan.tactics import choose, prepared_key
-
-ALIASES = {"view": "x", "slice": "x", "split": "x", "item": "results"}
-"""Ops whose results are parts of an argument, and which: they take no memory."""
-
-Storage = tuple[fx.Node, int]
-"""A piece of memory: the call that makes it, and which of its results it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +39,6 @@ class StepMemory:
     inputs: int
 
 
-def storages(node: fx.Node) -> tuple[Storage, ...]:
-    """Return the memory that each result of a node lies in; nothing for a call that only mutates."""
-    if is_call(node, *ALIASES):
-        source = node.kwargs[ALIASES[op_of(node).name]]
-        assert isinstance(source, fx.Node), f"{node} is a part of {source}, which is no node"
-        found = storages(source)
-        if is_call(node, "item"):
-            index = node.kwargs["index"]
-            assert isinstance(index, int)
-            return found[index : index + 1]
-        return found * len(results(node))
-    return tuple((node, index) for index in range(len(results(node))))
-
-
 def step_memory(
     network: Network, sizes: Mapping[str, int], device: str = "cpu", chosen: Mapping[str, str] | None = None
 ) -> StepMemory:
@@ -75,50 +55,74 @@ def step_memory(
     """
     constants = constant_nodes(network)
     calls = [node for node in network.calls() if node not in constants]
+    tactics = {node: choose(node, constants, device, chosen) for node in calls}
+    groups = group(calls, {node for node in calls if tactics[node].kernel is not None}, network.outputs.values())
     inputs = [node for node in network.graph.nodes if node.op == "placeholder" and not _is_mutated(node)]
-    ends = _ends(network, calls)
     given = sum(num_bytes(with_sizes(result, sizes)) for node in inputs for result in results(node))
-    held = given
+    kept = _kept_by_programs(groups, tactics, sizes)
+    ends = _ends(network, groups)
+    held = given + kept
     alive: dict[Storage, int] = {}
     prepared: set[Any] = set()
     peak, largest = held, ""
-    for i, node in enumerate(calls):
-        tactic, arguments = choose(node, constants, device, chosen), arguments_of(node, sizes)
+    for i, each in enumerate(groups):
+        node = each.nodes[0] if isinstance(each, Group) else each
         now = held + sum(alive.values())
-        if tactic.prepare is not None and (key := prepared_key(node, tactic)) not in prepared:
-            prepared.add(key)
-            kept, making = tactic.prepared_bytes(**arguments) if tactic.prepared_bytes else (0, 0)
-            peak, largest = max((peak, largest), (now + making, node.name))
-            held, now = held + kept, now + kept
-        made = _made(node, tactic, arguments, sizes)
-        running = tactic.workspace_bytes(**arguments) if tactic.workspace_bytes else 0
+        if isinstance(each, Group):
+            made = {storage: size for output in each.outputs for storage, size in _plain(output, sizes).items()}
+            running = 0
+        else:
+            tactic, arguments = tactics[node], arguments_of(node, sizes)
+            if tactic.prepare is not None and (key := prepared_key(node, tactic)) not in prepared:
+                prepared.add(key)
+                stays, making = tactic.prepared_bytes(**arguments) if tactic.prepared_bytes else (0, 0)
+                peak, largest = max((peak, largest), (now + making, node.name))
+                held, now = held + stays, now + stays
+            made = _made(node, tactic, arguments, sizes)
+            running = tactic.workspace_bytes(**arguments) if tactic.workspace_bytes else 0
         peak, largest = max((peak, largest), (now + max(running, sum(made.values())), node.name))
         alive = {storage: size for storage, size in {**alive, **made}.items() if ends[storage] > i}
-    return StepMemory(peak, largest, given + sum(alive.values()), given)
+    return StepMemory(peak, largest, given + kept + sum(alive.values()), given + kept)
 
 
-def _ends(network: Network, calls: Sequence[fx.Node]) -> dict[Storage, int]:
+def _kept_by_programs(
+    groups: Sequence[fx.Node | Group], tactics: Mapping[fx.Node, Tactic], sizes: Mapping[str, int]
+) -> int:
+    """Return what programs share and keep: the largest arena, and the most that a kernel works in."""
+    programs = [each for each in groups if isinstance(each, Group)]
+    arena = max((arena_bytes(program, sizes) for program in programs), default=0)
+    calls = [(tactics[node].kernel, node) for program in programs for node in program.nodes]
+    scratch = (kernel.scratch_bytes(**arguments_of(node, sizes)) for kernel, node in calls if kernel is not None)
+    return arena + max(scratch, default=0)
+
+
+def _ends(network: Network, groups: Sequence[fx.Node | Group]) -> dict[Storage, int]:
     """Return after which call each piece of memory is free: the last use of any node that lies in it.
 
     Outputs are kept; so is, as the executor keeps its registers, what nobody uses.
     """
-    last = {used: i for i, node in enumerate(calls) for used in node.all_input_nodes}
-    last.update(dict.fromkeys(network.outputs.values(), len(calls)))
+    last = {used: i for i, each in enumerate(groups) for node in nodes_of(each) for used in node.all_input_nodes}
+    last.update(dict.fromkeys(network.outputs.values(), len(groups)))
     ends: dict[Storage, int] = {}
-    for node in calls:
-        for storage in storages(node):
-            ends[storage] = max(ends.get(storage, 0), last.get(node, len(calls)))
+    for each in groups:
+        for node in nodes_of(each):
+            for storage in storages(node):
+                ends[storage] = max(ends.get(storage, 0), last.get(node, len(groups)))
     return ends
 
 
 def _made(node: fx.Node, tactic: Tactic, arguments: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[Storage, int]:
     """Return the memory that a call's results take."""
-    own = [
-        (storage, result) for storage, result in zip(storages(node), results(node), strict=True) if storage[0] is node
-    ]
+    plain = _plain(node, sizes)
     if tactic.result_bytes is not None:
-        return {storage: tactic.result_bytes(**arguments) for storage, _ in own}
-    return {storage: num_bytes(with_sizes(result, sizes)) for storage, result in own}
+        return dict.fromkeys(plain, tactic.result_bytes(**arguments))
+    return plain
+
+
+def _plain(node: fx.Node, sizes: Mapping[str, int]) -> dict[Storage, int]:
+    """Return the memory that a call's own results take by their shapes."""
+    places = zip(storages(node), results(node), strict=True)
+    return {storage: num_bytes(with_sizes(result, sizes)) for storage, result in places if storage[0] is node}
 
 
 def _is_mutated(node: fx.Node) -> bool:
@@ -135,15 +139,3 @@ def arguments_of(node: fx.Node, sizes: Mapping[str, int]) -> dict[str, Any]:
         return type(value)(map(fix, value)) if isinstance(value, (list, tuple)) else value
 
     return {name: fix(spec_argument(value)) for name, value in node.kwargs.items()}
-
-
-def with_sizes(declared: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
-    """Return a spec with numbers for its symbolic sizes.
-
-    Raises:
-        ShapeError: One has no number.
-    """
-    for size in declared.shape:
-        if isinstance(size, str) and size not in sizes:
-            raise ShapeError(f"memory plan: expected a number for every size of {declared}, got none for {size!r}.")
-    return TensorSpec(tuple(sizes[size] if isinstance(size, str) else size for size in declared.shape), declared.dtype)

@@ -15,7 +15,8 @@ from quire.graph.nodes import op_of, spec, spec_argument
 from quire.ops.op import Tactic
 from quire.ops.spec import num_bytes, sizes_of
 from quire.plan.folding import constant_nodes
-from quire.plan.liveness import Storage, arguments_of, step_memory, storages
+from quire.plan.liveness import arguments_of, step_memory
+from quire.plan.programs import Storage, storages
 from quire.plan.tactics import choose
 
 

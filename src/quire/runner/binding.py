@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,14 @@ from torch import fx
 
 from quire.graph.network import Network
 from quire.graph.nodes import op_of
+from quire.ops.native.library import library
 from quire.ops.op import Tactic
 from quire.plan.device import torch_device
 from quire.plan.folding import Constants, constant_nodes
+from quire.plan.programs import Group, group, is_view, nodes_of
 from quire.plan.tactics import choose, prepared_key
 from quire.plan.weight_source import WeightSource
-from quire.runner.native_program import NativeProgram, Step, is_view
+from quire.runner.native_program import NativeProgram, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,59 +41,8 @@ class Call:
     dead: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Group:
-    """Calls that run as one program.
-
-    Attributes:
-        nodes: In order; views among them.
-        outputs: Those, but for views, whose results are used outside.
-    """
-
-    nodes: tuple[fx.Node, ...]
-    outputs: tuple[fx.Node, ...]
-
-
-def group(nodes: Sequence[fx.Node], native: Collection[fx.Node], outputs: Collection[fx.Node]) -> list[fx.Node | Group]:
-    """Put calls that can be one program together, in an order that is still right.
-
-    A view of what a program makes belongs to it, and follows it once more if it is used outside; a view of anything
-    else comes before the program, of which it reads nothing. Every other call ends the program.
-
-    Args:
-        nodes: Calls in order.
-        native: Those of them that are compiled kernels.
-        outputs: What the network returns.
-    """
-    grouped: list[fx.Node | Group] = []
-    current: dict[fx.Node, None] = {}
-    for node in nodes:
-        is_inside = any(used in current for used in node.all_input_nodes)
-        if node in native or (is_inside and is_view(node)):
-            current[node] = None
-            continue
-        if current and not is_view(node):
-            grouped += _closed(current, outputs)
-            current = {}
-        grouped.append(node)
-    return [*grouped, *_closed(current, outputs)] if current else grouped
-
-
-def _closed(nodes: dict[fx.Node, None], outputs: Collection[fx.Node]) -> list[fx.Node | Group]:
-    """Return a program of calls, then those of its views that are used outside of it."""
-    outside: dict[fx.Node, None] = {}
-    for node in reversed(nodes):
-        users = (user not in nodes or (user in outside and is_view(user)) for user in node.users)
-        if node in outputs or any(users):
-            outside[node] = None
-    made = [node for node in nodes if node in outside]
-    views = [node for node in made if is_view(node)]
-    return [Group(tuple(nodes), tuple(node for node in made if not is_view(node))), *views]
-
-
 def _used_by(bound: fx.Node | Group) -> list[fx.Node]:
-    nodes = bound.nodes if isinstance(bound, Group) else (bound,)
-    return list(dict.fromkeys(used for node in nodes for used in node.all_input_nodes))
+    return list(dict.fromkeys(used for node in nodes_of(bound) for used in node.all_input_nodes))
 
 
 def _last_uses(groups: Sequence[fx.Node | Group], network: Network) -> dict[fx.Node, fx.Node | Group]:
@@ -113,6 +64,7 @@ class Binder:
         chosen: Mapping[str, str],
     ) -> None:
         self.registers: list[Any] = []
+        self._workspace = native.Workspace() if (native := library()) is not None else None
         self.calls: list[Call] = []
         self._constants = Constants(network, weights, self._count_read, torch_device(device))
         self._on_progress = on_progress or (lambda done: None)
@@ -159,7 +111,7 @@ class Binder:
         steps = [self._step(node, tactics[node], constants) for node in group.nodes]
         inside = {*group.nodes, *self._constant_nodes}
         inputs = [each for each in _used_by(group) if each not in inside]
-        program = NativeProgram(steps, inputs, group.outputs, constants)
+        program = NativeProgram(self._workspace, steps, inputs, group.outputs, constants)
         results, arguments = tuple(map(self.register, group.outputs)), tuple(map(self.register, inputs))
         self.calls.append(Call(program.run, arguments, True, None, results, self._dead(group)))
 

@@ -7,12 +7,17 @@ from collections.abc import Callable
 import torch
 
 from quire.core.errors import RequestError
-from quire.core.request import ModelOutput, RowOutput, SchedulerOutput
+from quire.core.log import get_logger
+from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput
 from quire.runner.inputs import StepInputs, build_inputs
 from quire.runner.loaded import LoadedPlan
 from quire.runner.outputs import prompt_logprobs_of, row_output
 from quire.runner.rows import Row, Rows
+from quire.sampling.grammar.compiler import GrammarCompiler
+from quire.sampling.row import SampledToken
 from quire.sampling.sampler import sample
+
+_log = get_logger(__name__)
 
 
 class Done:
@@ -38,14 +43,21 @@ class CPURunner:
     Args:
         loaded: Weights and KV cache.
         on_logits: Called with the logits [num_logits, vocab_size] of each step, before anything is sampled.
+        grammars: Of the model's vocabulary, for rows with structured outputs.
     """
 
     max_ahead = 0
 
-    def __init__(self, loaded: LoadedPlan, on_logits: Callable[[torch.Tensor], None] | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedPlan,
+        on_logits: Callable[[torch.Tensor], None] | None = None,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
         self._loaded = loaded
         self._on_logits = on_logits
-        self._rows = Rows()
+        self._grammars = grammars
+        self._rows = Rows(grammars)
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> Done:
@@ -69,7 +81,7 @@ class CPURunner:
 
     def sleep(self, level: int) -> None:
         """Free the KV cache (level 1), at level 2 the weights as well; all rows are forgotten."""
-        self._rows = Rows()
+        self._rows = Rows(self._grammars)
         self._loaded.sleep(level)
 
     def wake_up(self) -> None:
@@ -90,20 +102,27 @@ class CPURunner:
         places = [inputs.sampled_logits[i] for i in sampled]
         results = sample(_rows_of(logits, places), [rows[i].sampling for i in sampled]) if sampled else []
         by_row = dict(zip(sampled, results, strict=True))
-        outputs = []
-        for i, (scheduled, row) in enumerate(zip(step.rows, rows, strict=True)):
-            try:
-                wanted = inputs.prompt_logits[i]
-                own = logits[wanted.start : wanted.stop]
-                prompt = prompt_logprobs_of(scheduled, row.sampling, row.token_ids, own)
-            except RequestError as error:  # this row's logits are not finite; the others know nothing of it
-                outputs.append(RowOutput(scheduled.row_id, error=str(error)))
-                continue
-            result = by_row.get(i)
-            if result is not None and result.error is None:
-                row.append_token(result.token_id)
-            outputs.append(row_output(row.row_id, result, prompt))
-        return ModelOutput(tuple(outputs))
+        wanted = [logits[places.start : places.stop] for places in inputs.prompt_logits]
+        return ModelOutput(
+            tuple(
+                _output(scheduled, row, own, by_row.get(i))
+                for i, (scheduled, row, own) in enumerate(zip(step.rows, rows, wanted, strict=True))
+            )
+        )
+
+
+def _output(scheduled: ScheduledRow, row: Row, prompt_logits: torch.Tensor, result: SampledToken | None) -> RowOutput:
+    """Tell a row what it got, and return that; whatever goes wrong, the others know nothing of it."""
+    try:
+        prompt = prompt_logprobs_of(scheduled, row.sampling, row.token_ids, prompt_logits)
+        if result is not None and result.error is None:
+            row.append_token(result.token_id)
+        return row_output(row.row_id, result, prompt)
+    except RequestError as error:
+        return RowOutput(row.row_id, error=str(error))
+    except Exception as error:
+        _log.exception("row %d failed", row.row_id)
+        return RowOutput(row.row_id, error=f"{type(error).__name__} while a token was taken in.")
 
 
 def _rows_of(logits: torch.Tensor, places: list[int]) -> torch.Tensor:

@@ -7,13 +7,14 @@ to the next size that there is; any other launches its kernels one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
 from quire.core.errors import RequestError
+from quire.core.log import get_logger
 from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput, TokenLogprobs
 from quire.graph.nodes import spec
 from quire.ops.triton.step.batch import keep_tokens, lay_out, update_tables
@@ -26,8 +27,11 @@ from quire.runner.outputs import prompt_logprobs_of, row_output
 from quire.runner.rows import SlotRow, Slots
 from quire.runner.staging import StagedStep, Staging
 from quire.sampling.device import SamplingState, kinds_of, tokens_of
-from quire.sampling.row import SampledToken
+from quire.sampling.grammar.compiler import GrammarCompiler
+from quire.sampling.grammar.masks import masks_of
+from quire.sampling.row import SampledToken, SamplingRow
 
+_log = get_logger(__name__)
 _MAX_UPDATES = 1 << 14
 _NO_IDS = np.zeros(0, dtype=np.int32)
 
@@ -59,6 +63,7 @@ class GPURunner:
         limits: Sizes.
         enforce_eager: Capture nothing.
         on_logits: Called with the logits [num_logits, vocab_size] of each step, before anything is sampled.
+        grammars: Of the model's vocabulary, for rows with structured outputs.
     """
 
     max_ahead = 1
@@ -69,8 +74,10 @@ class GPURunner:
         limits: RunnerLimits,
         enforce_eager: bool = False,
         on_logits: Callable[[torch.Tensor], None] | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self._loaded = loaded
+        self._grammars = grammars
         self._limits = limits
         self._on_logits = on_logits
         self._device = torch_device(loaded.device)
@@ -82,7 +89,7 @@ class GPURunner:
         """Make everything that lives between steps."""
         limits, loaded = self._limits, self._loaded
         max_blocks = -(-limits.max_model_len // limits.block_size)
-        self._slots = Slots(limits.max_num_seqs, max_blocks)
+        self._slots = Slots(limits.max_num_seqs, max_blocks, self._grammars)
         num_logits = max(limits.max_num_logits, limits.max_num_seqs)
         tokens, rows = limits.max_num_batched_tokens, limits.max_num_seqs
         self._staging = Staging(rows, num_logits, tokens, _MAX_UPDATES, self.max_ahead + 1, self._device)
@@ -132,6 +139,9 @@ class GPURunner:
             self._sampling.set_row(row.slot, row.sampling)
         except RequestError as error:
             row.error = str(error)
+        except Exception as error:
+            _log.exception("row %d failed", row.row_id)
+            row.error = f"{type(error).__name__} while its parameters were taken in."
 
     def _sample_rows(self, logits: torch.Tensor, staged: StagedStep, rows: Sequence[SlotRow], size: int) -> Sampled:
         """Sample a step's rows; what those want that cannot be served is not looked at."""
@@ -140,9 +150,20 @@ class GPURunner:
         self._sampling.flush()
         sampled = self._captured.sample(size, kinds) if size else None
         if sampled is None:
-            edits = self._sampling.edits_of(served) if kinds.is_edited else None
+            edits = None
+            if kinds.is_edited:
+                self._send_masks(rows, served)
+                edits = self._sampling.edits_of(served)
             sampled = self._sample(logits[: len(staged.sampled_slots)], staged.sampled_slots, kinds, edits)
         return sampled
+
+    def _send_masks(self, rows: Sequence[SlotRow], served: Mapping[int, SamplingRow]) -> None:
+        """Send what grammars allow; a row whose grammar fails does so alone. The device runs the network meanwhile."""
+        masks, problems = masks_of(served)
+        for index, problem in problems.items():
+            rows[index].error = problem  # what is sampled for it is not looked at
+        if masks:
+            self._sampling.set_masks({rows[i].slot: rows[i].sampling for i in masks}, list(masks.values()))
 
     def _sample(self, logits: torch.Tensor, slots: torch.Tensor, kinds: Kinds, edits: Edits | None = None) -> Sampled:
         sampled = self._sampling.sample(logits, slots, kinds, edits)
@@ -159,7 +180,7 @@ class GPURunner:
         Graphs hold the addresses of what is freed, so they go, too.
         """
         self._captured = self._capture([])
-        self._slots = Slots(self._limits.max_num_seqs, self._tables.shape[1])
+        self._slots = Slots(self._limits.max_num_seqs, self._tables.shape[1], self._grammars)
         self._loaded.sleep(level)
 
     def wake_up(self) -> None:

@@ -11,6 +11,7 @@ import torch
 from quire.core.request import ModelOutput, SchedulerOutput
 from quire.plan.plan import Plan
 from quire.runner.loaded import LoadedPlan
+from quire.sampling.grammar.compiler import GrammarCompiler
 
 
 class Pending(Protocol):
@@ -88,6 +89,7 @@ def make_runner(
     enforce_eager: bool = False,
     on_progress: Callable[[int], None] | None = None,
     on_logits: Callable[[torch.Tensor], None] | None = None,
+    grammars: GrammarCompiler | None = None,
 ) -> ModelRunner:
     """Load a Plan onto a device.
 
@@ -99,6 +101,7 @@ def make_runner(
         enforce_eager: On a GPU, launch every kernel of every step: no captured graphs.
         on_progress: Called with the number of weights loaded so far.
         on_logits: Called with the logits [num_logits, vocab_size] of each step, before anything is sampled.
+        grammars: Of the model's vocabulary, for rows with structured outputs.
 
     Raises:
         PlanError: A weight is missing or damaged.
@@ -108,7 +111,7 @@ def make_runner(
     if device == "cpu":
         from quire.runner.cpu_runner import CPURunner
 
-        return CPURunner(loaded, on_logits)
+        return CPURunner(loaded, on_logits, grammars)
     from quire.runner.gpu_runner import GPURunner
 
-    return GPURunner(loaded, limits, enforce_eager, on_logits)
+    return GPURunner(loaded, limits, enforce_eager, on_logits, grammars)

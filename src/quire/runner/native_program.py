@@ -18,8 +18,6 @@ from quire.ops.native.library import DTYPES, library, operand
 from quire.ops.op import Kernel
 from quire.ops.spec import Dim, TensorSpec
 
-ALIASES = ("view", "slice", "split", "item")
-
 _STAND_IN = 100_003
 """The first size that stands for a symbolic one where strides are found; no real size is as large a prime."""
 
@@ -43,6 +41,7 @@ class NativeProgram:
     """Some calls of a network, compiled into a program.
 
     Args:
+        workspace: A `quire._native.Workspace`, shared by programs that never run at once.
         steps: The calls in order.
         inputs: Nodes whose values come with each run; all symbolic sizes occur in their specs.
         outputs: Nodes of `steps`, no views, whose values are wanted; their results follow each other.
@@ -55,13 +54,14 @@ class NativeProgram:
 
     def __init__(
         self,
+        workspace: Any,
         steps: Sequence[Step],
         inputs: Sequence[fx.Node],
         outputs: Sequence[fx.Node],
         constants: Mapping[fx.Node, Any],
     ) -> None:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self._program = library().Program()
+        self._program = library().Program(workspace)
         self._symbols: dict[str, int] = {}
         self._sources: list[tuple[int, int]] = []
         self._constants = constants
@@ -169,8 +169,3 @@ class NativeProgram:
         if key not in self._of_constant:
             self._of_constant[key] = self._program.constant(operand(value))
         return self._of_constant[key]
-
-
-def is_view(node: fx.Node) -> bool:
-    """Return whether a call is no work in a program: a part of a tensor, or the same elements in another shape."""
-    return is_call(node, *ALIASES)

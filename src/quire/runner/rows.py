@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from quire.core.request import NewRow, SchedulerOutput
+from quire.sampling.grammar.compiler import GrammarCompiler
+from quire.sampling.grammar.state import GrammarState
 from quire.sampling.row import SamplingRow
 
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
@@ -47,10 +49,15 @@ class Row:
 
 
 class Rows:
-    """All rows that the runner holds, by row id."""
+    """All rows that the runner holds, by row id.
 
-    def __init__(self) -> None:
+    Args:
+        grammars: Of the model's vocabulary, for rows with structured outputs.
+    """
+
+    def __init__(self, grammars: GrammarCompiler | None = None) -> None:
         self._rows: dict[int, Row] = {}
+        self._grammars = grammars
 
     def __getitem__(self, row_id: int) -> Row:
         return self._rows[row_id]
@@ -63,7 +70,7 @@ class Rows:
         for row_id in step.removed_row_ids:
             self._rows.pop(row_id, None)
         for new in step.new_rows:
-            self._rows[new.row_id] = _make(new)
+            self._rows[new.row_id] = _make(new, self._grammars)
         is_new = {new.row_id for new in step.new_rows}
         for row_id, index, block_id in step.replaced_block_ids:
             if row_id not in is_new:
@@ -73,14 +80,18 @@ class Rows:
                 self._rows[scheduled.row_id].append_blocks(scheduled.new_block_ids)
 
 
-def _make(new: NewRow) -> Row:
+def _make(new: NewRow, grammars: GrammarCompiler | None) -> Row:
     table = np.array(new.block_ids, dtype=np.int32)
-    return Row(new.row_id, list(new.token_ids), new.num_prompt_tokens, table, len(table), _sampling(new))
+    return Row(new.row_id, list(new.token_ids), new.num_prompt_tokens, table, len(table), _sampling(new, grammars))
 
 
-def _sampling(new: NewRow) -> SamplingRow:
+def _sampling(new: NewRow, grammars: GrammarCompiler | None) -> SamplingRow:
     prompt, output = new.token_ids[: new.num_prompt_tokens], new.token_ids[new.num_prompt_tokens :]
-    return SamplingRow(new.params, prompt, output, new.stop_token_ids, new.bad_words_ids)
+    grammar = None
+    if new.params.structured_outputs is not None:
+        assert grammars is not None, "the engine admits no structured outputs without a vocabulary"
+        grammar = GrammarState(grammars, new.params.structured_outputs)
+    return SamplingRow(new.params, prompt, output, new.stop_token_ids, new.bad_words_ids, grammar)
 
 
 @dataclass(slots=True)
@@ -112,12 +123,14 @@ class Slots:
     Args:
         max_num_seqs: Number of slots.
         max_blocks: Columns of the device's block tables.
+        grammars: Of the model's vocabulary, for rows with structured outputs.
     """
 
-    def __init__(self, max_num_seqs: int, max_blocks: int) -> None:
+    def __init__(self, max_num_seqs: int, max_blocks: int, grammars: GrammarCompiler | None = None) -> None:
         self._rows: dict[int, SlotRow] = {}
         self._free = list(reversed(range(max_num_seqs)))
         self._max_blocks = max_blocks
+        self._grammars = grammars
 
     def __getitem__(self, row_id: int) -> SlotRow:
         return self._rows[row_id]
@@ -139,7 +152,12 @@ class Slots:
         is_new = {new.row_id for new in step.new_rows}
         for new in step.new_rows:
             row = self._rows[new.row_id] = SlotRow(
-                new.row_id, self._free.pop(), list(new.token_ids), new.num_prompt_tokens, 0, _sampling(new)
+                new.row_id,
+                self._free.pop(),
+                list(new.token_ids),
+                new.num_prompt_tokens,
+                0,
+                _sampling(new, self._grammars),
             )
             changes.append(self._appended(row, new.block_ids))
         for row_id, index, block_id in step.replaced_block_ids:

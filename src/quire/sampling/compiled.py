@@ -6,7 +6,7 @@ weight may differ in its last bits, and with it a token if a random number falls
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor
 from quire.core.request import TokenLogprobs
 from quire.ops.native.library import call, kernel_names
 from quire.ops.spec import FLOATS
+from quire.sampling.grammar.compiler import Words
 from quire.sampling.random_bits import random_bits
 from quire.sampling.row import SamplingRow
 
@@ -24,17 +25,26 @@ _KEEP, _BAN, _ADD, _PENALIZE = range(4)
 Array = npt.NDArray[np.generic]
 
 
-def is_compiled(logits: Tensor) -> bool:
-    """Return whether there are kernels for these logits."""
-    return logits.device.type == "cpu" and logits.dtype in FLOATS and "choose_tokens" in kernel_names()
+def is_compiled(device: torch.device) -> bool:
+    """Return whether there are kernels for logits on a device."""
+    return device.type == "cpu" and "choose_tokens" in kernel_names()
 
 
-def choose(logits: Tensor, rows: Sequence[SamplingRow | None]) -> tuple[list[int], list[float]]:
+def as_rows(logits: Tensor) -> Tensor:
+    """Return logits as kernels take them: rows contiguous, in a dtype that they know."""
+    known = logits if logits.dtype in FLOATS else logits.float()
+    return known if known.stride(1) == 1 else known.contiguous()
+
+
+def choose(
+    logits: Tensor, rows: Sequence[SamplingRow | None], masks: Mapping[int, Words]
+) -> tuple[list[int], list[float]]:
     """Return the chosen token of each row, -1 where there is none, and the largest logit that was left.
 
     Args:
         logits: [num_rows, vocab_size], float32 | bfloat16 | float16, rows contiguous.
         rows: One per row, all their ids inside the vocabulary; None for rows whose choice is not wanted.
+        masks: What grammars allow, by index: a bit for each token.
     """
     ids, largest = torch.empty(len(rows), dtype=torch.int64), torch.empty(len(rows))
     reals = np.zeros((3, len(rows)), dtype=np.float64)
@@ -45,18 +55,18 @@ def choose(logits: Tensor, rows: Sequence[SamplingRow | None]) -> tuple[list[int
             reals[:, index] = params.temperature, params.top_p, params.min_p
             integers[:, index] = max(0, params.top_k), random_bits(params.seed or 0, len(row.output_token_ids))
     parameters = [torch.from_numpy(reals.view(np.int64)), torch.from_numpy(integers.view(np.int64))]
-    call("choose_tokens", [ids, largest, logits, *parameters, *_edits(rows)])
+    call("choose_tokens", [ids, largest, logits, *parameters, *_edits(rows, masks, logits.shape[1])])
     return ids.tolist(), largest.tolist()
 
 
-def _edits(rows: Sequence[SamplingRow | None]) -> list[Tensor | None]:
+def _edits(rows: Sequence[SamplingRow | None], masks: Mapping[int, Words], vocab_size: int) -> list[Tensor | None]:
     """Return starts, ids, kinds, values and penalties as the kernel takes them; all None without an edit."""
     if not any(row is not None and row.has_edits for row in rows):
         return [None] * 5
     parts: list[tuple[Array, int, Array | float]] = []
     counts, penalties = [0], np.ones((len(rows), 3), dtype=np.float32)
     for index, row in enumerate(rows):
-        own = [] if row is None else _of_row(row)
+        own = [] if row is None else _of_row(row, masks.get(index), vocab_size)
         parts += own
         counts.append(sum(len(ids) for ids, _, _ in own))
         if row is not None and row.counts is not None:
@@ -72,10 +82,12 @@ def _edits(rows: Sequence[SamplingRow | None]) -> list[Tensor | None]:
     return [torch.from_numpy(array) for array in (np.cumsum(counts), ids, kinds, values, penalties)]
 
 
-def _of_row(row: SamplingRow) -> list[tuple[Array, int, Array | float]]:
+def _of_row(row: SamplingRow, mask: Words | None, vocab_size: int) -> list[tuple[Array, int, Array | float]]:
     """Return ids, kind and values of what a row asks for, in the order in which it is done."""
     found: list[tuple[Array, int, Array | float]] = []
-    if row.allowed is not None:
+    if mask is not None:
+        found.append(_of_mask(row, mask, vocab_size))
+    elif row.allowed is not None:
         found.append((row.allowed, _KEEP, 0.0))
     found.append((row.banned_ids(), _BAN, 0.0))
     if row.bias is not None:
@@ -83,6 +95,17 @@ def _of_row(row: SamplingRow) -> list[tuple[Array, int, Array | float]]:
     if row.counts is not None:
         found.append((row.counts.token_ids, _PENALIZE, row.counts.counts))
     return found
+
+
+def _of_mask(row: SamplingRow, mask: Words, vocab_size: int) -> tuple[Array, int, float]:
+    """Return a mask, and what the row allows beside it, as the shorter of two lists: what is kept, or what is not."""
+    is_kept = np.unpackbits(mask.view(np.uint8), count=vocab_size, bitorder="little").astype(np.bool_)
+    if row.allowed is not None:
+        is_kept &= np.isin(np.arange(vocab_size), row.allowed)
+    kept = np.flatnonzero(is_kept)
+    if 0 < len(kept) < vocab_size // 2:  # an empty list would keep everything
+        return kept, _KEEP, 0.0
+    return np.flatnonzero(~is_kept), _BAN, 0.0
 
 
 def token_logprobs(logits: Tensor, token_ids: Sequence[int], nums_logprobs: Sequence[int]) -> list[TokenLogprobs]:
@@ -101,3 +124,8 @@ def token_logprobs(logits: Tensor, token_ids: Sequence[int], nums_logprobs: Sequ
     call("token_logprobs", [ids, logprobs, ranks, logits, torch.tensor(token_ids), torch.tensor(nums)])
     entries = zip(ids.tolist(), logprobs.tolist(), ranks.tolist(), nums, strict=True)
     return [TokenLogprobs(*(tuple(each[: 1 + num]) for each in parts)) for *parts, num in entries]
+
+
+def scratch_bytes(vocab_size: int, num_threads: int) -> int:
+    """Return what the kernels hold: by thread a row three times in float32, and three times in int64."""
+    return num_threads * 36 * (vocab_size + 128)

@@ -13,6 +13,7 @@ from quire.core.errors import RequestError
 from quire.core.request import TokenLogprobs
 from quire.ops.triton.step import sampling as kernels
 from quire.ops.triton.step.sampling_kernels import ALLOWED, FIELDS, LISTED, NOT_FINITE, PENALTIES, SEEN_IN_PROMPT
+from quire.sampling.grammar.compiler import Words, num_words
 from quire.sampling.row import SampledToken, SamplingRow
 
 _Words = npt.NDArray[np.int64]
@@ -63,7 +64,7 @@ class SamplingState:
         if self._counts is None:
             self._counts = torch.zeros(max_rows, vocab_size, dtype=torch.int16, device=self._device)
         if self._masks is None:
-            self._masks = torch.zeros(max_rows, -(-vocab_size // 32), dtype=torch.int32, device=self._device)
+            self._masks = torch.zeros(max_rows, num_words(vocab_size), dtype=torch.int32, device=self._device)
 
     def flush(self) -> None:
         """Send what `set_row` staged: one copy from pinned memory, and its parts into their tables."""
@@ -88,6 +89,22 @@ class SamplingState:
             self._counts.view(-1).index_copy_(0, flat, counts.to(torch.int16))
         if self._masks is not None and allowed:
             self._masks.index_copy_(0, masked, words.to(torch.int32).view(len(allowed), -1))
+
+    def set_masks(self, rows: Mapping[int, SamplingRow], masks: Sequence[Words]) -> None:
+        """Send what grammars allow in the next `sample`, after `flush`.
+
+        Args:
+            rows: By slot.
+            masks: One for each of them.
+        """
+        self.allocate_edits()
+        assert self._masks is not None
+        allowed = [
+            words if row.allowed is None else words & _mask(row.allowed, self._sizes[1]).astype(np.int32)
+            for row, words in zip(rows.values(), masks, strict=True)
+        ]
+        slots = self._on_device(torch.from_numpy(np.fromiter(rows, np.int64)))
+        self._masks.index_copy_(0, slots, self._on_device(torch.from_numpy(np.stack(allowed))))
 
     def sample(
         self, logits: Tensor, slots: Tensor, kinds: kernels.Kinds, edits: kernels.Edits | None = None
@@ -119,15 +136,16 @@ class SamplingState:
 
     def _upload(self, *parts: _Words) -> Sequence[Tensor]:
         """Return arrays on the device, sent in one copy."""
-        words = torch.from_numpy(np.concatenate(parts))
-        if self._device.type == "cuda":
-            words = words.pin_memory().to(self._device, non_blocking=True)
+        words = self._on_device(torch.from_numpy(np.concatenate(parts)))
         return torch.split(words, [len(part) for part in parts])
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
 
 
 def state_bytes(max_rows: int, vocab_size: int) -> int:
     """Return the most bytes that a `SamplingState` holds."""
-    return max_rows * (8 * len(FIELDS) + 2 * vocab_size + 4 * -(-vocab_size // 32))
+    return max_rows * (8 * len(FIELDS) + 2 * vocab_size + 4 * num_words(vocab_size))
 
 
 def kinds_of(rows: Iterable[SamplingRow]) -> kernels.Kinds:
@@ -180,7 +198,8 @@ def _parameters(row: SamplingRow) -> _Words:
     """Return a row's words, in the order of `FIELDS`."""
     params = row.params
     floats = [getattr(params, name) for name in FIELDS[:6]]
-    flags = (row.allowed is not None) * ALLOWED | (row.counts is not None) * PENALTIES | row.has_edits * LISTED
+    is_masked = row.allowed is not None or row.grammar is not None
+    flags = is_masked * ALLOWED | (row.counts is not None) * PENALTIES | row.has_edits * LISTED
     seed = np.array([(params.seed or 0) % (1 << 64)], dtype=np.uint64).view(np.int64)
     integers = _words(params.top_k, int(seed[0]), len(row.output_token_ids), flags)
     return np.concatenate([np.array(floats, dtype=np.float64).view(np.int64), integers])
@@ -199,7 +218,7 @@ def _counts(rows: Mapping[int, SamplingRow], vocab_size: int) -> tuple[_Words, _
 
 def _mask(token_ids: npt.NDArray[np.int64], vocab_size: int) -> _Words:
     """Return a bit for each token, the lowest first, in words of 32."""
-    bits = np.zeros(-(-vocab_size // 32) * 32, dtype=np.uint8)
+    bits = np.zeros(num_words(vocab_size) * 32, dtype=np.uint8)
     bits[token_ids] = 1
     return np.packbits(bits, bitorder="little").view(np.int32).astype(np.int64)
 

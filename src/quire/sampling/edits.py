@@ -1,4 +1,4 @@
-"""Changes to single logits before the choice: allowed ids, banned ids, bias, penalties. In that order, as in vLLM.
+"""Changes to single logits before the choice: allowed ids, grammars, banned ids, bias, penalties. In vLLM's order.
 
 All rows' entries are gathered into one flat index, so that a step costs a handful of tensor calls however many
 rows there are; what is computed for an entry depends on that entry alone.
@@ -12,18 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quire.sampling.grammar.compiler import Words
 from quire.sampling.history import Ids
 from quire.sampling.row import SamplingRow
 
+# What eight bits of a mask add to eight logits, [256, 8]: a third of the time of unpacking bits and filling by them.
+_ADDED = np.where(np.arange(256)[:, None] >> np.arange(8) & 1, 0, -np.inf).astype(np.float32)
 
-def apply_edits(logits: Tensor, rows: Mapping[int, SamplingRow]) -> None:
+
+def apply_edits(logits: Tensor, rows: Mapping[int, SamplingRow], masks: Mapping[int, Words]) -> None:
     """Apply what each row asks for to its logits.
 
     Args:
         logits: [num_rows, vocab_size], float32, contiguous. Mutated.
         rows: Index into `logits` of each row to edit; all its ids lie inside the vocabulary.
+        masks: What grammars allow, by index: a bit for each token.
     """
     _keep_allowed(logits, rows)
+    _keep_grammatical(logits, masks)
     _ban(logits, rows)
     _add_bias(logits, rows)
     _penalize(logits, rows)
@@ -36,6 +42,12 @@ def _keep_allowed(logits: Tensor, rows: Mapping[int, SamplingRow]) -> None:
             kept = logits[index, allowed]
             logits[index] = -torch.inf
             logits[index, allowed] = kept
+
+
+def _keep_grammatical(logits: Tensor, masks: Mapping[int, Words]) -> None:
+    for index, words in masks.items():
+        added = _ADDED[words.view(np.uint8)].reshape(-1)[: logits.shape[1]]
+        logits[index] += torch.from_numpy(added).to(logits.device)
 
 
 def _ban(logits: Tensor, rows: Mapping[int, SamplingRow]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quire.core.errors import RequestError, ShapeError
 from quire.core.request import TokenLogprobs
+from quire.sampling import compiled
 
 CHUNK_ELEMENTS = 1 << 21  # float32 workspace of 8 MiB, for prompts of any length
 
@@ -43,7 +44,8 @@ def prompt_logprobs(logits: Tensor, next_token_ids: Sequence[int], num_logprobs:
             raise RequestError(
                 "prompt_logprobs: expected finite logits, got NaN or infinity. Check the model's weights."
             )
-        entries += token_logprobs(chunk, token_ids, [num_logprobs] * len(token_ids))
+        report = compiled.token_logprobs if compiled.is_compiled(chunk.device) else token_logprobs
+        entries += report(compiled.as_rows(chunk), token_ids, [num_logprobs] * len(token_ids))
     return entries
 
 

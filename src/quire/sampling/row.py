@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from quire.core.request import TokenLogprobs
 from quire.core.sampling_params import SamplingParams
+from quire.sampling.grammar.state import GrammarState
 from quire.sampling.history import BadWords, Ids, TokenCounts
 
 NO_IDS: Ids = np.zeros(0, dtype=np.int64)
@@ -39,9 +40,20 @@ class SamplingRow:
         output_token_ids: Tokens generated so far; more than none after a preemption.
         stop_token_ids: Ids that may not be sampled before `params.min_tokens` tokens.
         bad_words_ids: Token sequences that may not be generated.
+        grammar: Where the sample is in its structured output, if it has one; at the beginning, whatever was generated.
     """
 
-    __slots__ = ("_bad_words", "_id_ranges", "_stop_ids", "allowed", "bias", "counts", "output_token_ids", "params")
+    __slots__ = (
+        "_bad_words",
+        "_id_ranges",
+        "_stop_ids",
+        "allowed",
+        "bias",
+        "counts",
+        "grammar",
+        "output_token_ids",
+        "params",
+    )
 
     def __init__(
         self,
@@ -50,9 +62,11 @@ class SamplingRow:
         output_token_ids: Sequence[int] = (),
         stop_token_ids: Iterable[int] = (),
         bad_words_ids: Sequence[Sequence[int]] = (),
+        grammar: GrammarState | None = None,
     ) -> None:
         assert params.seed is not None or params.is_greedy, "the engine fills in the seed before it makes rows"
         self.params = params
+        self.grammar = grammar
         self.output_token_ids = list(output_token_ids)
         self.allowed = None if params.allowed_token_ids is None else _ids(params.allowed_token_ids)
         self.bias = _bias(params)
@@ -70,7 +84,8 @@ class SamplingRow:
     @property
     def has_edits(self) -> bool:
         """Whether anything but temperature and the filters may change this row's logits."""
-        return any((self.allowed is not None, self.bias, self.counts is not None, self._bad_words, self._stop_ids))
+        listed = (self.allowed, self.bias, self.counts, self.grammar)
+        return any(each is not None for each in listed) or bool(self._bad_words or self._stop_ids)
 
     def banned_ids(self) -> Ids:
         """Return the ids that may not come next: stop tokens before `min_tokens`, ends of bad words. int64."""

@@ -1,7 +1,8 @@
 """`sample`: one step of the whole batch. A row that cannot be sampled fails alone.
 
-Order of operations as in vLLM: logprobs of the raw logits are what is reported; then allowed ids, banned ids, bias and
-penalties; greedy rows take the largest; the others go through temperature, min_p, top_k and top_p to a random choice.
+Order of operations as in vLLM: logprobs of the raw logits are what is reported; then allowed ids, grammars, banned ids,
+bias and penalties; greedy rows take the largest; the others go through temperature, min_p, top_k and top_p to a random
+choice.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import torch
 from torch import Tensor
 
 from quire.core.errors import ShapeError
+from quire.core.log import get_logger
 from quire.core.request import TokenLogprobs
 from quire.sampling import compiled
 from quire.sampling.choice import choose_greedily, choose_randomly
 from quire.sampling.edits import apply_edits
+from quire.sampling.grammar.compiler import Words
+from quire.sampling.grammar.masks import masks_of
 from quire.sampling.logprobs import token_logprobs
 from quire.sampling.row import SampledToken, SamplingRow
 
+_log = get_logger(__name__)
 # Logits worked on at once, per thread: bounds the workspace (about 32 bytes each) and keeps it in the cache.
 CHUNK_ELEMENTS = 1 << 18
 
@@ -35,8 +40,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         rows: One per row of `logits`.
 
     Returns:
-        One result per row. A row whose logits hold NaN or infinity, that has no token left, or that names a token
-        outside the vocabulary carries an `error`.
+        One result per row. A row whose logits hold NaN or infinity, that has no token left, that names a token
+        outside the vocabulary, or with which anything else goes wrong carries an `error`.
 
     Raises:
         ShapeError: `logits` is not a floating matrix with one row per entry of `rows`.
@@ -45,8 +50,18 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         raise ShapeError(
             f"logits: expected floating [{len(rows)}, vocab_size], got {logits.dtype} {list(logits.shape)}."
         )
-    if compiled.is_compiled(logits):
-        return _sample_compiled(logits if logits.stride(1) == 1 else logits.contiguous(), rows)
+    try:
+        return _sample(logits, rows)
+    except Exception as error:
+        if len(rows) > 1:  # a row gets the same alone: all but the one at fault
+            return [sample(logits[index : index + 1], [row])[0] for index, row in enumerate(rows)]
+        _log.exception("a row could not be sampled")
+        return [SampledToken(-1, None, f"{type(error).__name__} while a token was chosen.")]
+
+
+def _sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+    if compiled.is_compiled(logits.device):
+        return _sample_compiled(compiled.as_rows(logits), rows)
     step = max(1, CHUNK_ELEMENTS * torch.get_num_threads() // max(1, logits.shape[1]))
     results: list[SampledToken] = []
     for start in range(0, len(rows), step):
@@ -56,9 +71,11 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
 
 
 def _sample_compiled(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+    """Return what `sample` does, by kernels that take all rows at once."""
     errors = [row.problem(logits.shape[1]) for row in rows]
+    masks = _masks(rows, errors)
     token_ids, largest = compiled.choose(
-        logits, [None if error else row for row, error in zip(rows, errors, strict=True)]
+        logits, [None if error else row for row, error in zip(rows, errors, strict=True)], masks
     )
     for index, token_id in enumerate(token_ids):
         if token_id < 0 and errors[index] is None:
@@ -99,10 +116,19 @@ def _edit(logits: Tensor, rows: Sequence[SamplingRow], errors: list[str | None])
     edits = {index: row for index, row in enumerate(rows) if row.has_edits and errors[index] is None}
     if not edits:
         return logits
+    masks = _masks(rows, errors)
     edited = logits.clone()
-    apply_edits(edited, edits)
+    apply_edits(edited, {index: row for index, row in edits.items() if errors[index] is None}, masks)
     _find_unusable(edited, errors)
     return edited
+
+
+def _masks(rows: Sequence[SamplingRow], errors: list[str | None]) -> dict[int, Words]:
+    """Return what grammars allow, by index. Rows whose grammar fails get an error."""
+    masks, problems = masks_of({index: row for index, row in enumerate(rows) if errors[index] is None})
+    for index, problem in problems.items():
+        errors[index] = problem
+    return masks
 
 
 def _choose(logits: Tensor, rows: Sequence[SamplingRow], errors: Sequence[str | None]) -> dict[int, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quire.sampling import logprobs, sampler
+from quire.sampling import compiled, logprobs, sampler
 
 # Of one seen token under a penalty: index, count, three factors, and the logit before, between and after them.
 _PENALTY_BYTES = 8 + 4 + 3 * 4 + 5 * 4
@@ -45,7 +45,8 @@ def sampling_bytes(logits: SampledLogits, num_threads: int) -> int:
     copied = min(logits.num_sampled, logits.num_rows - 1) * logits.vocab_size * logits.dtype.itemsize
     sampled = _chunk(logits, logits.num_sampled, sampler.CHUNK_ELEMENTS * num_threads)
     prompt = _chunk(logits, logits.num_rows, logprobs.CHUNK_ELEMENTS)
-    return max(copied + _sample(logits, sampled), _logprobs(logits, prompt))
+    scratch = compiled.scratch_bytes(logits.vocab_size, num_threads)
+    return max(copied + max(_sample(logits, sampled), scratch), _logprobs(logits, prompt) + scratch)
 
 
 def gpu_sampling_bytes(num_rows: int, vocab_size: int, *, is_captured: bool = False) -> int:

@@ -64,8 +64,11 @@ class Row:
 
     @property
     def must_wait(self) -> bool:
-        """Whether nothing can be computed before a result is here: the row ends with it, or it bans what may follow."""
-        return self.num_unknown > 0 and (self.num_tokens >= self.max_num_tokens or bool(self.request.bad_words_ids))
+        """Whether nothing can be computed before a result is here: the row ends with it, or it says what may follow."""
+        if not self.num_unknown:
+            return False
+        is_looked_at = bool(self.request.bad_words_ids) or self.params.structured_outputs is not None
+        return is_looked_at or self.num_tokens >= self.max_num_tokens
 
     @property
     def is_decoding(self) -> bool:

@@ -320,7 +320,11 @@ class Scheduler:
         is_running = row.queue is self._running
         if not is_running and row.params.prompt_logprobs is not None:
             return None
-        new_token_ids, ending = row.accept(result.token_ids)
+        try:
+            new_token_ids, ending = row.accept(result.token_ids)
+        except Exception as error:  # nothing else has been touched yet
+            _log.exception("row %d could not take its tokens", row.row_id)
+            return self._end(row, "error", f"{type(error).__name__} while its end was looked for.")
         prompt_logprobs = None
         if is_running:
             # The last known token remains to be computed, even if nothing was sampled: next step needs its logits.

@@ -15,7 +15,7 @@ ROWS = (1, 0)  # one times the first symbolic size
 
 def chain(length: int, width: int):
     """Copy an input through `length` registers to an output."""
-    program = library().Program()
+    program = library().Program(library().Workspace())
     first, last = program.outside(F32, [ROWS, (width, -1)]), program.outside(F32, [ROWS, (width, -1)])
     registers = [first, *(program.result(F32, [ROWS, (width, -1)]) for _ in range(length)), last]
     for source, target in pairwise(registers):
@@ -37,7 +37,7 @@ def test_memory_is_used_again_once_nobody_reads_it():
 
 
 def test_what_is_still_read_is_not_overwritten():
-    program = library().Program()
+    program = library().Program(library().Workspace())
     x, y, out = (program.outside(F32, [ROWS, (16, -1)]) for _ in range(3))
     kept, other, third = (program.result(F32, [ROWS, (16, -1)]) for _ in range(3))
     for target, source in ((kept, x), (other, y), (third, other), (y, third), (out, kept)):
@@ -48,7 +48,7 @@ def test_what_is_still_read_is_not_overwritten():
 
 
 def test_views_have_their_own_place_and_shape():
-    program = library().Program()
+    program = library().Program(library().Workspace())
     x, out = program.outside(F32, [ROWS, (8, -1)]), program.outside(F32, [ROWS, (4, -1)])
     held = program.result(F32, [ROWS, (8, -1)])
     second = program.view(held, 4, F32, [(1, -1), (4, -1)], [8, 1])
@@ -69,3 +69,21 @@ def test_wrong_calls_are_refused():
         program.call("no_such_kernel", [], [])
     with pytest.raises(ValueError, match="wrong number"):
         program.call("copy", [0], [])
+
+
+def test_programs_share_a_workspace_that_grows():
+    workspace = library().Workspace()
+    programs = []
+    for width in (3, 400):
+        program = library().Program(workspace)
+        first, last = program.outside(F32, [ROWS, (width, -1)]), program.outside(F32, [ROWS, (width, -1)])
+        between = program.result(F32, [ROWS, (width, -1)])
+        program.call("copy", [between, first], [])
+        program.call("copy", [last, between], [])
+        programs.append((program, width))
+    for rows in (2, 90, 5):
+        for program, width in (*programs, *programs):
+            x, out = torch.randn(rows, width), torch.zeros(rows, width)
+            program.run([rows], [x.data_ptr(), out.data_ptr()], 2)
+            assert torch.equal(x, out)
+    assert workspace.num_bytes() >= 90 * 400 * 4

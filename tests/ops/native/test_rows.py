@@ -13,8 +13,10 @@ from quire.ops.fused import add_rms_norm, add_rms_norm_quant, rms_norm_quant, ro
 from quire.ops.layout import index_select
 from quire.ops.linear import embedding
 from quire.ops.native import library, rows
+from quire.ops.native.table import TACTICS
 from quire.ops.norm import layer_norm, rms_norm
 from quire.ops.quantize import quantize_rows
+from quire.ops.registry import OPS
 from quire.ops.rope import rope, rope_table
 from tests.support.tolerance import assert_close
 
@@ -203,6 +205,13 @@ def test_gathers(dtype, index):
             assert torch.equal(rows.embedding(ids, table), embedding(ids, table))
     cube = randn(5, 3, 4)
     assert torch.equal(rows.index_select(cube, torch.tensor([4, 1])), cube[[4, 1]])
+
+
+@pytest.mark.parametrize("tactic", TACTICS, ids=lambda tactic: f"{tactic.op}.{tactic.name}")
+def test_tactics_name_kernels_and_arguments_that_there_are(isa, tactic):
+    assert tactic.kernel.name in library.kernel_names(isa)
+    named = {operand.partition(".")[0] for operand in tactic.kernel.operands}
+    assert named <= set(OPS[tactic.op].signature.parameters)
 
 
 def of_rows(x, residual, weight):

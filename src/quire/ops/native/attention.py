@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quire.ops.native.library import call
-from quire.ops.spec import TensorLike
+from quire.ops.native.library import call, kernel_names
+from quire.ops.spec import TensorLike, sizes_of
 
 KERNEL = "attention"
 OPERANDS = ("out", "query", "kv_cache", "block_table", "seq_lens", "query_start_loc", "kv_scales")
-NUMBERS = ("scale", "window", "soft_cap")
-"""None is 0."""
+"""The result, then arguments of the op."""
+
+_SPAN, _PANEL, _BLOCK_ROWS, _SHARED_ROWS = 256, 32, 32, 128  # csrc/kernels/attention_step.hpp
+_MOST_PARTIAL_BYTES = 16 << 20
 
 
 def attention(
@@ -36,7 +38,7 @@ def attention(
         block_table: Of one integer dtype or another, as for `seq_lens` and `query_start_loc`.
         seq_lens: Contiguous, as `query_start_loc` and `kv_scales`.
         query_start_loc: See there.
-        scale: Positive.
+        scale: Positive, as `kv_scales` are.
         window: See there.
         kv_scales: See there.
         soft_cap: See there.
@@ -45,17 +47,42 @@ def attention(
     """
     out = torch.empty(query.shape, dtype=query.dtype)
     operands = (out, query, kv_cache, block_table, seq_lens, query_start_loc, kv_scales)
-    call(KERNEL, operands, (scale, window or 0, soft_cap or 0.0), num_threads, isa)
+    call(KERNEL, operands, numbers(scale, window, soft_cap), num_threads, isa)
     return out
 
 
 def numbers(
     scale: float, window: int | None = None, soft_cap: float | None = None, **rest: object
 ) -> tuple[float, ...]:
-    """Return the kernel's numbers."""
+    """Return the kernel's numbers: what is None is 0."""
     return scale, window or 0, soft_cap or 0.0
 
 
-def is_valid(query: TensorLike, kv_cache: TensorLike, **rest: object) -> bool:
-    """Return whether the kernel takes these heads."""
-    return True
+def is_valid(scale: float, **rest: object) -> bool:
+    """Return whether there is a kernel and the highest product makes the highest score: the scale is positive."""
+    return scale > 0 and KERNEL in kernel_names()
+
+
+def scratch_bytes(query: TensorLike, kv_cache: TensorLike, block_table: TensorLike, **rest: object) -> int:
+    """Return the most bytes of scratch that a thread keeps; see AttentionScratch in csrc/kernels/attention.hpp."""
+    num_tokens, num_heads, head_dim = sizes_of(query)
+    group = num_heads // sizes_of(kv_cache)[2]
+    tokens = max(1, _SHARED_ROWS // group)
+    rows, width = _round_up(tokens * group, _BLOCK_ROWS), _round_up(head_dim, _PANEL)
+    tiles = 12 * 8 * (sizes_of(block_table)[0] + num_tokens // tokens)
+    packed = 4 * width * (rows + 2 * _SPAN)
+    sums = 4 * (width + 2) * (rows + _BLOCK_ROWS)
+    return tiles + 4 * head_dim + packed + 4 * _BLOCK_ROWS * (_SPAN + 16) + sums + 16 * 64
+
+
+def shared_bytes(query: TensorLike, kv_cache: TensorLike, block_table: TensorLike, **rest: object) -> int:
+    """Return the most bytes of partial results that a team of threads shares; none with one thread."""
+    num_heads, (_, _, _, block_size, head_dim) = sizes_of(query)[1], sizes_of(kv_cache)
+    group = num_heads // sizes_of(kv_cache)[2]
+    spans = -(-sizes_of(block_table)[1] * block_size // _SPAN)
+    rows = sizes_of(query)[0] * group + _BLOCK_ROWS * sizes_of(block_table)[0]
+    return min(_MOST_PARTIAL_BYTES, 4 * rows * sizes_of(kv_cache)[2] * (_round_up(head_dim, _PANEL) + 2) * spans)
+
+
+def _round_up(count: int, to: int) -> int:
+    return -(-count // to) * to

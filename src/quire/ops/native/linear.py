@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quire.ops.native.library import call, kernel_names
-from quire.ops.spec import TensorLike, sizes_of
+from quire.ops.spec import TensorLike, TensorSpec, num_bytes, sizes_of
 
 KERNEL = "linear"
 """Its operands: the result, `x`, the packed weight, its scales and zero points, `bias`."""
@@ -104,14 +104,54 @@ def run(x: Tensor, weight: PackedLinear, bias: Tensor | None = None) -> Tensor:
     return out.view(*x.shape[:-1], weight.out_features)
 
 
-def is_valid(x: TensorLike, weight: TensorLike, **others: object) -> bool:
+def is_valid(x: TensorLike, weight: TensorLike, scales: TensorLike | None = None, **others: object) -> bool:
     """Return whether there is a kernel, and it takes this layer: groups of four bits are multiples of 32 channels."""
-    scales = others.get("scales")
-    if weight.dtype == torch.uint8 and scales is not None:
-        in_features, groups = sizes_of(x)[-1], sizes_of(scales)[1]  # type: ignore[arg-type]
-        if in_features // groups % _GROUP:
+    if weight.dtype == torch.uint8:
+        assert scales is not None, "four bits have scales"
+        if sizes_of(x)[-1] // sizes_of(scales)[1] % _GROUP:
             return False
-    return KERNEL in kernel_names()
+    return x.dtype != torch.int8 and KERNEL in kernel_names()
 
 
 # --------------------------------------------------------------------------------------------------- what they hold
+
+
+def packed_bytes(weight: TensorLike) -> int:
+    """Return the bytes that `pack` makes of a weight."""
+    held = TensorSpec(sizes_of(weight), held_dtype(weight.dtype))
+    panels, steps = _num_panels_and_steps(held)
+    return panels * steps * PANEL * _STEP_BYTES
+
+
+def packed_8bit_bytes(weight: TensorLike, scales: TensorLike) -> int:
+    """Return the bytes that `pack_8bit` makes of a weight, and of its scales."""
+    return packed_bytes(weight) + num_bytes(scales)
+
+
+def packed_int4_bytes(weight: TensorLike, scales: TensorLike, zero_points: TensorLike) -> int:
+    """Return the bytes that `pack_int4` makes of a weight, and of its groups."""
+    out_features, groups = sizes_of(scales)
+    whole = -(-out_features // PANEL) * PANEL * groups
+    return packed_bytes(weight) + whole * (scales.dtype.itemsize + zero_points.dtype.itemsize)
+
+
+# As the constants of these names in csrc/kernels/linear.hpp, linear.cpp and amx/linear_tiles.cpp: the larger of the two
+# engines.
+_FEW_ROWS, _GROUP_ROWS, _PANELS_TOGETHER, _CHUNK_BYTES = 32, 512, 8, 1 << 17
+
+
+def scratch_bytes(x: TensorLike, num_groups: int = 0, num_threads: int = 1) -> int:
+    """Return at most how many bytes a team holds for a layer: rows in another layout, sums, and widened weights.
+
+    Args:
+        x: [*rows, in_features].
+        num_groups: Of a weight of four bits; 0 for others.
+        num_threads: Of the team.
+    """
+    in_features = sizes_of(x)[-1]
+    rows = num_bytes(x) // max(1, in_features * x.dtype.itemsize) + _FEW_ROWS  # whole blocks
+    copied = rows * (-(-in_features // _GROUP) * _GROUP + num_groups) * 4
+    group = in_features // max(1, num_groups) * PANEL * 4 if num_groups else 0
+    sums = (_GROUP_ROWS * _PANELS_TOGETHER + _FEW_ROWS) * PANEL * 4
+    own = 2 * max(_CHUNK_BYTES, group) + sums
+    return num_threads * own + copied * (num_threads if rows <= 2 * _FEW_ROWS else 1)

@@ -176,6 +176,11 @@ def rope_append_kv(
     return out
 
 
+def is_row_embedding(ids: TensorLike, weight: TensorLike) -> bool:
+    """Return whether the kernel takes these as they are: ids in a row."""
+    return len(ids.shape) == 1
+
+
 def embedding(ids: Tensor, weight: Tensor) -> Tensor:
     """Return the rows of `weight` named by `ids`, which the caller has checked; see `ops.linear.embedding`."""
     out = torch.empty((*ids.shape, weight.shape[1]), dtype=weight.dtype)

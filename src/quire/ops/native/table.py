@@ -1,95 +1,100 @@
-"""The compiled kernels as tactics, by op. Empty where this installation has none, or the processor is too old."""
+"""Tactics that are one compiled kernel each; none where this installation or the processor has no kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quire.ops.native import attention, linear, rows, w8a8
 from quire.ops.native.library import kernel_names
 from quire.ops.op import Kernel, Tactic
-from quire.ops.spec import TensorLike, TensorSpec, num_bytes
+from quire.ops.spec import TensorLike, sizes_of
 
 
-def _eps(eps: float, **rest: object) -> tuple[float, ...]:
+def _eps(eps: float, **others: object) -> tuple[float, ...]:
     return (eps,)
 
 
-def _nothing(**rest: object) -> tuple[float, ...]:
-    return ()
+def _is_tanh(approximate: str = "none", **others: object) -> tuple[float, ...]:
+    return (float(approximate == "tanh"),)
 
 
-def _of_rows(
-    op: str,
-    run: Callable[..., Any],
-    operands: tuple[str, ...],
-    numbers: Callable[..., tuple[float, ...]] = _nothing,
-    *,
-    kernel: str | None = None,
-    is_valid: Callable[..., bool] = lambda **arguments: True,
-) -> Tactic:
-    """Return a kernel that works row by row as a tactic."""
-    return Tactic(op, "native", run, is_valid=is_valid, kernel=Kernel(kernel or op, operands, numbers))
+def _number(y: float, **others: object) -> tuple[float, ...]:
+    return (y,)
 
 
-def _without_packed(num_packed: int) -> Callable[..., Any]:
-    """Return `linear.run` for an op that has so many packed arguments, of which the first holds the rest."""
+def _linear_bytes(x: TensorLike, zero_points: TensorLike | None = None, **others: object) -> int:
+    num_groups = 0 if zero_points is None else sizes_of(zero_points)[1]
+    return linear.scratch_bytes(x, num_groups, torch.get_num_threads())
+
+
+def _w8a8_bytes(x: TensorLike, **others: object) -> int:
+    return torch.get_num_threads() * w8a8.scratch_bytes(x)
+
+
+def _attention_bytes(**arguments: Any) -> int:
+    threads = torch.get_num_threads()
+    return threads * attention.scratch_bytes(**arguments) + (threads > 1) * attention.shared_bytes(**arguments)
+
+
+def _without_packed(count: int) -> Callable[..., Tensor]:
+    """Return `linear.run` for an op with so many packed arguments, the first of which holds the others."""
 
     def run(x: Tensor, weight: linear.PackedLinear, *others: Tensor | None) -> Tensor:
-        return linear.run(x, weight, *others[num_packed - 1 :])
+        return linear.run(x, weight, *others[count - 1 :])
 
     return run
 
 
-def _packed_bytes(weight: TensorLike, scales: TensorLike | None = None, zero_points: TensorLike | None = None) -> int:
-    panels, steps = linear._num_panels_and_steps(TensorSpec(tuple(weight.shape), linear.held_dtype(weight.dtype)))
-    return panels * steps * 2048 + sum(num_bytes(each) for each in (scales, zero_points) if each is not None)
-
-
-def _linear(op: str, pack: Callable[..., Any], *packed: str) -> Tactic:
-    """Return a product with a packed weight as a tactic."""
+def _linear(op: str, pack: Callable[..., Any], packed_bytes: Callable[..., int], packed: tuple[str, ...]) -> Tactic:
     operands = ("x", "weight.weight", "weight.scales", "weight.zero_points", "bias")
+    kernel = Kernel(linear.KERNEL, operands, scratch_bytes=_linear_bytes)
     return Tactic(
-        op, "native", _without_packed(len(packed)), pack, packed, linear.is_valid, _packed_bytes,
-        kernel=Kernel(linear.KERNEL, operands),
-    )  # fmt: skip
+        op, "native", _without_packed(len(packed)), pack, packed, linear.is_valid, packed_bytes, kernel=kernel
+    )
 
 
-_NORMED, _TURNED = ("x", "weight"), ("query", "key", "value", "positions", "table", "slot_mapping", "kv_scales")
+_ROPE_KV = ("kv_cache", "query", "key", "value", "positions", "table", "slot_mapping", "kv_scales")
 
 _ALL = (
-    _linear("linear", linear.pack, "weight"),
-    _linear("linear_w8a16", linear.pack_8bit, "weight", "scales"),
-    _linear("linear_w4a16", linear.pack_int4, "weight", "scales", "zero_points"),
+    _linear("linear", linear.pack, linear.packed_bytes, ("weight",)),
+    _linear("linear_w8a16", linear.pack_8bit, linear.packed_8bit_bytes, ("weight", "scales")),
+    _linear("linear_w4a16", linear.pack_int4, linear.packed_int4_bytes, ("weight", "scales", "zero_points")),
+    Tactic("attention", "native", attention.attention, is_valid=attention.is_valid,
+           kernel=Kernel(attention.KERNEL, attention.OPERANDS[1:], attention.numbers, _attention_bytes)),
+    Tactic("rms_norm", "native", rows.rms_norm, kernel=Kernel("rms_norm", ("x", "weight"), _eps)),
+    Tactic("layer_norm", "native", rows.layer_norm, kernel=Kernel("layer_norm", ("x", "weight", "bias"), _eps)),
+    Tactic("add_rms_norm", "native", rows.add_rms_norm,
+           kernel=Kernel("add_rms_norm", ("x", "residual", "weight"), _eps)),
+    Tactic("rms_norm_quant", "native", rows.rms_norm_quant, kernel=Kernel("rms_norm_quant", ("x", "weight"), _eps)),
+    Tactic("add_rms_norm_quant", "native", rows.add_rms_norm_quant,
+           kernel=Kernel("add_rms_norm_quant", ("x", "residual", "weight"), _eps)),
+    Tactic("quantize_rows", "native", rows.quantize_rows, kernel=Kernel("quantize_rows", ("x",))),
+    Tactic("silu_mul", "native", rows.silu_mul, kernel=Kernel("silu_mul", ("x",))),
+    Tactic("silu_mul_quant", "native", rows.silu_mul_quant, kernel=Kernel("silu_mul_quant", ("x",))),
+    Tactic("silu", "native", rows.silu, kernel=Kernel("silu", ("x",))),
+    Tactic("relu", "native", rows.relu, kernel=Kernel("relu", ("x",))),
+    Tactic("gelu", "native", rows.gelu, kernel=Kernel("gelu", ("x",), _is_tanh)),
+    Tactic("add", "native", rows.add, is_valid=rows.is_of_rows, kernel=Kernel("add", ("x", "y"))),
+    Tactic("mul", "native", rows.mul, is_valid=rows.is_of_rows, kernel=Kernel("mul", ("x", "y"))),
+    Tactic("add", "native", rows.add_number, is_valid=rows.is_with_number,
+           kernel=Kernel("add_number", ("x",), _number)),
+    Tactic("mul", "native", rows.mul_number, is_valid=rows.is_with_number,
+           kernel=Kernel("mul_number", ("x",), _number)),
+    Tactic("rope", "native", rows.rope, kernel=Kernel("rope", ("x", "positions", "table"))),
+    Tactic("append_kv", "native", rows.append_kv,
+           kernel=Kernel("append_kv", ("kv_cache", "key", "value", "slot_mapping", "kv_scales"))),
+    Tactic("rope_append_kv", "native", rows.rope_append_kv, kernel=Kernel("rope_append_kv", _ROPE_KV)),
+    Tactic("embedding", "native", rows.embedding, is_valid=rows.is_row_embedding,
+           kernel=Kernel("gather_rows", ("weight", "ids"))),
+    Tactic("index_select", "native", rows.index_select, is_valid=rows.is_row_gather,
+           kernel=Kernel("gather_rows", ("x", "index"))),
     Tactic("linear_w8a8", "native", w8a8.run, w8a8.pack, ("weight", "scales"), w8a8.is_valid, w8a8.packed_bytes,
            kernel=Kernel("linear_w8a8", ("x", "x_scales", "weight.panels", "weight.scales", "weight.corrections",
-                                         "bias"))),
-    Tactic("attention", "native", attention.attention, is_valid=attention.is_valid,
-           kernel=Kernel("attention", attention.OPERANDS[1:], attention.numbers)),
-    _of_rows("append_kv", rows.append_kv, ("kv_cache", "key", "value", "slot_mapping", "kv_scales")),
-    _of_rows("rope_append_kv", rows.rope_append_kv, ("kv_cache", *_TURNED)),
-    _of_rows("rope", rows.rope, ("x", "positions", "table")),
-    _of_rows("rms_norm", rows.rms_norm, _NORMED, _eps),
-    _of_rows("layer_norm", rows.layer_norm, (*_NORMED, "bias"), _eps),
-    _of_rows("add_rms_norm", rows.add_rms_norm, ("x", "residual", "weight"), _eps),
-    _of_rows("rms_norm_quant", rows.rms_norm_quant, _NORMED, _eps),
-    _of_rows("add_rms_norm_quant", rows.add_rms_norm_quant, ("x", "residual", "weight"), _eps),
-    _of_rows("quantize_rows", rows.quantize_rows, ("x",)),
-    _of_rows("silu_mul", rows.silu_mul, ("x",)),
-    _of_rows("silu_mul_quant", rows.silu_mul_quant, ("x",)),
-    _of_rows("silu", rows.silu, ("x",)),
-    _of_rows("relu", rows.relu, ("x",)),
-    _of_rows("gelu", rows.gelu, ("x",), rows.gelu_numbers),
-    _of_rows("add", rows.add, ("x", "y"), is_valid=rows.is_of_rows),
-    _of_rows("mul", rows.mul, ("x", "y"), is_valid=rows.is_of_rows),
-    _of_rows("add", rows.add_number, ("x",), rows.number, kernel="add_number", is_valid=rows.is_with_number),
-    _of_rows("mul", rows.mul_number, ("x",), rows.number, kernel="mul_number", is_valid=rows.is_with_number),
-    _of_rows("embedding", rows.embedding, ("weight", "ids"), kernel="gather_rows"),
-    _of_rows("index_select", rows.index_select, ("x", "index"), kernel="gather_rows", is_valid=rows.is_row_gather),
+                                         "bias"), scratch_bytes=_w8a8_bytes)),
 )  # fmt: skip
 
-TACTICS: tuple[Tactic, ...] = tuple(
-    tactic for tactic in _ALL if tactic.kernel is not None and tactic.kernel.name in kernel_names()
-)
+TACTICS: tuple[Tactic, ...] = _ALL if kernel_names() else ()

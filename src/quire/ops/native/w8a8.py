@@ -75,7 +75,8 @@ def run(
 
 
 def scratch_bytes(x: TensorLike) -> int:
-    """Return the most bytes that a worker needs beside the result: a group of rows, on AVX2 in 16 bits."""
+    """Return the most bytes that a worker needs beside the result: sums and, on AVX2 in 16 bits, a group of rows."""
     *leading, width = sizes_of(x)
-    rows, padded = max(1, torch.Size(leading).numel()), -(-width // STEP_CHANNELS) * STEP_CHANNELS
-    return 2 * padded * min(rows, max(32, GROUP_BYTES // padded // 32 * 32))
+    padded = -(-width // STEP_CHANNELS) * STEP_CHANNELS
+    group = min(1024, max(32, GROUP_BYTES // padded // 32 * 32))
+    return (2 * padded + 4 * PANEL_COLUMNS) * min(group, torch.Size(leading).numel())

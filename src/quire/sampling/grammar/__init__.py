@@ -3,5 +3,5 @@
 Decides: what a `StructuredOutputsParams` means as a grammar, which grammars are refused, the mask of a step. Speaks:
 grammars in Lark's syntax, the bytes of tokens, masks of bits. Owns: compiled grammars, and how far each sample is in
 its own. Never: torch, prompts, the text of a request.
-Door: `GrammarCompiler`; `check` when a request is admitted, `start` when a sample starts.
+Door: `GrammarChecker.check` when a request is admitted, `GrammarCompiler.start` when a sample starts.
 """

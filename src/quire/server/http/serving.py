@@ -11,7 +11,7 @@ import uvloop
 from quire.core.log import get_logger
 from quire.core.progress import OnProgress
 from quire.core.server_config import ServerConfig
-from quire.server.async_engine import AsyncEngine
+from quire.server.engine.async_engine import AsyncEngine
 from quire.server.http.connection import connection_class
 from quire.server.http.gate import Gate
 from quire.server.http.lifecycle import Drain, HttpServer, uvicorn_config

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from quire import __version__
+from quire.server.engine.metrics import CONTENT_TYPE
 from quire.server.http.answers import Answer, JsonAnswer, TextAnswer
-from quire.server.metrics import CONTENT_TYPE
 from quire.server.protocol.others import Health, Version
 from quire.server.routes.endpoint import Call, Endpoint
 

@@ -16,7 +16,7 @@ from quire.core.errors import ConfigError, PlanError, RequestError
 from quire.core.request import RequestOutput
 from quire.core.sampling_params import RequestOutputKind, SamplingParams
 from quire.llm import LLM
-from quire.server.async_engine import AsyncEngine
+from quire.server.engine.async_engine import AsyncEngine
 from quire.server.engine_client import EngineDeadError, OverloadedError
 from quire.tokenizer.stop_checker import StopChecker
 from tests.server.conftest import MODEL
@@ -287,5 +287,5 @@ def test_drain_and_close(runner) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_the_server_side_needs_no_tensors() -> None:
-    code = "import sys, quire.server.async_engine; sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
+    code = "import sys, quire.server.engine.async_engine; sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -12,8 +12,8 @@ from contextlib import suppress
 import msgspec
 
 from quire.core.log import get_logger
-from quire.server.channel import AsyncChannel
-from quire.server.messages import Command, Event, Ping, Pong, encode
+from quire.server.engine.channel import AsyncChannel
+from quire.server.engine.messages import Command, Event, Ping, Pong, encode
 
 _log = get_logger(__name__)
 PING_INTERVAL_S = 0.25
@@ -39,7 +39,7 @@ class EngineChild:
         module: What the process runs.
     """
 
-    module = "quire.server.engine_process"
+    module = "quire.server.engine.process"
 
     def __init__(self, hang_timeout_s: float) -> None:
         self.num_unanswered = 0

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from quire.core.config import SchedulerConfig
 from quire.core.server_config import ServerConfig
+from quire.server.engine.waiting_room import WaitingRoom
 from quire.server.engine_client import OverloadedError
-from quire.server.waiting_room import WaitingRoom
 
 SCHEDULER = SchedulerConfig(max_model_len=100, max_num_seqs=4, max_num_batched_tokens=64, block_size=10, num_blocks=21)
 

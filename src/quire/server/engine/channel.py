@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Self, cast
 
 from quire.core.errors import QuireError
@@ -71,12 +73,20 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._reader = FrameReader()
+        self._waking, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._sock.close()
+        for sock in (self._sock, self._waking, self._woken):
+            sock.close()
+
+    def wake(self) -> None:
+        """Have a `receive` that waits, or the next that does, return. May be called from any thread."""
+        with suppress(OSError):  # closed by now
+            self._waking.send(b"w")
 
     def send(self, payload: bytes) -> None:
         """Send one frame; waits while the other end is behind.
@@ -93,16 +103,20 @@ class Channel:
         """Return the frames that have arrived.
 
         Args:
-            is_waiting: Sleep until there is one. Otherwise there may be none.
+            is_waiting: Sleep until there is one, or until `wake`. Otherwise there may be none.
 
         Raises:
             ChannelError: The other end is gone, or sent what is no frame.
         """
         payloads: list[bytes] = []
         while not payloads:
+            if is_waiting and self._is_woken():
+                return payloads
             try:
-                data = self._sock.recv(_READ_BYTES, 0 if is_waiting else socket.MSG_DONTWAIT)
+                data = self._sock.recv(_READ_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
+                if is_waiting:
+                    continue
                 return payloads
             except OSError as error:
                 raise ChannelError(f"channel: expected a writer, got: {error.strerror}.") from None
@@ -110,6 +124,13 @@ class Channel:
                 raise ChannelError("channel: the other end was closed.")
             payloads = self._reader.feed(data)
         return payloads
+
+    def _is_woken(self) -> bool:
+        """Sleep until there is something to read, and return whether it is a call to wake up."""
+        readable, _, _ = select.select([self._sock, self._woken], [], [])
+        if self._woken in readable:
+            self._woken.recv(_READ_BYTES)
+        return self._woken in readable
 
 
 class AsyncChannel(asyncio.Protocol):

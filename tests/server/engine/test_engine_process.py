@@ -20,15 +20,15 @@ from quire.core.config import BuildConfig, EngineConfig
 from quire.core.request import Request, SampleUpdate
 from quire.core.sampling_params import RequestOutputKind, SamplingParams
 from quire.core.server_config import ServerConfig
-from quire.server import engine_process
-from quire.server.async_engine import AsyncEngine
-from quire.server.channel import Channel, ChannelError, FrameReader, pack_frame
-from quire.server.engine_child import EngineChild
+from quire.server.engine import process as engine_process
+from quire.server.engine.async_engine import AsyncEngine
+from quire.server.engine.channel import Channel, ChannelError, FrameReader, pack_frame
+from quire.server.engine.child import EngineChild
+from quire.server.engine.messages import Add, Event, Failed, Finish, Opened, Ready, Refused, Start, StepDone, encode
+from quire.server.engine.process import EngineProcess
 from quire.server.engine_client import EngineDeadError
-from quire.server.engine_process import EngineProcess
-from quire.server.messages import Add, Event, Failed, Finish, Opened, Ready, Refused, Start, StepDone, encode
 from tests.server.conftest import MODEL
-from tests.server.test_async_engine import LONG, generate, settled, until
+from tests.server.engine.test_async_engine import LONG, generate, settled, until
 
 ENGINE = EngineConfig(max_num_seqs=8, max_model_len=512)
 
@@ -56,7 +56,7 @@ class Peer:
         health, their_health = socket.socketpair()
         with theirs, their_health:
             fds = (theirs.fileno(), their_health.fileno())
-            command = [sys.executable, "-m", "quire.server.engine_process", *map(str, fds)]
+            command = [sys.executable, "-m", "quire.server.engine.process", *map(str, fds)]
             self.process = subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE)
         self.sock, self.health = ours, health
         self.channel = Channel(ours)
@@ -75,8 +75,8 @@ class Peer:
 
     def close(self) -> str:
         """Close the sockets and return what the process has written."""
-        self.sock.close()
-        self.health.close()
+        with self.channel, self.health:
+            self.sock.close()
         return self.process.communicate(timeout=10)[1].decode()
 
 
@@ -214,7 +214,7 @@ def test_a_loop_that_fails_says_so_and_ends(monkeypatch: pytest.MonkeyPatch) -> 
 
 PARENT = """
 import asyncio, sys
-from quire.server.async_engine import AsyncEngine
+from quire.server.engine.async_engine import AsyncEngine
 from quire.core.sampling_params import SamplingParams
 async def main():
     engine = AsyncEngine("quire-tiny")
@@ -276,6 +276,27 @@ def test_every_stream_hears_of_it_once_and_another_process_serves(runner, mortal
     runner.run(run())
 
 
+def test_what_had_ended_before_is_read_to_its_end(runner, mortal) -> None:  # type: ignore[no-untyped-def]
+    async def run() -> None:
+        params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        ids = list(range(40, 60))
+        outputs, unread = (mortal.generate(name, ids, params) for name in ("read later", "never read"))
+        found = [await anext(outputs)]
+        await anext(unread)
+        await until(lambda: mortal.metrics()["num_requests_running"] == 0)
+        os.kill(mortal._child.pid, signal.SIGKILL)
+        await until(lambda: not mortal.readiness().is_ready)
+        await until(lambda: mortal.readiness().is_ready, 60.0)
+        found += [output async for output in outputs]
+        assert found[-1].finished and sum(len(output.outputs[0].token_ids) for output in found) == 12
+        await unread.aclose()
+        assert not mortal._streams
+        await generate(mortal, "after", "a", params)
+        await settled(mortal)
+
+    runner.run(run())
+
+
 def test_the_loop_that_was_late_itself_kills_nobody(runner, mortal) -> None:  # type: ignore[no-untyped-def]
     pid = mortal._child.pid
     time.sleep(4)  # longer than a silent process may live
@@ -324,5 +345,5 @@ def test_without_restart_the_death_is_told_and_nothing_is_left_open(runner: asyn
 def test_a_channel_to_nobody() -> None:
     ours, theirs = socket.socketpair()
     theirs.close()
-    with ours, pytest.raises(ChannelError, match="closed"):
-        EngineProcess(Channel(ours)).run()
+    with Channel(ours) as channel, pytest.raises(ChannelError, match="closed"):
+        EngineProcess(channel).run()

@@ -30,9 +30,8 @@ from quire.engine.admission import Admission, Prompt
 from quire.engine.model_text import ModelText, load_model_text
 from quire.engine.output import OutputProcessor
 from quire.scheduler.capacity import check_fits
-from quire.server.engine_child import PING_INTERVAL_S, EngineChild
-from quire.server.engine_client import EngineDeadError, OverloadedError, Readiness, ServedModel
-from quire.server.messages import (
+from quire.server.engine.child import PING_INTERVAL_S, EngineChild
+from quire.server.engine.messages import (
     Abort,
     Add,
     Command,
@@ -49,9 +48,10 @@ from quire.server.messages import (
     StepDone,
     encode,
 )
-from quire.server.metrics import ServerMetrics
-from quire.server.request_stream import RequestStream
-from quire.server.waiting_room import WaitingRoom
+from quire.server.engine.metrics import ServerMetrics
+from quire.server.engine.request_stream import RequestStream
+from quire.server.engine.waiting_room import WaitingRoom
+from quire.server.engine_client import EngineDeadError, OverloadedError, Readiness, ServedModel
 
 T = TypeVar("T")
 _log = get_logger(__name__)
@@ -98,11 +98,11 @@ class AsyncEngine:
         chat_template: str | None = None,
     ) -> None:
         self._config = server or ServerConfig()
-        self._command = Start(model, build or BuildConfig(), _for_serving(engine or EngineConfig()))
-        self._tokenizer_directory = tokenizer
+        self._command = Start(model, build or BuildConfig(), _for_serving(engine or EngineConfig()), tokenizer)
         self._skip_tokenizer_init = skip_tokenizer_init
         self._chat_template = chat_template
         self._executor = ThreadPoolExecutor(_NUM_THREADS, "text")
+        self._checks = ThreadPoolExecutor(1, "grammar")  # a check may take a second, and they queue for one process
         self._streams: dict[str, RequestStream] = {}
         self._served: ServedModel | None = None
         self._child: EngineChild | None = None
@@ -164,7 +164,10 @@ class AsyncEngine:
         self._supervisor.cancel()
         with suppress(asyncio.CancelledError):
             await self._supervisor
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._executor, self._checks):
+            executor.shutdown(wait=False, cancel_futures=True)
+        if self._served is not None:
+            self._admission.close()
 
     def readiness(self) -> Readiness:
         """Return whether requests would be served now."""
@@ -234,9 +237,10 @@ class AsyncEngine:
         return EngineDeadError(f"engine process: expected it to start, got: {self._loading}.")
 
     def _fail_streams(self, error: QuireError) -> None:
+        """Tell the readers whose requests are lost; what has ended but was not read yet is not."""
         self._show(None)
         for request_id, stream in self._streams.items():
-            if not stream.is_over:
+            if not stream.is_over and not self._outputs.is_finished(request_id):
                 self._outputs.forget(request_id)
                 stream.fail(error)
 
@@ -257,7 +261,8 @@ class AsyncEngine:
         tokenizer = self.served.tokenizer
         if tokenizer is None:
             raise RequestError("prompt: expected token ids, because there is no tokenizer, got text.")
-        return await self._run(len(text) > _LONG_TEXT_CHARS, partial(tokenizer.encode, text, add_special_tokens))
+        executor = self._executor if len(text) > _LONG_TEXT_CHARS else None
+        return await self._run(executor, partial(tokenizer.encode, text, add_special_tokens))
 
     async def generate(
         self,
@@ -291,7 +296,7 @@ class AsyncEngine:
         try:
             asked: Prompt = {"prompt": prompt or None, "prompt_token_ids": prompt_token_ids}
             admit = partial(self._admission.admit, request_id, asked, params, priority, arrival_time_s, cache_salt)
-            self._queue(await self._run(len(prompt_token_ids) > _LONG_PROMPT_TOKENS, admit), stream)
+            self._queue(await self._run(self._executor_for(prompt_token_ids, params), admit), stream)
             while not stream.is_over:
                 await stream.wait()
                 if (output := self._outputs.report(request_id)) is not None:
@@ -381,11 +386,17 @@ class AsyncEngine:
         if self._child is not None:
             self._child.send(command)
 
-    async def _run(self, is_long: bool, work: Callable[[], T]) -> T:
-        """Return what `work` does, done beside the event loop if it takes long."""
-        if not is_long:
+    def _executor_for(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> ThreadPoolExecutor | None:
+        """Return where a request is admitted; None if that takes no time."""
+        if params.structured_outputs is not None:
+            return self._checks
+        return self._executor if len(prompt_token_ids) > _LONG_PROMPT_TOKENS else None
+
+    async def _run(self, executor: ThreadPoolExecutor | None, work: Callable[[], T]) -> T:
+        """Return what `work` does, done beside the event loop if there is an executor."""
+        if executor is None:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        return await asyncio.get_running_loop().run_in_executor(executor, work)
 
     # ------------------------------------------------------------------------------------- what the engine process says
 
@@ -419,7 +430,7 @@ class AsyncEngine:
             self._text: ModelText = load_model_text(
                 directory,
                 event.eos_token_ids,
-                self._tokenizer_directory,
+                self._command.tokenizer,
                 skip_tokenizer_init=self._skip_tokenizer_init,
             )
         except QuireError as error:
@@ -430,12 +441,12 @@ class AsyncEngine:
             return
         text, length = self._text, scheduler.max_model_len
         self._scheduler = scheduler
-        self._outputs = OutputProcessor(text.tokenizer)
         self._waiting_room = WaitingRoom(self._config, scheduler)
         self._admission = Admission(
             text.tokenizer, self._vocab_size, length, text.eos_token_ids, self._command.engine.seed
         )
         if self._served is None:
+            self._outputs = OutputProcessor(text.tokenizer)
             name, *aliases = self._config.model_names or (self._command.model,)
             self._served = ServedModel(
                 name,

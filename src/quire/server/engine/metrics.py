@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from quire.core.request import RequestMetrics, RequestOutput, SampleUpdate
-from quire.server.request_stream import RequestStream
+from quire.server.engine.request_stream import RequestStream
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

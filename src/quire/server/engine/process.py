@@ -1,4 +1,4 @@
-"""The engine process: `python -m quire.server.engine_process FD FD`. Loads a Plan, then runs it while its parent lives.
+"""The engine process: `python -m quire.server.engine.process FD FD`. Loads a Plan, then runs it while its parent lives.
 
 It sleeps on its socket when there is nothing to do. Between two steps it takes in what has arrived, and it sends all
 that a step brought in one frame. A second thread answers pings on a second socket, so that a long step is not mistaken
@@ -7,14 +7,16 @@ for a stopped process.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import NoReturn
 
 import msgspec
@@ -25,8 +27,12 @@ from quire.core.errors import QuireError
 from quire.core.log import get_logger
 from quire.core.request import Request, SampleUpdate
 from quire.engine.engine_loop import EngineLoop
-from quire.server.channel import MAX_FRAME_BYTES, Channel, ChannelError
-from quire.server.messages import (
+from quire.engine.grammars import token_vocabulary
+from quire.engine.model_text import load_model_text
+from quire.plan.plan import Plan
+from quire.sampling.grammar.compiler import GrammarCompiler, TokenVocabulary
+from quire.server.engine.channel import MAX_FRAME_BYTES, Channel, ChannelError
+from quire.server.engine.messages import (
     Abort,
     Add,
     Command,
@@ -61,6 +67,8 @@ class EngineProcess:
         self._commands = msgspec.msgpack.Decoder(Command)
         self._requests = msgspec.msgpack.Decoder(Request)
         self._step_began_s: float | None = None
+        self._compilers = ThreadPoolExecutor(1, "grammar")
+        self._preparing: dict[str, tuple[Request, Future[None]]] = {}
 
     def step_age_s(self) -> float:
         """Return since when the present step runs, 0 between steps. Called from the other thread."""
@@ -78,7 +86,8 @@ class EngineProcess:
         directory = None if plan.directory is None else str(plan.directory)
         self._send(Opened(directory, tuple(plan.spec.eos_token_ids), plan.spec.vocab_size))
         total = len(plan.network.weights)
-        loop = EngineLoop(plan, start.engine, lambda done: self._report("Loading weights", done, total))
+        self._grammars = GrammarCompiler(partial(_vocabulary, plan, start.tokenizer))
+        loop = EngineLoop(plan, start.engine, lambda done: self._report("Loading weights", done, total), self._grammars)
         self._send(Ready(loop.scheduler_config))
         while True:
             self._turn(loop)
@@ -101,6 +110,7 @@ class EngineProcess:
         payloads = self._channel.receive(is_waiting=not loop.has_unfinished())
         for payload in payloads:
             self._obey(loop, self._commands.decode(payload))
+        self._add_prepared(loop)
         updates: list[SampleUpdate] = []
         if loop.has_unfinished():
             self._step_began_s = time.monotonic()
@@ -112,6 +122,7 @@ class EngineProcess:
         if isinstance(command, Add):
             self._add(loop, command)
         elif isinstance(command, Abort):
+            self._preparing.pop(command.request_id, None)
             loop.abort(command.request_id)
         elif isinstance(command, Finish):
             loop.finish(command.request_id, command.index, command.reason, command.stop_reason)
@@ -121,14 +132,35 @@ class EngineProcess:
             raise ChannelError("channel: expected no second command to start.")
 
     def _add(self, loop: EngineLoop, command: Add) -> None:
-        """Queue a request; whatever is wrong with it stays with it."""
+        """Queue a request, one with a grammar once another thread has compiled it."""
+        with self._refusing(command.request_id):
+            request = self._requests.decode(command.request)
+            outputs = request.params.structured_outputs
+            if outputs is None:
+                loop.add(request)
+                return
+            future = self._compilers.submit(self._grammars.prepare, outputs)
+            self._preparing[request.request_id] = request, future
+            future.add_done_callback(lambda _: self._channel.wake())
+
+    def _add_prepared(self, loop: EngineLoop) -> None:
+        """Queue the requests whose grammars are compiled by now."""
+        for request_id in [request_id for request_id, (_, future) in self._preparing.items() if future.done()]:
+            request, future = self._preparing.pop(request_id)
+            with self._refusing(request_id):
+                future.result()
+                loop.add(request)
+
+    @contextmanager
+    def _refusing(self, request_id: str) -> Iterator[None]:
+        """Whatever is wrong with a request stays with it."""
         try:
-            loop.add(self._requests.decode(command.request))
+            yield
         except QuireError as error:
-            self._send(Refused(command.request_id, str(error)))
+            self._send(Refused(request_id, str(error)))
         except Exception as error:
-            _log.exception("request %s could not be added", command.request_id)
-            self._send(Refused(command.request_id, f"The engine could not take it in ({type(error).__name__})."))
+            _log.exception("request %s could not be added", request_id)
+            self._send(Refused(request_id, f"The engine could not take it in ({type(error).__name__})."))
 
     def _send_updates(self, loop: EngineLoop, updates: Sequence[SampleUpdate]) -> None:
         """Send news in one frame, in several if too large; a sample whose own are too large ends with an error."""
@@ -144,6 +176,13 @@ class EngineProcess:
             reason = f"its logprobs take more than {MAX_FRAME_BYTES} bytes; ask for fewer"
             loop.finish(request_id, index, "error", reason)
             self._send_updates(loop, [SampleUpdate(request_id, index, finish_reason="error", stop_reason=reason)])
+
+
+def _vocabulary(plan: Plan, tokenizer: str | None) -> TokenVocabulary:
+    """Return what grammars need of the model's tokenizer, which is read for that alone."""
+    text = load_model_text(plan.directory, plan.spec.eos_token_ids, tokenizer)
+    assert text.tokenizer is not None, "the server admits no structured outputs without a tokenizer"
+    return token_vocabulary(text.tokenizer, plan.spec.vocab_size, text.eos_token_ids)
 
 
 def main(command_fd: int, health_fd: int) -> int:
@@ -164,7 +203,7 @@ def main(command_fd: int, health_fd: int) -> int:
             is_ours = isinstance(error, QuireError)
             if not is_ours:
                 _log.exception("the engine process fails")
-            with contextlib.suppress(ChannelError):  # nobody is left to be told
+            with suppress(ChannelError):  # nobody is left to be told
                 channel.send(encode(Failed(type(error).__name__, str(error) if is_ours else "")))
             return 1
 
@@ -178,7 +217,7 @@ def _die_with_parent() -> None:
 
 
 def _answer_pings(channel: Channel, process: EngineProcess) -> None:
-    with channel, contextlib.suppress(ChannelError):  # until the server is gone
+    with channel, suppress(ChannelError):  # until the server is gone
         while True:
             channel.receive(is_waiting=True)
             channel.send(encode(Pong(process.step_age_s())))

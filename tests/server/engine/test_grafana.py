@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from quire.server.metrics import ServerMetrics
+from quire.server.engine.metrics import ServerMetrics
 
-DASHBOARD = json.loads((Path(__file__).parents[2] / "docs/grafana.json").read_text(encoding="utf-8"))
+DASHBOARD = json.loads((Path(__file__).parents[3] / "docs/grafana.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 
 import msgspec
 import pytest
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.request import Request, SampleUpdate, TokenLogprobs
 from quire.core.sampling_params import RequestOutputKind, SamplingParams
-from quire.server.channel import MAX_FRAME_BYTES, AsyncChannel, Channel, ChannelError, FrameReader, pack_frame
-from quire.server.messages import Add, Command, Event, Start, StepDone, encode
+from quire.server.engine.channel import MAX_FRAME_BYTES, AsyncChannel, Channel, ChannelError, FrameReader, pack_frame
+from quire.server.engine.messages import Add, Command, Event, Start, StepDone, encode
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=8), st.lists(st.integers(1, 30), min_size=1, max_size=50))
@@ -43,8 +44,7 @@ def test_an_empty_or_oversized_payload_is_not_sent() -> None:
 
 def test_the_blocking_end() -> None:
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        channel = Channel(theirs)
+    with ours, Channel(theirs) as channel:
         assert channel.receive(is_waiting=False) == []
         ours.sendall(pack_frame(b"one")[:5])
         assert channel.receive(is_waiting=False) == []
@@ -55,6 +55,21 @@ def test_the_blocking_end() -> None:
             channel.receive(is_waiting=False)
         with pytest.raises(ChannelError, match="expected a reader"):
             channel.send(b"three")
+
+
+def test_a_call_to_wake_up_is_heard_by_who_waits_now_or_next() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, Channel(theirs) as channel:
+        channel.wake()
+        assert channel.receive(is_waiting=False) == [], "who does not wait does not hear it"
+        assert channel.receive(is_waiting=True) == []
+        timer = threading.Timer(0.05, channel.wake)
+        timer.start()
+        assert channel.receive(is_waiting=True) == []
+        timer.join()
+        ours.sendall(pack_frame(b"one"))
+        assert channel.receive(is_waiting=True) == [b"one"], "no call is left over"
+    channel.wake()  # closed: nothing
 
 
 def test_garbage_closes_the_asynchronous_end_once() -> None:

@@ -15,11 +15,13 @@ class Start(msgspec.Struct, frozen=True, tag=True):
         model: As for `open_plan`.
         build: How to build it.
         engine: How to run it.
+        tokenizer: Directory of another tokenizer, for structured outputs.
     """
 
     model: str
     build: BuildConfig
     engine: EngineConfig
+    tokenizer: str | None = None
 
 
 class Add(msgspec.Struct, frozen=True, tag=True):

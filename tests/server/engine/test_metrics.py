@@ -6,8 +6,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from quire.core.request import CompletionOutput, RequestMetrics, RequestOutput, SampleUpdate
-from quire.server.metrics import ServerMetrics
-from quire.server.request_stream import RequestStream
+from quire.server.engine.metrics import ServerMetrics
+from quire.server.engine.request_stream import RequestStream
 
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 COUNTERS = (
