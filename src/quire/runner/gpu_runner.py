@@ -67,6 +67,7 @@ class GPURunner:
     """
 
     max_ahead = 1
+    can_pool = False
 
     def __init__(
         self,

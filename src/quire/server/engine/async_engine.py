@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -26,7 +25,7 @@ from quire.core.progress import OnProgress
 from quire.core.request import Request, RequestOutput
 from quire.core.sampling_params import SamplingParams
 from quire.core.server_config import ServerConfig
-from quire.engine.admission import Admission, Prompt
+from quire.engine.admission import Admission
 from quire.engine.model_text import ModelText, load_model_text
 from quire.engine.output import OutputProcessor
 from quire.scheduler.capacity import check_fits
@@ -48,6 +47,7 @@ from quire.server.engine.messages import (
 )
 from quire.server.engine.metrics import ServerMetrics
 from quire.server.engine.request_stream import RequestStream
+from quire.server.engine.settings import embedding_params, for_serving
 from quire.server.engine.waiting_room import WaitingRoom
 from quire.server.engine_client import EngineDeadError, OverloadedError, Readiness, ServedModel
 
@@ -59,7 +59,6 @@ _LONG_TEXT_CHARS = 1024
 _LONG_PROMPT_TOKENS = 8192
 _NUM_THREADS = 2
 _SILENCE_S = 1.5
-_PREFILL_SHARE = 4  # of a step, while others decode: the gap between two of their tokens grows by that much at most
 _BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _LIVED_S = 2.0  # a process that was ready for less has failed to start
 
@@ -96,7 +95,7 @@ class AsyncEngine:
         chat_template: str | None = None,
     ) -> None:
         self._config = server or ServerConfig()
-        self._command = Start(model, build or BuildConfig(), _for_serving(engine or EngineConfig()), tokenizer)
+        self._command = Start(model, build or BuildConfig(), for_serving(engine or EngineConfig()), tokenizer)
         self._skip_tokenizer_init = skip_tokenizer_init
         self._chat_template = chat_template
         self._executor = ThreadPoolExecutor(_NUM_THREADS, "text")
@@ -285,14 +284,49 @@ class AsyncEngine:
             OverloadedError: The queue is full (likewise).
             EngineDeadError: At any time.
         """
-        arrival_time_s = time.monotonic()
-        room = self._enter(request_id, prompt_token_ids, params)
-        stream = self._streams[request_id] = RequestStream(arrival_time_s, len(prompt_token_ids))
+        asked = {"prompt": prompt or None, "prompt_token_ids": prompt_token_ids}
+        async with aclosing(self._complete(request_id, asked, params, priority, cache_salt)) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def embed(
+        self, request_id: str, prompt_token_ids: Sequence[int], pooling: str, *, cache_salt: str = ""
+    ) -> list[float]:
+        """Return the pooled last hidden state of a prompt, as `EngineClient.embed` says.
+
+        It is a request for one token whose prompt is computed for what comes before the logits.
+
+        Raises:
+            RequestError: It is not valid, or the plan gives no hidden states.
+            OverloadedError: The queue is full.
+            EngineDeadError: At any time, also if the engine fails at this request alone.
+        """
+        asked = {"prompt_token_ids": prompt_token_ids}
+        params = embedding_params(pooling)
+        async with aclosing(self._complete(request_id, asked, params, 0, cache_salt, pooling)) as outputs:
+            found = [output.embedding async for output in outputs]
+        if not found or found[-1] is None:
+            raise EngineDeadError("The engine failed while computing this request; the log says why.")
+        return list(found[-1])
+
+    async def _complete(
+        self,
+        request_id: str,
+        prompt: Mapping[str, Any],
+        params: SamplingParams,
+        priority: int,
+        cache_salt: str,
+        pooling: str | None = None,
+    ) -> AsyncGenerator[RequestOutput]:
+        """See a request through from its admission to its last output."""
+        arrival_time_s, ids = time.monotonic(), prompt["prompt_token_ids"]
+        room = self._enter(request_id, ids, params)
+        stream = self._streams[request_id] = RequestStream(arrival_time_s, len(ids))
         self._idle.clear()
         try:
-            asked: Prompt = {"prompt": prompt or None, "prompt_token_ids": prompt_token_ids}
-            admit = partial(self._admission.admit, request_id, asked, params, priority, arrival_time_s, cache_salt)
-            self._queue(await self._run(self._executor_for(prompt_token_ids, params), admit), stream)
+            admit = partial(self._admission.admit, request_id, prompt, params, priority, arrival_time_s, cache_salt)
+            request = await self._run(self._executor_for(ids, params), admit)
+            self._queue(msgspec.structs.replace(request, pooling=pooling), stream)
             while not stream.is_over:
                 await stream.wait()
                 if (output := self._outputs.report(request_id)) is not None:
@@ -302,14 +336,6 @@ class AsyncEngine:
                     yield output
         finally:
             self._leave(request_id, stream, room)
-
-    async def embed(self, request_id: str, prompt_token_ids: Sequence[int], pooling: str) -> list[float]:
-        """Refuse: the plans of causal models give logits alone.
-
-        Raises:
-            RequestError: Always.
-        """
-        raise RequestError("embeddings: expected a plan that gives hidden states, got one that gives logits alone.")
 
     def metrics(self) -> dict[str, float]:
         """Return the engine's latest counters and gauges by the names that `LLMEngine.metrics` uses."""
@@ -456,10 +482,3 @@ class AsyncEngine:
             self._send(Finish(*sample))
         for request_id in touched:
             self._streams[request_id].notify()
-
-
-def _for_serving(config: EngineConfig) -> EngineConfig:
-    """Return the settings with what a server chooses differently: a long prompt may not hold up other streams."""
-    if config.max_num_prefill_tokens is not None:
-        return config
-    return replace(config, max_num_prefill_tokens=max(1, config.max_num_batched_tokens // _PREFILL_SHARE))
