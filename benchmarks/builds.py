@@ -22,7 +22,7 @@ from benchmarks.record import record
 from quire import LLM, SamplingParams
 from quire.builder.build import open_plan
 from quire.core.config import BuildConfig
-from quire.plan.tensor_file import TensorFile
+from quire.plan.storage.tensor_file import TensorFile
 
 _LENGTH = 512
 # Random weights predict nothing, so any quantization is far from them.

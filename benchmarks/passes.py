@@ -24,7 +24,7 @@ from quire.builder.build import open_plan
 from quire.builder.pipeline import FUSE, FUSE_QUANTIZED
 from quire.core.config import BuildConfig
 from quire.quantization.step import kv_cache, step_inputs
-from quire.runner.executor import Executor
+from quire.runner.execution.executor import Executor
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 16,

@@ -57,6 +57,22 @@ void call(const std::string& name, const std::vector<std::optional<Operand>>& op
   team.run([&](Worker& worker) { entry.run(tensors.data(), numbers.data(), worker); });
 }
 
+// What a kernel works in for operands of these shapes, whose contents it does not read before it begins.
+std::pair<size_t, size_t> scratch_bytes(const std::string& name, const std::vector<std::optional<Operand>>& operands,
+                                        const std::vector<double>& numbers) {
+  const KernelEntry& entry = entry_of(name, "", operands.size(), numbers.size());
+  std::vector<Tensor> tensors;
+  for (const auto& operand : operands) tensors.push_back(tensor_of(operand));
+  Team team(1);
+  Scratch counted;
+  Worker worker(team, counted);
+  try {
+    entry.run(tensors.data(), numbers.data(), worker);
+  } catch (const Counted&) {
+  }
+  return {counted.own, counted.shared};
+}
+
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const KernelTable* table : tables()) names.push_back(table->isa);
@@ -110,6 +126,7 @@ NB_MODULE(_native, m) {
   m.def("kernel_names", &kernel_names, nb::arg("isa"), "Kernels of one set of instructions.");
   m.def("call", &call, nb::arg("name"), nb::arg("operands").none(), nb::arg("numbers"), nb::arg("num_threads"),
         nb::arg("isa") = "", "Run one kernel.");
+  m.def("scratch_bytes", &scratch_bytes, "What a kernel works in: bytes of each thread, and of all together.");
   nb::class_<Workspace>(m, "Workspace", "What programs that never run at once share.")
       .def(nb::init<>())
       .def("num_bytes", &Workspace::num_bytes);

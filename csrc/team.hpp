@@ -42,6 +42,14 @@ class Buffer {
 
 class Worker;
 
+// What a kernel asks for before it begins: bytes of each worker, and of the team.
+struct Scratch {
+  size_t own = 0, shared = 0;
+};
+
+// Ends a kernel that is only asked what it would ask for.
+struct Counted {};
+
 class Team {
  public:
   explicit Team(int num_threads) : size_(num_threads < 1 ? 1 : num_threads), scratch_(new Buffer[size_]) {}
@@ -77,12 +85,20 @@ class Team {
 class Worker {
  public:
   Worker(Team& team, int index) : team_(team), index_(index) {}
+  // Notes what is asked for and gives none of it; throws `Counted` where the work would begin.
+  Worker(Team& team, Scratch& counted) : team_(team), index_(0), counted_(&counted) {}
 
   int index() const { return index_; }
   int size() const { return team_.present_; }
 
+  // Said by a kernel that reads memory before its first `for_each` or `barrier`, once it has asked for its own.
+  void begin() const {
+    if (counted_ != nullptr) throw Counted();
+  }
+
   // Wait for all. What was written before is visible after.
   void barrier() {
+    begin();
     if (team_.present_ == 1) {
       team_.next_.store(0, std::memory_order_relaxed);
       return;
@@ -105,6 +121,7 @@ class Worker {
   // all. Who computes an item must not change its bits.
   template <class Item>
   void for_each(int64_t count, Item&& item, int64_t group = 1) {
+    begin();
     for (;;) {
       const int64_t start = team_.next_.fetch_add(group, std::memory_order_relaxed);
       if (start >= count) break;
@@ -117,12 +134,20 @@ class Worker {
   // This worker's own memory, at least so many bytes, 64-byte aligned; valid until its next call.
   template <class T = std::byte>
   T* scratch(size_t count) {
+    if (counted_ != nullptr) {
+      counted_->own = count * sizeof(T);
+      return nullptr;
+    }
     return reinterpret_cast<T*>(team_.scratch_[index_].get(count * sizeof(T)));
   }
 
   // Memory that all workers of the team share; a barrier precedes and follows. Valid until the next call.
   template <class T = std::byte>
   T* shared(size_t count) {
+    if (counted_ != nullptr) {
+      counted_->shared = count * sizeof(T);
+      return nullptr;
+    }
     barrier();
     if (index_ == 0) team_.shared_.get(count * sizeof(T));
     barrier();
@@ -132,6 +157,7 @@ class Worker {
  private:
   Team& team_;
   int index_;
+  Scratch* counted_ = nullptr;
 };
 
 template <class Body>

@@ -171,6 +171,7 @@ class Attention {
  public:
   static void run(const AttentionStep& step, Worker& worker) {
     std::byte* memory = worker.scratch(Scratch(step, nullptr).bytes);
+    worker.begin();
     Attention attention(step, Scratch(step, memory), worker.size());
     const Cut& cut = attention.cut_;
     if (cut.num_joins) attention.partials_ = worker.shared<float>(cut.partial_floats);

@@ -279,6 +279,7 @@ void multiply(const Product& product, Worker& worker) {
   const int64_t own_bytes = cut.widened_bytes() + cut.floats() * static_cast<int64_t>(sizeof(float));
   std::byte* own = worker.scratch(own_bytes + (is_shared ? 0 : x_bytes));
   const Prepared<Engine> x(product, is_shared ? worker.shared(x_bytes) : own + own_bytes);
+  worker.begin();
   if (is_shared) worker.for_each(cut.blocks, [&](int64_t block) { x.prepare(block); });
   else for (int64_t block = 0; block < cut.blocks; ++block) x.prepare(block);
   worker.for_each(cut.row_groups * cut.panel_groups, Item<Engine, Weight>(product, cut, x, own), cut.run);

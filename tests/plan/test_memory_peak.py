@@ -11,11 +11,14 @@ from quire.core.config import BuildConfig, EngineConfig
 from quire.engine import capacity
 from quire.engine.resolve import resolve
 from quire.ops.cpu import table
+from quire.ops.native.library import library
 from quire.plan import liveness
+from quire.sampling import compiled
 from tests.support.dummy_models import FAMILIES, write_model
 from tests.support.memory_run import measure
 
 TOLERANCE = 0.03
+PYTHON_BYTES = 1 << 18  # of Python's own objects in a step: nothing beside a real model
 
 # Models in which different terms are the largest. GPT-2's words for the same sizes are mapped below.
 SHAPES = {
@@ -143,7 +146,8 @@ def test_planned_is_measured(case, tmp_path):
     of_all, of_step = beside(planned, found)
     said = f"planned {planned}, measured {found}: {of_all:+.2%} of all, {of_step:+.2%} of the step"
     assert planned.kv_bytes == found.kv, said
-    assert abs(of_all) < TOLERANCE and abs(of_step) < TOLERANCE, said
+    assert abs(of_all) < TOLERANCE, said
+    assert abs(of_step) < TOLERANCE or abs(of_step) * found.step < PYTHON_BYTES, said
 
 
 WRONG = {
@@ -161,12 +165,36 @@ def _without(patch, hook):
     patch.setattr(table, "TACTICS", tactics)
 
 
-def _never(network, calls):
-    return {storage: len(calls) for node in calls for storage in liveness.storages(node)}
+def _never(network, groups):
+    nodes = [node for each in groups for node in liveness.nodes_of(each)]
+    return {storage: len(groups) for node in nodes for storage in liveness.storages(node)}
+
+
+@pytest.fixture
+def no_kernels(monkeypatch):
+    """Let torch compute, as where nothing was compiled."""
+    monkeypatch.setattr(table, "TACTICS", tuple(one for one in table.TACTICS if one.kernel is None))
+    monkeypatch.setattr(compiled, "kernel_names", frozenset)
+
+
+@pytest.mark.parametrize("case", CASES[::5], ids=str)
+def test_planned_is_measured_without_compiled_kernels(case, tmp_path, no_kernels):
+    test_planned_is_measured(case, tmp_path)
+
+
+@pytest.mark.skipif(library() is None, reason="no compiled kernels")
+def test_a_wrong_arena_is_caught(tmp_path, monkeypatch):
+    case = Case("llama", "mlp", tied=True)
+    plan = plan_of(case, tmp_path)
+    config, _ = resolved(case, plan)
+    found = measure(plan, config)
+    monkeypatch.setattr(liveness, "arena_bytes", lambda group, sizes: 0)
+    _, wrong = resolved(case, plan)
+    assert abs(beside(wrong, found)[0]) > TOLERANCE, wrong
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_a_wrong_plan_is_caught(mistake, tmp_path, monkeypatch):
+def test_a_wrong_plan_is_caught(mistake, tmp_path, monkeypatch, no_kernels):
     shape, make = WRONG[mistake]
     case = Case("llama", shape, tied=True)
     plan = plan_of(case, tmp_path)

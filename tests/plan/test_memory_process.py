@@ -45,9 +45,9 @@ for _ in range(2):
         runner.execute(step)
 for count in ROW_COUNTS:
     if count <= config.max_num_seqs:
-        runner.execute(step_of(np.ones(count, dtype=np.int64), config, [GREEDY] * count))
+        runner.execute(step_of(np.ones(count, dtype=np.int64), config, [GREEDY] * count, 100))
     if count <= config.max_num_batched_tokens:
-        runner.execute(step_of(np.array([count]), config, [GREEDY]))
+        runner.execute(step_of(np.array([count]), config, [GREEDY], 100))
 print(json.dumps({"measured": status("VmHWM") - before, "planned": memory.total_bytes}))
 """
 

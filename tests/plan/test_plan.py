@@ -19,7 +19,7 @@ from quire.plan.memory import (
     weight_bytes,
 )
 from quire.plan.plan import Plan
-from quire.plan.tensor_file import TensorFile, write_tensor_file
+from quire.plan.storage.tensor_file import TensorFile, write_tensor_file
 from tests.support.dummy_models import GPT2, LLAMA, write_model
 
 

@@ -1,7 +1,9 @@
 """The executor: same results as the reference interpreter, constants folded and packed once, memory streamed."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from quire.core.sampling_params import SamplingParams
 from quire.graph import functional as F
 from quire.graph.network import Network, Tensor, net_guard
 from quire.ops.spec import dtype_of, spec_of
-from quire.runner.executor import Executor
+from quire.runner.execution.executor import Executor
 from quire.runner.inputs import build_inputs
 from quire.runner.rows import Rows
 from tests.support.dummy_models import FAMILIES, write_model
@@ -87,6 +89,21 @@ def test_constants_are_read_once_and_folded():
     assert torch.equal(executor.run({"x": x})["y"], out["y"])
 
 
+def test_weights_are_gone_with_their_executor(tmp_path):
+    """At once, on which `sleep` relies: not when the collector finds a cycle."""
+    plan = open_plan(write_model(tmp_path / "m", FAMILIES["llama"]), BuildConfig(load_format="dummy"))
+    gc.collect()
+    gc.disable()
+    try:
+        executor = Executor(plan.network, plan.weights)
+        held = [weakref.ref(each) for each in executor._constants if isinstance(each, torch.Tensor)]
+        assert held
+        del executor
+        assert all(each() is None for each in held)
+    finally:
+        gc.enable()
+
+
 def test_wrong_weight_is_a_plan_error():
     network = Network("wrong")
     with net_guard(network):
@@ -99,7 +116,7 @@ _PEAK = """
 import sys
 from math import prod
 from quire.plan.plan import Plan
-from quire.runner.executor import Executor
+from quire.runner.execution.executor import Executor
 
 def status(key):  # unlike getrusage's peak, this one starts anew with the process
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))

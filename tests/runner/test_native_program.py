@@ -18,8 +18,8 @@ from quire.ops.op import Kernel, Tactic
 from quire.ops.registry import OPS
 from quire.ops.spec import spec_of
 from quire.plan.programs import Group, group
-from quire.runner.binding import Call
-from quire.runner.executor import Executor
+from quire.runner.execution.binding import Call
+from quire.runner.execution.executor import Executor
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiled kernels")
 

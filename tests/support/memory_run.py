@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from quire.core.config import SchedulerConfig
 from quire.core.request import NewRow, ScheduledRow, SchedulerOutput
@@ -17,8 +18,10 @@ from quire.graph.nodes import is_call, spec
 from quire.ops.cpu import linear
 from quire.ops.cpu.attention_bytes import worst_candidates
 from quire.plan.plan import Plan
-from quire.runner import cpu_runner, executor
+from quire.runner import cpu_runner
+from quire.runner.execution import executor
 from quire.runner.loaded import LoadedPlan
+from quire.sampling import compiled
 from tests.support.memory_trace import MemoryTrace, Span
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -54,9 +57,10 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
         finally:
             trace.stop()
     load, *steps = trace.spans()
-    most, largest = max(_beside(steps, load.left_tensors))
+    most, largest = max(_beside(steps, load.left_tensors, _sampling_scratch(plan.spec.vocab_size)))
     probes = sum(proofs.probe.rows.nbytes for proofs in linear._PROOFS.values())
-    return Measured(load.left_tensors - probes, runner._loaded.kv_cache.nbytes, most, largest)
+    kept = runner._loaded.executor.workspace_bytes()
+    return Measured(load.left_tensors - probes, runner._loaded.kv_cache.nbytes, most + kept, largest)
 
 
 def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.MonkeyPatch) -> None:
@@ -69,6 +73,8 @@ def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.Monk
         return build(*args)
 
     def sampled(*args):
+        with trace.span("choose"):  # the rows of logits have been chosen since the network's last call
+            pass
         with trace.span("sample"):
             return sample(*args)
 
@@ -85,13 +91,23 @@ def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.Monk
     executor_._calls = [recorded(call) for call in executor_._calls]
 
 
-def _beside(spans: Sequence[Span], weights: int) -> Iterator[tuple[int, str]]:
-    """Yield what each span of a step held beside weights, and what Python held before the step."""
+def _beside(spans: Sequence[Span], weights: int, scratch: int) -> Iterator[tuple[int, str]]:
+    """Yield what each span of a step held beside weights, and what Python held before the step.
+
+    Compiled kernels take `scratch` to sample, which is not on record.
+    """
     python = 0
     for span in spans:
         if span.name == "start":
             python = span.most_python
-        yield span.most_tensors - weights + span.most_python - python, span.name
+        unrecorded = scratch if span.name == "sample" else 0
+        yield span.most_tensors - weights + span.most_python - python + unrecorded, span.name
+
+
+def _sampling_scratch(vocab_size: int) -> int:
+    if not compiled.is_compiled(torch.device("cpu")):
+        return 0
+    return compiled.scratch_bytes(vocab_size, torch.get_num_threads())
 
 
 def group_of(plan: Plan) -> int:
@@ -104,7 +120,12 @@ def worst_steps(plan: Plan, config: SchedulerConfig) -> Iterator[SchedulerOutput
     """Yield the steps in which attention is worst, and one with as many logits as there may be."""
     tokens, seqs = config.max_num_batched_tokens, config.max_num_seqs
     for query_lens in worst_candidates(tokens, seqs, config.max_model_len, group_of(plan)):
-        yield step_of(query_lens, config, [_sampling(i, plan.spec.vocab_size) for i in range(len(query_lens))])
+        yield step_of(
+            query_lens,
+            config,
+            [_sampling(i, plan.spec.vocab_size) for i in range(len(query_lens))],
+            plan.spec.vocab_size,
+        )
     for num_decodes in {0, min(seqs, tokens) - 2}:
         if num_decodes >= 0:
             yield _most_logits(config, num_decodes, plan.spec.vocab_size)
@@ -116,8 +137,8 @@ def _most_logits(config: SchedulerConfig, num_decodes: int, vocab_size: int) -> 
     count = max(1, min(config.max_num_logits - num_decodes, config.max_num_batched_tokens - num_decodes - 1, longest))
     rest = max(1, min(config.max_num_batched_tokens - num_decodes - count, longest))
     params = [_sampling(i, vocab_size) for i in range(num_decodes + 1)]
-    params[-1] = replace(params[-1], prompt_logprobs=3)
-    step = step_of(np.array([1] * num_decodes + [count, rest]), config, [*params, GREEDY])
+    params[-1] = replace(params[-1], prompt_logprobs=0)
+    step = step_of(np.array([1] * num_decodes + [count, rest]), config, [*params, GREEDY], vocab_size)
     *others, last = step.rows
     return msgspec.structs.replace(step, rows=(*others, msgspec.structs.replace(last, is_sampled=False)))
 
@@ -125,16 +146,22 @@ def _most_logits(config: SchedulerConfig, num_decodes: int, vocab_size: int) -> 
 def _sampling(i: int, vocab_size: int) -> SamplingParams:
     """Return the parameters of a row: rows of each kind, most of them of the one that takes most."""
     greedy = GREEDY if i == 0 else SamplingParams(seed=i)
-    return greedy if i < 2 else replace(greedy, top_k=vocab_size - 1, frequency_penalty=0.5, logprobs=2)
+    return (
+        greedy
+        if i < 2
+        else replace(greedy, top_k=vocab_size - 1, frequency_penalty=0.5, repetition_penalty=1.1, logprobs=2)
+    )
 
 
-def step_of(query_lens: np.ndarray, config: SchedulerConfig, params: Sequence[SamplingParams]) -> SchedulerOutput:
+def step_of(
+    query_lens: np.ndarray, config: SchedulerConfig, params: Sequence[SamplingParams], vocab_size: int
+) -> SchedulerOutput:
     """Return a step of sequences that are as long as they may be, less one; they share what blocks there are."""
     new, scheduled = [], []
     for i, (count, sampling) in enumerate(zip(query_lens.tolist(), params, strict=True)):
         length = max(count, config.max_model_len - 1)
         used = np.arange(-(-length // config.block_size))
         blocks = tuple((1 + (i + used) % (config.num_blocks - 1)).tolist())
-        new.append(NewRow(i, (7,) * length, length, blocks, sampling))
+        new.append(NewRow(i, tuple(k % vocab_size for k in range(length)), length, blocks, sampling))
         scheduled.append(ScheduledRow(i, length - count, count, (), True))
     return SchedulerOutput(tuple(scheduled), tuple(new), removed_row_ids=tuple(range(len(new))))

@@ -80,8 +80,9 @@ def _tune_in_place(options: argparse.Namespace) -> None:
 
 def _tuned(plan: Plan, on_progress: OnProgress) -> tuple[DeviceTactics, ...]:
     from quire.builder.tactics import tune
+    from quire.plan.device import device_kind
 
-    return (tune(plan.network, on_progress=partial(on_progress, "Tuning")),)
+    return (tune(plan.network, device_kind("auto"), partial(on_progress, "Tuning")),)
 
 
 def _tactics(measured: tuple[DeviceTactics, ...]) -> list[tuple[str, str]]:

@@ -27,6 +27,8 @@ class Request(msgspec.Struct, frozen=True):
         arrival_time_s: Clock reading (monotonic seconds) when it was added.
         cache_salt: Requests share cached prefixes only with equal salts.
         bad_words_ids: `params.bad_words` as sequences of ids that may not be completed.
+        pooling: Whether its prompt's hidden states are wanted as one vector, "mean" or "last"; None if not. "mean"
+            asks for `params.prompt_logprobs`, too, so that every position is computed.
     """
 
     request_id: str
@@ -38,6 +40,7 @@ class Request(msgspec.Struct, frozen=True):
     arrival_time_s: float = 0.0
     cache_salt: str = ""
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    pooling: str | None = None
 
 
 class NewRow(msgspec.Struct, frozen=True):
@@ -51,6 +54,7 @@ class NewRow(msgspec.Struct, frozen=True):
         params: Parameters of this sample alone (`n=1`, its own seed).
         stop_token_ids: Ids that may not be sampled before `params.min_tokens`.
         bad_words_ids: The request's.
+        pooling: The request's.
     """
 
     row_id: int
@@ -60,6 +64,7 @@ class NewRow(msgspec.Struct, frozen=True):
     params: SamplingParams
     stop_token_ids: frozenset[int] = frozenset()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    pooling: str | None = None
 
 
 class ScheduledRow(msgspec.Struct, frozen=True):
@@ -127,6 +132,7 @@ class RowOutput(msgspec.Struct, frozen=True):
         logprobs: One entry per sampled id if asked for.
         prompt_logprobs: For this step's prompt positions, the logprobs of the *next* prompt token, if asked for.
         error: Why this row alone failed; its ids are then empty.
+        embedding: The pooled hidden states of its prompt, of unit length, if asked for and complete.
     """
 
     row_id: int
@@ -134,6 +140,7 @@ class RowOutput(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     error: str | None = None
+    embedding: tuple[float, ...] | None = None
 
 
 class ModelOutput(msgspec.Struct, frozen=True):
@@ -156,6 +163,7 @@ class SampleUpdate(msgspec.Struct, frozen=True, omit_defaults=True):
         stop_reason: The stop token id that ended it, or the error's text.
         num_preemptions: How often it has given its seat back so far.
         scheduled_time_s: When it got a seat for the first time, monotonic seconds; only in the news of that.
+        embedding: As in `RowOutput`.
     """
 
     request_id: str
@@ -168,6 +176,7 @@ class SampleUpdate(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_reason: int | str | None = None
     num_preemptions: int = 0
     scheduled_time_s: float | None = None
+    embedding: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +249,7 @@ class RequestOutput:
         finished: Whether all of them have ended.
         metrics: Timing.
         num_cached_tokens: Prompt tokens that came from the prefix cache.
+        embedding: The pooled hidden states of its prompt, of unit length, if asked for.
     """
 
     request_id: str
@@ -250,6 +260,7 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     metrics: RequestMetrics | None = field(default=None, compare=False)
     num_cached_tokens: int = 0
+    embedding: tuple[float, ...] | None = None
 
 
 class SequenceInCache(msgspec.Struct, frozen=True):

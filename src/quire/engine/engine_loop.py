@@ -6,14 +6,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from quire.core.config import EngineConfig, SchedulerConfig
+from quire.core.config import EngineConfig
 from quire.core.errors import ConfigError, RequestError
 from quire.core.request import Request, SampleUpdate, SchedulerOutput
 from quire.engine.resolve import resolve
 from quire.engine.stats_log import StatsLog
 from quire.plan.device import device_kind
 from quire.plan.plan import Plan
-from quire.runner.model_runner import Pending, RunnerLimits, make_runner
+from quire.runner.model_runner import Pending, make_runner
 from quire.sampling.grammar.compiler import GrammarCompiler
 from quire.scheduler.scheduler import Scheduler
 
@@ -43,7 +43,7 @@ class EngineLoop:
         self.scheduler_config, self.memory = resolve(config, plan)
         self.runner = make_runner(
             plan,
-            _limits(self.scheduler_config),
+            self.scheduler_config,
             device_kind(config.device),
             deterministic=config.deterministic,
             enforce_eager=config.enforce_eager,
@@ -59,9 +59,14 @@ class EngineLoop:
         """Queue a request.
 
         Raises:
-            RequestError: Its id is in use, or its prompt is too long.
+            RequestError: Its id is in use, its prompt is too long, or it asks for hidden states that there are not.
             CapacityError: It could never fit into the KV cache.
         """
+        if request.pooling is not None and not self.runner.can_pool:
+            raise RequestError(
+                "embeddings: expected a plan on a CPU whose output projection is not quantized with its inputs, "
+                "got another; serve the model so for embeddings."
+            )
         self.scheduler.add(request)
 
     def step(self) -> list[SampleUpdate]:
@@ -177,14 +182,3 @@ class EngineLoop:
     def _check_idle(self, what: str) -> None:
         if self.has_unfinished():
             raise RequestError(f"{what}: expected no unfinished requests, got some; wait for them or abort them.")
-
-
-def _limits(config: SchedulerConfig) -> RunnerLimits:
-    return RunnerLimits(
-        config.num_blocks,
-        config.block_size,
-        config.max_num_seqs,
-        config.max_num_batched_tokens,
-        config.max_num_logits,
-        config.max_model_len,
-    )

@@ -70,6 +70,7 @@ class _Tracked:
     metrics: RequestMetrics
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int = 0
+    embedding: tuple[float, ...] | None = None
     last_news_s: float | None = None
 
     def note_scheduled(self, time_s: float) -> None:
@@ -194,6 +195,8 @@ class OutputProcessor:
         tracked.num_cached_tokens = max(tracked.num_cached_tokens, update.num_cached_tokens)
         if update.prompt_logprobs is not None:
             tracked.prompt_logprobs = [None, *map(self._logprobs, update.prompt_logprobs)]
+        if update.embedding is not None:
+            tracked.embedding = update.embedding
         sample.token_ids += update.new_token_ids
         for entry in update.new_logprobs or ():
             sample.logprobs.append(self._logprobs(entry))
@@ -244,6 +247,7 @@ class OutputProcessor:
             tracked.prompt_logprobs,
             metrics,
             tracked.num_cached_tokens,
+            tracked.embedding,
         )
 
 

@@ -138,13 +138,14 @@ class Kernel:
         operands: What it takes after its results: names of the op's arguments, and of fields of packed ones, as in
             "weight.blocks". An argument that is None stays away.
         numbers: Takes the op's arguments by name, tensors as `TensorSpec`s, and returns the kernel's attributes.
-        scratch_bytes: Takes the same, without symbolic sizes, and returns what the kernel works in, over all threads.
+        scratch_bytes: Takes the same, without symbolic sizes, and returns what the kernel works in: bytes of each
+            thread, and of all threads together.
     """
 
     name: str
     operands: tuple[str, ...]
     numbers: Callable[..., tuple[float, ...]] = field(default=lambda **arguments: ())
-    scratch_bytes: Callable[..., int] = field(default=lambda **arguments: 0)
+    scratch_bytes: Callable[..., tuple[int, int]] = field(default=lambda **arguments: (0, 0))
 
 
 @dataclass(frozen=True, slots=True)

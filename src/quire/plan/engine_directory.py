@@ -26,7 +26,7 @@ import msgspec
 from quire import __version__
 from quire.core.errors import PlanError
 from quire.core.model_spec import ServingSpec
-from quire.plan.stored_weights import StoredTensor
+from quire.plan.storage.stored_weights import StoredTensor
 from quire.plan.tactics import DIRECTORY as TACTICS
 
 FORMAT = 3

@@ -17,6 +17,7 @@ from quire.graph.network import Network
 from quire.graph.nodes import op_of, results, spec_argument
 from quire.ops.op import Tactic
 from quire.ops.spec import TensorSpec, num_bytes
+from quire.plan.device import num_threads
 from quire.plan.folding import constant_nodes
 from quire.plan.programs import Group, Storage, arena_bytes, group, nodes_of, storages, with_sizes
 from quire.plan.tactics import choose, prepared_key
@@ -92,8 +93,13 @@ def _kept_by_programs(
     programs = [each for each in groups if isinstance(each, Group)]
     arena = max((arena_bytes(program, sizes) for program in programs), default=0)
     calls = [(tactics[node].kernel, node) for program in programs for node in program.nodes]
-    scratch = (kernel.scratch_bytes(**arguments_of(node, sizes)) for kernel, node in calls if kernel is not None)
-    return arena + max(scratch, default=0)
+    scratch = {kernel.scratch_bytes(**arguments_of(node, sizes)) for kernel, node in calls if kernel is not None}
+    own, shared = (max(bytes_, default=0) for bytes_ in zip(*scratch, strict=True)) if scratch else (0, 0)
+    return _pages(arena) + num_threads() * _pages(own) + _pages(shared)
+
+
+def _pages(size: int) -> int:
+    return -(-size // 4096) * 4096
 
 
 def _ends(network: Network, groups: Sequence[fx.Node | Group]) -> dict[Storage, int]:

@@ -18,7 +18,7 @@ from quire.graph.text import network_from_text, network_to_text
 from quire.ops.spec import TensorSpec
 from quire.plan import engine_directory as engine
 from quire.plan.engine_directory import GRAPH, PAGE, REPORT, Manifest
-from quire.plan.stored_weights import StoredWeights, save_weights
+from quire.plan.storage.stored_weights import StoredWeights, save_weights
 from quire.plan.tactics import DeviceTactics, read_tactics, write_tactics
 from quire.plan.weight_source import WeightSource
 

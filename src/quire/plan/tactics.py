@@ -7,6 +7,7 @@ the tactics it was chosen among, and the device. What is missing or does not fit
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import msgspec
@@ -15,11 +16,11 @@ from torch import fx
 from quire.core.errors import TacticError
 from quire.graph.network import Network
 from quire.graph.nodes import op_of, spec_argument
-from quire.ops.op import Tactic
+from quire.ops.op import REFERENCE, Tactic
 from quire.ops.tactics import tactics_for
 from quire.plan.device import Device
 from quire.plan.folding import constant_nodes
-from quire.plan.hashed_file import read_hashed, write_hashed
+from quire.plan.storage.hashed_file import read_hashed, write_hashed
 
 FORMAT = 1
 DIRECTORY = "tactics"
@@ -30,7 +31,7 @@ class TacticRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         call: What `describe` says of the call.
-        chosen: Name of the tactic.
+        chosen: Name of the fastest tactic of those that keep a row's bits.
         times_us: Microseconds of each tactic, one for each of the file's numbers of rows.
     """
 
@@ -87,6 +88,24 @@ def candidates(
     if not valid:
         raise TacticError(f"{op_of(node).name}: expected a tactic for {specs} on {device}, got none.")
     return ([tactic for tactic in valid if tactic.keeps_bits] if deterministic else []) or valid
+
+
+def contenders(node: fx.Node, constants: Collection[fx.Node], device: str) -> list[Tactic]:
+    """Return the tactics of a call that are timed, the default first: those that do not keep bits among them, but a
+    reference that does not only where there is no other.
+
+    Raises:
+        TacticError: There is none.
+    """
+    valid = candidates(node, constants, device) + candidates(node, constants, device, deterministic=False)
+    by_name = {tactic.name: tactic for tactic in valid}
+    found = [tactic for tactic in by_name.values() if tactic.keeps_bits or tactic.name != REFERENCE]
+    return found or list(by_name.values())
+
+
+def fastest(times_us: Mapping[str, tuple[float, ...]]) -> str:
+    """Return the name of the tactic with the smallest geometric mean of its times."""
+    return min(times_us, key=lambda name: prod(times_us[name]))
 
 
 def choose(
@@ -179,9 +198,11 @@ def _match(
         record = records.get(call)
         if record is None:
             continue
-        names = [tactic.name for tactic in candidates(node, constants, device.kind, deterministic=deterministic)]
-        if sorted(names) == sorted(record.times_us) and record.chosen in names:
-            chosen[call] = record.chosen
+        timed = {tactic.name: tactic for tactic in contenders(node, constants, device.kind)}
+        name = record.chosen if deterministic else fastest(record.times_us)
+        is_current = timed.keys() == record.times_us.keys() and name in timed
+        if is_current and (timed[name].keeps_bits or not deterministic):
+            chosen[call] = name
         else:
             stale += 1
     return chosen, stale

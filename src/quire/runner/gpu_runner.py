@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from quire.core.config import SchedulerConfig
 from quire.core.errors import RequestError
 from quire.core.log import get_logger
 from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput, TokenLogprobs
@@ -22,7 +23,6 @@ from quire.ops.triton.step.sampling import Edits, Kinds, Sampled
 from quire.plan.device import torch_device
 from quire.runner.captured import CapturedSteps, graph_sizes
 from quire.runner.loaded import LoadedPlan
-from quire.runner.model_runner import RunnerLimits
 from quire.runner.outputs import prompt_logprobs_of, row_output
 from quire.runner.rows import SlotRow, Slots
 from quire.runner.staging import StagedStep, Staging
@@ -60,25 +60,26 @@ class GPURunner:
 
     Args:
         loaded: Weights and KV cache.
-        limits: Sizes.
+        config: Sizes; how rows are scheduled does not matter here.
         enforce_eager: Capture nothing.
         on_logits: Called with the logits [num_logits, vocab_size] of each step, before anything is sampled.
         grammars: Of the model's vocabulary, for rows with structured outputs.
     """
 
     max_ahead = 1
+    can_pool = False
 
     def __init__(
         self,
         loaded: LoadedPlan,
-        limits: RunnerLimits,
+        config: SchedulerConfig,
         enforce_eager: bool = False,
         on_logits: Callable[[torch.Tensor], None] | None = None,
         grammars: GrammarCompiler | None = None,
     ) -> None:
         self._loaded = loaded
         self._grammars = grammars
-        self._limits = limits
+        self._config = config
         self._on_logits = on_logits
         self._device = torch_device(loaded.device)
         self._is_gathered = "logits_indices" in loaded.plan.network.inputs
@@ -87,11 +88,11 @@ class GPURunner:
 
     def _start(self) -> None:
         """Make everything that lives between steps."""
-        limits, loaded = self._limits, self._loaded
-        max_blocks = -(-limits.max_model_len // limits.block_size)
-        self._slots = Slots(limits.max_num_seqs, max_blocks, self._grammars)
-        num_logits = max(limits.max_num_logits, limits.max_num_seqs)
-        tokens, rows = limits.max_num_batched_tokens, limits.max_num_seqs
+        config, loaded = self._config, self._loaded
+        max_blocks = -(-config.max_model_len // config.block_size)
+        self._slots = Slots(config.max_num_seqs, max_blocks, self._grammars)
+        num_logits = max(config.max_num_logits, config.max_num_seqs)
+        tokens, rows = config.max_num_batched_tokens, config.max_num_seqs
         self._staging = Staging(rows, num_logits, tokens, _MAX_UPDATES, self.max_ahead + 1, self._device)
         self._tables = self._zeros(rows, max_blocks)
         self._last_tokens = self._zeros(rows)
@@ -180,7 +181,7 @@ class GPURunner:
         Graphs hold the addresses of what is freed, so they go, too.
         """
         self._captured = self._capture([])
-        self._slots = Slots(self._limits.max_num_seqs, self._tables.shape[1], self._grammars)
+        self._slots = Slots(self._config.max_num_seqs, self._tables.shape[1], self._grammars)
         self._loaded.sleep(level)
 
     def wake_up(self) -> None:
@@ -260,7 +261,7 @@ class GPURunner:
             self._last_tokens,
             self._tables,
             self._inputs,
-            self._limits.block_size,
+            self._config.block_size,
         )
         inputs = {name: tensor[: staged.num_tokens] for name, tensor in self._inputs.items()}
         inputs["seq_lens"] = self._inputs["seq_lens"][:num_rows]

@@ -12,7 +12,7 @@ from quire.core.log import get_logger
 from quire.plan.device import this_device, torch_device
 from quire.plan.plan import Plan
 from quire.plan.tactics import choices, unusable
-from quire.runner.executor import Executor
+from quire.runner.execution.executor import Executor
 
 _log = get_logger(__name__)
 

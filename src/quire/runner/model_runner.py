@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from quire.core.config import SchedulerConfig
 from quire.core.request import ModelOutput, SchedulerOutput
 from quire.plan.plan import Plan
 from quire.runner.loaded import LoadedPlan
@@ -27,11 +27,17 @@ class ModelRunner(Protocol):
 
     Attributes:
         max_ahead: Steps that may be started before the result of the first of them is taken.
+        can_pool: Whether requests may ask for their prompt's pooled hidden states.
     """
 
     @property
     def max_ahead(self) -> int:
         """Steps that may be started before the result of the first of them is taken."""
+        ...
+
+    @property
+    def can_pool(self) -> bool:
+        """Whether requests may ask for their prompt's pooled hidden states."""
         ...
 
     def execute(self, step: SchedulerOutput) -> Pending:
@@ -59,30 +65,9 @@ class ModelRunner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class RunnerLimits:
-    """The sizes that a runner is made for.
-
-    Attributes:
-        num_blocks: KV cache blocks, the null block 0 included.
-        block_size: Tokens in a block.
-        max_num_seqs: Most rows in a step.
-        max_num_batched_tokens: Most tokens in a step.
-        max_num_logits: Most tokens of a step whose logits are computed.
-        max_model_len: Most tokens of a row.
-    """
-
-    num_blocks: int
-    block_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_num_logits: int
-    max_model_len: int
-
-
 def make_runner(
     plan: Plan,
-    limits: RunnerLimits,
+    config: SchedulerConfig,
     device: str = "cpu",
     *,
     deterministic: bool = True,
@@ -95,7 +80,7 @@ def make_runner(
 
     Args:
         plan: What to execute.
-        limits: Sizes.
+        config: Sizes; how rows are scheduled does not matter here.
         device: Kind of device.
         deterministic: Use only tactics that keep a row's bits.
         enforce_eager: On a GPU, launch every kernel of every step: no captured graphs.
@@ -107,11 +92,11 @@ def make_runner(
         PlanError: A weight is missing or damaged.
         CapacityError: The KV cache cannot be allocated.
     """
-    loaded = LoadedPlan(plan, limits.num_blocks, limits.block_size, device, deterministic, on_progress)
+    loaded = LoadedPlan(plan, config.num_blocks, config.block_size, device, deterministic, on_progress)
     if device == "cpu":
         from quire.runner.cpu_runner import CPURunner
 
         return CPURunner(loaded, on_logits, grammars)
     from quire.runner.gpu_runner import GPURunner
 
-    return GPURunner(loaded, limits, enforce_eager, on_logits, grammars)
+    return GPURunner(loaded, config, enforce_eager, on_logits, grammars)

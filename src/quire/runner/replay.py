@@ -15,13 +15,14 @@ from pathlib import Path
 import msgspec
 import torch
 
+from quire.core.config import SchedulerConfig
 from quire.core.request import NewRow, ScheduledRow, SchedulerOutput
 from quire.core.sampling_params import SamplingParams
 from quire.plan.device import Device, this_device
 from quire.plan.engine_directory import RECORDING
-from quire.plan.hashed_file import read_hashed, write_hashed
 from quire.plan.plan import Plan
-from quire.runner.model_runner import RunnerLimits, make_runner
+from quire.plan.storage.hashed_file import read_hashed, write_hashed
+from quire.runner.model_runner import make_runner
 
 FORMAT = 1
 _PROMPT_LENS = (5, 17, 40)
@@ -137,9 +138,16 @@ class _Run:
     def __init__(self, plan: Plan, prompts: Sequence[Sequence[int]], device: str) -> None:
         lengths = [len(prompt) + _NUM_TOKENS for prompt in prompts]
         num_blocks = sum(-(-length // _BLOCK_SIZE) for length in lengths) + 1
-        limits = RunnerLimits(num_blocks, _BLOCK_SIZE, len(prompts), sum(lengths), len(prompts), max(lengths))
+        config = SchedulerConfig(
+            max_model_len=max(lengths),
+            max_num_seqs=len(prompts),
+            max_num_batched_tokens=sum(lengths),
+            block_size=_BLOCK_SIZE,
+            num_blocks=num_blocks,
+            max_num_logits=len(prompts),
+        )
         self._logits: list[torch.Tensor] = []
-        self._runner = make_runner(plan, limits, device, enforce_eager=True, on_logits=self._keep)
+        self._runner = make_runner(plan, config, device, enforce_eager=True, on_logits=self._keep)
 
     def _keep(self, logits: torch.Tensor) -> None:
         self._logits.append(logits.cpu())

@@ -20,6 +20,9 @@ from quire.sampling.grammar.compiler import Words
 from quire.sampling.random_bits import random_bits
 from quire.sampling.row import SamplingRow
 
+EDIT_BYTES = 8 + 1 + 4
+"""Of one edit of a logit: which token, its kind and its value."""
+
 _KEEP, _BAN, _ADD, _PENALIZE = range(4)
 
 Array = npt.NDArray[np.generic]
@@ -72,7 +75,7 @@ def _edits(rows: Sequence[SamplingRow | None], masks: Mapping[int, Words], vocab
         if row is not None and row.counts is not None:
             params = row.params
             penalties[index] = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
-    ids = np.concatenate([ids for ids, _, _ in parts] or [np.zeros(0)]).astype(np.int64)
+    ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids, _, _ in parts] or [np.zeros(0, dtype=np.int64)])
     kinds, values = np.empty(len(ids), dtype=np.uint8), np.zeros(len(ids), dtype=np.float32)
     start = 0
     for part, kind, value in parts:

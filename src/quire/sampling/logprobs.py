@@ -38,15 +38,16 @@ def prompt_logprobs(logits: Tensor, next_token_ids: Sequence[int], num_logprobs:
     step = max(1, CHUNK_ELEMENTS // max(1, vocab_size))
     entries: list[TokenLogprobs] = []
     for start in range(0, len(next_token_ids), step):
-        chunk = logits[start : start + step].to(torch.float32)
-        token_ids = next_token_ids[start : start + step]
-        if not all(math.isfinite(largest) for largest in chunk.amax(-1).tolist()):
-            raise RequestError(
-                "prompt_logprobs: expected finite logits, got NaN or infinity. Check the model's weights."
-            )
-        report = compiled.token_logprobs if compiled.is_compiled(chunk.device) else token_logprobs
-        entries += report(compiled.as_rows(chunk), token_ids, [num_logprobs] * len(token_ids))
+        entries += _finite_logprobs(logits[start : start + step], next_token_ids[start : start + step], num_logprobs)
     return entries
+
+
+def _finite_logprobs(logits: Tensor, token_ids: Sequence[int], num_logprobs: int) -> list[TokenLogprobs]:
+    rows = logits.to(torch.float32)
+    if not all(math.isfinite(largest) for largest in rows.amax(-1).tolist()):
+        raise RequestError("prompt_logprobs: expected finite logits, got NaN or infinity. Check the model's weights.")
+    report = compiled.token_logprobs if compiled.is_compiled(rows.device) else token_logprobs
+    return report(compiled.as_rows(rows), token_ids, [num_logprobs] * len(token_ids))
 
 
 def token_logprobs(logits: Tensor, token_ids: Sequence[int], nums_logprobs: Sequence[int]) -> list[TokenLogprobs]:

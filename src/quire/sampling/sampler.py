@@ -62,7 +62,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
 def _sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
     if compiled.is_compiled(logits.device):
         return _sample_compiled(compiled.as_rows(logits), rows)
-    step = max(1, CHUNK_ELEMENTS * torch.get_num_threads() // max(1, logits.shape[1]))
+    step = rows_together(logits.shape[1], torch.get_num_threads())
     results: list[SampledToken] = []
     for start in range(0, len(rows), step):
         chunk = logits[start : start + step].to(torch.float32).contiguous()
@@ -81,11 +81,19 @@ def _sample_compiled(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sample
         if token_id < 0 and errors[index] is None:
             errors[index] = _unusable(largest[index])
     chosen = {index: token_id for index, token_id in enumerate(token_ids) if errors[index] is None}
-    nums = {index: num for index in chosen if (num := rows[index].params.logprobs) is not None}
-    wanted = [chosen[index] for index in nums], list(nums.values())
-    entries = compiled.token_logprobs(_take(logits, list(nums)), *wanted) if nums else []
-    logprobs = dict(zip(nums, entries, strict=True))
+    logprobs: dict[int, TokenLogprobs] = {}
+    wanted = [index for index in chosen if rows[index].params.logprobs is not None]
+    step = rows_together(logits.shape[1], torch.get_num_threads())
+    for some in (wanted[start : start + step] for start in range(0, len(wanted), step)):
+        nums = [num for index in some if (num := rows[index].params.logprobs) is not None]
+        entries = compiled.token_logprobs(_take(logits, some), [chosen[index] for index in some], nums)
+        logprobs |= zip(some, entries, strict=True)
     return [SampledToken(chosen.get(index, -1), logprobs.get(index), error) for index, error in enumerate(errors)]
+
+
+def rows_together(vocab_size: int, num_threads: int) -> int:
+    """Return how many rows are worked on at once where that takes memory."""
+    return max(1, CHUNK_ELEMENTS * num_threads // max(1, vocab_size))
 
 
 def _sample_chunk(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:

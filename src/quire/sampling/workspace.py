@@ -45,8 +45,10 @@ def sampling_bytes(logits: SampledLogits, num_threads: int) -> int:
     copied = min(logits.num_sampled, logits.num_rows - 1) * logits.vocab_size * logits.dtype.itemsize
     sampled = _chunk(logits, logits.num_sampled, sampler.CHUNK_ELEMENTS * num_threads)
     prompt = _chunk(logits, logits.num_rows, logprobs.CHUNK_ELEMENTS)
+    if not compiled.is_compiled(torch.device("cpu")):
+        return max(copied + _sample(logits, sampled), _logprobs(logits, prompt))
     scratch = compiled.scratch_bytes(logits.vocab_size, num_threads)
-    return max(copied + max(_sample(logits, sampled), scratch), _logprobs(logits, prompt) + scratch)
+    return scratch + max(copied + _sample_compiled(logits, sampled), prompt * _widened(logits))
 
 
 def gpu_sampling_bytes(num_rows: int, vocab_size: int, *, is_captured: bool = False) -> int:
@@ -93,6 +95,12 @@ def _sample(logits: SampledLogits, size: int) -> int:
     apart = (num_rows - 1) * (4 + 8) + max(0, num_rows - 2) * (8 + 16)
     chosen = max(alike, apart, num_rows * (4 + 4)) * logits.vocab_size
     return size * (_widened(logits) + 4) + max(_PENALTY_BYTES * seen, chosen)
+
+
+def _sample_compiled(logits: SampledLogits, size: int) -> int:
+    """Return what `sample` holds by compiled kernels: all edits, or the rows of a chunk that want logprobs."""
+    seen = min(logits.max_model_len, logits.vocab_size)
+    return max(logits.num_sampled * seen * compiled.EDIT_BYTES, size * logits.dtype.itemsize)
 
 
 def _logprobs(logits: SampledLogits, size: int) -> int:

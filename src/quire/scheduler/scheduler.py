@@ -350,6 +350,7 @@ class Scheduler:
             reason,
             stop_reason,
             row.num_preemptions,
+            embedding=result.embedding,
         )
 
     def _absorb_prompt(self, row: Row, num_computed_tokens: int, result: RowOutput) -> tuple[TokenLogprobs, ...] | None:

@@ -101,13 +101,16 @@ class EngineClient(Protocol):
         """
         ...
 
-    async def embed(self, request_id: str, prompt_token_ids: Sequence[int], pooling: str) -> list[float]:
+    async def embed(
+        self, request_id: str, prompt_token_ids: Sequence[int], pooling: str, *, cache_salt: str = ""
+    ) -> list[float]:
         """Return the pooled last hidden state of a prompt, [hidden_size], unit length.
 
         Args:
             request_id: Unique among unfinished requests.
             prompt_token_ids: Ids.
             pooling: "mean" or "last".
+            cache_salt: Cached prefixes are shared with requests of the same salt.
 
         Raises:
             RequestError: It is not valid.

@@ -11,7 +11,7 @@ import torch
 
 from quire.core.errors import PlanError
 from quire.ops.spec import TensorSpec
-from quire.plan.tensor_file import TensorFile
+from quire.plan.storage.tensor_file import TensorFile
 from quire.weights.legacy import convert
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"

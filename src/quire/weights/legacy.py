@@ -17,7 +17,7 @@ from quire.core import env
 from quire.core.errors import PlanError
 from quire.core.log import get_logger
 from quire.ops.spec import TensorSpec
-from quire.plan.tensor_file import TensorFile, file_order, write_tensor_file
+from quire.plan.storage.tensor_file import TensorFile, file_order, write_tensor_file
 
 _log = get_logger(__name__)
 _DTYPES = (

@@ -20,7 +20,7 @@ def _options(warps: int, stages: int) -> dict[str, Any]:
 
 def _streamed(dtype: str, rows: int, features: int, channels: int, warps: int, stages: int, out: str = "bf16"):
     blocks = {"x": f"{dtype}[{rows},{channels}]", "weight": f"{dtype}[{features},{channels}]"}
-    descriptors = {**blocks, "out": f"{out}[{rows},{features // 2}]"}
+    descriptors = {**blocks, "out": f"{out}[{rows},64]"}
     is_scaled = dtype not in ("bf16", "fp16")
     return Compilation(
         f"{_LINEAR}:streamed_kernel",
@@ -28,6 +28,18 @@ def _streamed(dtype: str, rows: int, features: int, channels: int, warps: int, s
          **(_SCALED if is_scaled else {})},
         {"ROWS": rows, "FEATURES": features, "CHANNELS": channels, **({} if is_scaled else _PLAIN)},
         _options(warps, stages), wants_wgmma=True, capabilities=(90,),
+    )  # fmt: skip
+
+
+def _narrow(dtype: str, rows: int, channels: int, stages: int):
+    is_scaled = dtype != "bf16"
+    return Compilation(
+        f"{_LINEAR}:narrow_kernel",
+        {"x": f"tensordesc<{dtype}[{rows},{channels}]>", "weight": f"tensordesc<{dtype}[64,{channels}]>",
+         "lines": f"*{dtype}:16", "out": "*bf16:16", **_SIZES, "weight_stride": "i32:16",
+         **(_SCALED if is_scaled else {})},
+        {"ROWS": rows, "FEATURES": 64, "CHANNELS": channels, "AHEAD": 256, **({} if is_scaled else _PLAIN)},
+        _options(4, stages), wants_wgmma=True, capabilities=(90,),
     )  # fmt: skip
 
 
@@ -80,14 +92,18 @@ def _expert(rows: int, is_pair: bool):
 _BF16, _FP8, _INT8 = ("bf16", "bf16"), ("fp8e4nv", "fp8e4nv"), ("i8", "i8")
 
 COMPILATIONS = (
-    _streamed("bf16", 128, 256, 64, 8, 3),
-    _streamed("bf16", 128, 128, 64, 4, 4),
-    _streamed("bf16", 64, 128, 64, 4, 5),
+    _streamed("bf16", 128, 256, 64, 8, 4),
+    _streamed("bf16", 128, 128, 64, 4, 5),
+    _streamed("bf16", 64, 128, 64, 4, 6),
     _streamed("bf16", 64, 64, 64, 4, 6),
-    _streamed("fp8e4nv", 128, 256, 128, 8, 3),
+    _streamed("fp8e4nv", 128, 256, 128, 8, 4),
     _streamed("fp8e4nv", 64, 64, 128, 4, 6),
-    _streamed("i8", 128, 256, 128, 8, 3),
-    _streamed("i8", 128, 256, 128, 8, 3, out="fp32"),
+    _streamed("i8", 128, 256, 128, 8, 4),
+    _streamed("i8", 128, 256, 128, 8, 4, out="fp32"),
+    _narrow("bf16", 16, 256, 5),
+    _narrow("bf16", 64, 256, 3),
+    _narrow("fp8e4nv", 16, 512, 5),
+    _narrow("i8", 16, 512, 5),
     _gathered(_BF16, "bfloat16", (16, 64, 128, 4, 10), capabilities=(90,)),
     _gathered(_BF16, "bfloat16", (16, 64, 128, 4, 6), capabilities=(80,)),
     _gathered(_BF16, "bfloat16", (64, 128, 128, 4, 3)),

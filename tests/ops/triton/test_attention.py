@@ -44,7 +44,9 @@ def _case(dtype, heads, kv_heads, head_dim, block_size=16, batch=BATCH, kv_dtype
 def _run(case, window=None, cap=None, tile=SHORT, workspace_bytes=1 << 20):
     query, cache, table, lengths, starts, scales = case
     items = cut(query, cache, table, lengths, starts, window, tile, workspace_bytes)
-    return attend(query, cache, table, query.shape[2] ** -0.5, window, scales, cap, items, tile)
+    out = torch.empty(query.shape, dtype=query.dtype, device=DEVICE)
+    attend(query, cache, table, query.shape[2] ** -0.5, window, scales, cap, items, out)
+    return out
 
 
 def _reference(case, window=None, cap=None):
@@ -184,4 +186,23 @@ def test_the_tactic_is_listed_and_prepares_itself():
     tactic = tactics_for("attention", "cuda")[0]
     arguments = (query, cache, table, lengths, starts, 0.25, None, None, None)
     assert_close(tactic.run(*arguments, prepared=tactic.prepare(*arguments)), attention(*arguments))
-    assert is_valid(scale=0.25) and not is_valid(scale=-1.0)
+    assert is_valid(0.25, cache) and not is_valid(-1.0, cache)
+    assert not is_valid(0.25, torch.empty(2, 1, 1, 16, 5, dtype=torch.int8)), "no whole words"
+
+
+@pytest.mark.parametrize("kv_dtype", [None, torch.float8_e4m3fn], ids=str)
+def test_a_step_of_both_kinds_is_cut_twice(kv_dtype):
+    """Tokens of decoding sequences have the bits of a step without prompts, those of prompts of one without others."""
+    case = _case(torch.bfloat16, 4, 2, 16, 16, [(1, 70), (20, 36), (1, 5), (7, 7)], kv_dtype)
+    tactic, starts = tactics_for("attention", "cuda")[0], case[4].tolist()
+
+    def run(query, cache, table, lengths, starts, scales):
+        arguments = (query, cache, table, lengths, starts, 0.25, None, scales, None)
+        prepared = tactic.prepare(*arguments)
+        return tactic.run(*arguments, prepared=prepared), len(prepared)
+
+    together, num_parts = run(*case)
+    assert num_parts == 2
+    for i, (first, last) in enumerate(itertools.pairwise(starts)):
+        alone, num_parts = run(*_part(case, i, 0, last - first))
+        assert num_parts == 1 and torch.equal(alone, together[first:last])

@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from quire.ops.triton.attention_tiles import (
+    ALL,
+    DECODING,
+    OTHERS,
     SPLIT,
     WORKSPACE_BYTES,
     Tile,
     attention_bytes,
-    choose_tile,
     cut,
     items_bytes,
+    layouts,
 )
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,13 +29,13 @@ BATCHES = {
 }
 
 
-def _cut(batch, window, slots, heads=4, padding=0):
+def _cut(batch, window, slots, heads=4, padding=0, of=ALL):
     lengths = torch.tensor([length for _, length in batch], dtype=torch.int32, device=DEVICE)
     starts = torch.tensor([0, *itertools.accumulate(q for q, _ in batch)], dtype=torch.int32, device=DEVICE)
     query = torch.empty(int(starts[-1]) + padding, heads, 6)
     table = torch.empty(len(batch), -(-max(length for _, length in batch) // 16), dtype=torch.int32)
     cache = torch.empty(2, 1, 1, 16, 6)
-    return query, cut(query, cache, table, lengths, starts, window, TILE, slots * heads * 8 * 4)
+    return query, cut(query, cache, table, lengths, starts, window, TILE, slots * heads * 8 * 4, of)
 
 
 @pytest.mark.parametrize("name", BATCHES)
@@ -75,6 +78,28 @@ def test_long_work_comes_first():
     assert [item[3] for item in items[:5]] == [292, 284, 276, 268, 260]
 
 
+@pytest.mark.parametrize("slots", [0, 1000])
+def test_both_kinds_of_sequences_are_all(slots):
+    counts = []
+    for of in (DECODING, OTHERS):
+        query, found = _cut(BATCHES["mixed"], None, slots, padding=5, of=of)
+        num_items, num_merges = found.counts.tolist()
+        tokens = {i for _, first, n, *_ in found.items[:num_items].tolist() for i in range(first, first + n)}
+        assert {token for token, *_ in found.merges[:num_merges].tolist()} <= tokens
+        counts.append(tokens)
+    assert counts == [{0, 44}, set(range(len(query))) - {0, 44}]
+
+
+def test_a_step_is_cut_twice_where_that_may_help():
+    bf16, f32, eight = torch.bfloat16, torch.float32, torch.int8
+    assert [of for _, of in layouts(64, 64, 128, bf16)] == [of for _, of in layouts(9, 1, 128, bf16)] == [ALL]
+    for kv_dtype in (bf16, eight):
+        (long, others), (short, decoding) = layouts(80, 20, 128, bf16, kv_dtype)
+        assert (others, decoding) == (OTHERS, DECODING) and long.block_m > short.block_m
+        assert (long.block_n, long.split) == (short.block_n, short.split), "bits depend on these"
+    assert [of for _, of in layouts(80, 20, 64, f32)] == [of for _, of in layouts(80, 20, 256, bf16)] == [ALL]
+
+
 def test_bytes_are_what_is_allocated():
     for num_tokens, num_seqs in ((64, 64), (2048, 2), (100, 64)):
         query = torch.empty(num_tokens, 8, 64, dtype=torch.bfloat16, device="meta")
@@ -82,9 +107,13 @@ def test_bytes_are_what_is_allocated():
         table = torch.empty(num_seqs, 512, dtype=torch.int32, device="meta")
         lengths = torch.zeros(num_seqs, dtype=torch.int32, device=DEVICE)
         starts = torch.zeros(num_seqs + 1, dtype=torch.int32, device=DEVICE)
-        found = cut(query, cache, table, lengths, starts, None, choose_tile(num_tokens, num_seqs, 64, query.dtype))
-        held = sum(t.numel() * 4 for t in (found.items, found.merges, found.counts))
-        assert held <= items_bytes(query, cache, table)[0] <= held + 32 * num_tokens
+        parts = [
+            cut(query, cache, table, lengths, starts, None, tile, of=of)
+            for tile, of in layouts(num_tokens, num_seqs, 64, query.dtype)
+        ]
+        held, found = sum(t.numel() * 4 for p in parts for t in (p.items, p.merges, p.counts)), parts[0]
+        limit = items_bytes(query, cache, table)[0] * len(parts) // 2
+        assert held <= limit <= held + 64 * num_tokens
         result = num_tokens * 8 * 64 * 2
         assert attention_bytes(query, cache, table) == result + found.num_slots * 8 * 66 * 4
         assert found.num_slots * 8 * 66 * 4 <= WORKSPACE_BYTES and found.num_slots <= num_tokens * 8192 // SPLIT

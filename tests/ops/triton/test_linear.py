@@ -74,7 +74,7 @@ def test_empty():
     assert kernels.linear(torch.empty(2, 0, 8, device=DEVICE), weight).shape == (2, 0, 5)
 
 
-def test_tiles_are_as_large_as_keeps_the_chip_busy(monkeypatch):
+def test_tiles_fill_their_last_wave(monkeypatch):
     monkeypatch.setattr("quire.ops.triton.tiles.num_programs", lambda x: 132)
 
     def tile(num_rows, out_features, is_streamed=True, **packed):
@@ -86,8 +86,9 @@ def test_tiles_are_as_large_as_keeps_the_chip_busy(monkeypatch):
     assert tile(512, 4096) == (128, 128)
     assert tile(256, 4096) == (64, 128)
     assert tile(128, 4096) == (64, 64)
-    assert tile(128, 28672) == (128, 128)
-    assert tile(256, 28672) == tile(512, 28672) == (128, 256)
+    assert tile(128, 28672) == tile(256, 28672) == tile(1024, 28672) == (128, 256)
+    assert tile(512, 28672) == (128, 128), "seven waves instead of four of twice the size"
+    assert tile(128, 6144) == (64, 128) and tile(1024, 6144) == (128, 128)
     assert tile(100, 4096) == (64, 64)
     assert tile(100, 4096, is_streamed=False) == (64, 64)
     assert tile(16, 4096) == (16, 64)

@@ -142,7 +142,8 @@ def test_rows_of_zeros_and_rows_that_are_not_finite(dtype):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("kept", EIGHT_BITS)
 def test_quotients_are_those_of_a_division(kept, dtype):
-    x = (rows(2048, 4096, dtype=torch.float32) * torch.logspace(-4, 4, 2048, device=DEVICE)[:, None]).to(dtype)
+    x = rows(2048, 4096, dtype=torch.float32) * torch.logspace(-4, 4, 2048, device=DEVICE)[:, None]
+    x = x.clamp(-6e4, 6e4).to(dtype)  # float16 ends at 65504, and rows that are not finite may be any int8
     x[:, ::7] *= 1e-3
     x[3], x[4, 5:], x[5, ::2] = 0.0, 0.0, -0.0
     # On a CPU: torch divides by a number that is no tensor by multiplying on a GPU.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from quire.ops.native import library
 from quire.ops.native.library import call, kernel_names
 from quire.ops.spec import TensorLike, sizes_of
 
@@ -63,16 +66,11 @@ def is_valid(scale: float, **rest: object) -> bool:
     return scale > 0 and KERNEL in kernel_names()
 
 
-def scratch_bytes(query: TensorLike, kv_cache: TensorLike, block_table: TensorLike, **rest: object) -> int:
-    """Return the most bytes of scratch that a thread keeps; see AttentionScratch in csrc/kernels/attention.hpp."""
-    num_tokens, num_heads, head_dim = sizes_of(query)
-    group = num_heads // sizes_of(kv_cache)[2]
-    tokens = max(1, _SHARED_ROWS // group)
-    rows, width = _round_up(tokens * group, _BLOCK_ROWS), _round_up(head_dim, _PANEL)
-    tiles = 12 * 8 * (sizes_of(block_table)[0] + num_tokens // tokens)
-    packed = 4 * width * (rows + 2 * _SPAN)
-    sums = 4 * (width + 2) * (rows + _BLOCK_ROWS)
-    return tiles + 4 * head_dim + packed + 4 * _BLOCK_ROWS * (_SPAN + 16) + sums + 16 * 64
+def scratch_bytes(query: TensorLike, kv_scales: TensorLike | None = None, **arguments: Any) -> tuple[int, int]:
+    """Return what the kernel works in: bytes of each thread, and at most the partial results that threads share."""
+    tensors = [arguments[name] for name in OPERANDS[2:-1]]
+    own, _ = library.scratch_bytes(KERNEL, [query, query, *tensors, kv_scales], numbers(**arguments))
+    return own, shared_bytes(query, **arguments) if torch.get_num_threads() > 1 else 0
 
 
 def shared_bytes(query: TensorLike, kv_cache: TensorLike, block_table: TensorLike, **rest: object) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from quire.core.errors import TacticError
 from quire.core.log import get_logger
+from quire.ops.spec import TensorLike, sizes_of
 
 _log = get_logger(__name__)
 
@@ -48,6 +50,26 @@ def operand(tensor: torch.Tensor | None) -> tuple[int, int, list[int], list[int]
     if tensor is None:
         return None
     return tensor.data_ptr(), _NUMBERS[tensor.dtype], list(tensor.shape), list(tensor.stride())
+
+
+def scratch_bytes(name: str, tensors: Sequence[TensorLike | None], numbers: Sequence[float] = ()) -> tuple[int, int]:
+    """Return what a kernel works in: bytes of each thread, and of all threads together.
+
+    Args:
+        name: Which.
+        tensors: Its operands, contiguous, of fixed sizes. The kernel must not read them before it begins.
+        numbers: Attributes.
+    """
+    own, shared = library().scratch_bytes(name, [_described(tensor) for tensor in tensors], list(numbers))
+    return own, shared
+
+
+def _described(tensor: TensorLike | None) -> tuple[int, int, list[int], list[int]] | None:
+    if tensor is None:
+        return None
+    sizes = list(sizes_of(tensor))
+    strides = [prod(sizes[dim + 1 :]) for dim in range(len(sizes))]
+    return 64, _NUMBERS[tensor.dtype], sizes, strides  # any address: an operand at none is absent
 
 
 def call(

@@ -108,7 +108,7 @@ def is_valid(x: TensorLike, weight: TensorLike, scales: TensorLike | None = None
     """Return whether there is a kernel, and it takes this layer: groups of four bits are multiples of 32 channels."""
     if weight.dtype == torch.uint8:
         assert scales is not None, "four bits have scales"
-        if sizes_of(x)[-1] // sizes_of(scales)[1] % _GROUP:
+        if 2 * sizes_of(weight)[1] // sizes_of(scales)[1] % _GROUP:
             return False
     return x.dtype != torch.int8 and KERNEL in kernel_names()
 
@@ -133,25 +133,3 @@ def packed_int4_bytes(weight: TensorLike, scales: TensorLike, zero_points: Tenso
     out_features, groups = sizes_of(scales)
     whole = -(-out_features // PANEL) * PANEL * groups
     return packed_bytes(weight) + whole * (scales.dtype.itemsize + zero_points.dtype.itemsize)
-
-
-# As the constants of these names in csrc/kernels/linear.hpp, linear.cpp and amx/linear_tiles.cpp: the larger of the two
-# engines.
-_FEW_ROWS, _GROUP_ROWS, _PANELS_TOGETHER, _CHUNK_BYTES = 32, 512, 8, 1 << 17
-
-
-def scratch_bytes(x: TensorLike, num_groups: int = 0, num_threads: int = 1) -> int:
-    """Return at most how many bytes a team holds for a layer: rows in another layout, sums, and widened weights.
-
-    Args:
-        x: [*rows, in_features].
-        num_groups: Of a weight of four bits; 0 for others.
-        num_threads: Of the team.
-    """
-    in_features = sizes_of(x)[-1]
-    rows = num_bytes(x) // max(1, in_features * x.dtype.itemsize) + _FEW_ROWS  # whole blocks
-    copied = rows * (-(-in_features // _GROUP) * _GROUP + num_groups) * 4
-    group = in_features // max(1, num_groups) * PANEL * 4 if num_groups else 0
-    sums = (_GROUP_ROWS * _PANELS_TOGETHER + _FEW_ROWS) * PANEL * 4
-    own = 2 * max(_CHUNK_BYTES, group) + sums
-    return num_threads * own + copied * (num_threads if rows <= 2 * _FEW_ROWS else 1)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from quire.ops.native import attention, linear, rows, w8a8
-from quire.ops.native.library import kernel_names
+from quire.ops.native.library import kernel_names, scratch_bytes
 from quire.ops.op import Kernel, Tactic
-from quire.ops.spec import TensorLike, sizes_of
+from quire.ops.spec import TensorLike, TensorSpec, dtype_of, sizes_of
 
 
 def _eps(eps: float, **others: object) -> tuple[float, ...]:
@@ -26,18 +27,39 @@ def _number(y: float, **others: object) -> tuple[float, ...]:
     return (y,)
 
 
-def _linear_bytes(x: TensorLike, zero_points: TensorLike | None = None, **others: object) -> int:
-    num_groups = 0 if zero_points is None else sizes_of(zero_points)[1]
-    return linear.scratch_bytes(x, num_groups, torch.get_num_threads())
+def _linear_bytes(
+    x: TensorLike, weight: TensorLike, zero_points: TensorLike | None = None, **others: object
+) -> tuple[int, int]:
+    """Return what a product works in at most: with all rows, or with as many as each worker lays out for itself."""
+    held = TensorSpec(tuple(weight.shape), linear.held_dtype(weight.dtype))
+    scales = zero_points and TensorSpec(tuple(zero_points.shape), torch.float32)
+
+    def counted(rows: TensorSpec) -> tuple[int, int]:
+        out = TensorSpec((rows.shape[0], weight.shape[0]), rows.dtype)
+        return scratch_bytes(linear.KERNEL, [out, rows, held, scales, zero_points, None])
+
+    return _most(counted, x)
 
 
-def _w8a8_bytes(x: TensorLike, **others: object) -> int:
-    return torch.get_num_threads() * w8a8.scratch_bytes(x)
+def _w8a8_bytes(x: TensorLike, weight: TensorLike, dtype: str = "bfloat16", **others: object) -> tuple[int, int]:
+    plain = TensorSpec((1, 1), torch.float32)
+
+    def counted(rows: TensorSpec) -> tuple[int, int]:
+        out = TensorSpec((rows.shape[0], weight.shape[0]), dtype_of(dtype))
+        return scratch_bytes("linear_w8a8", [out, rows, plain, weight, plain, plain, None])
+
+    return _most(counted, x)
 
 
-def _attention_bytes(**arguments: Any) -> int:
-    threads = torch.get_num_threads()
-    return threads * attention.scratch_bytes(**arguments) + (threads > 1) * attention.shared_bytes(**arguments)
+_FEW_ROWS = 32
+"""Up to so many rows kernels may work otherwise than with more."""
+
+
+def _most(counted: Callable[[TensorSpec], tuple[int, int]], x: TensorLike) -> tuple[int, int]:
+    *leading, width = sizes_of(x)
+    sizes = (TensorSpec((count, width), x.dtype) for count in (prod(leading), min(prod(leading), _FEW_ROWS)))
+    own, shared = zip(*map(counted, sizes), strict=True)
+    return max(own), max(shared)
 
 
 def _without_packed(count: int) -> Callable[..., Tensor]:
@@ -64,7 +86,7 @@ _ALL = (
     _linear("linear_w8a16", linear.pack_8bit, linear.packed_8bit_bytes, ("weight", "scales")),
     _linear("linear_w4a16", linear.pack_int4, linear.packed_int4_bytes, ("weight", "scales", "zero_points")),
     Tactic("attention", "native", attention.attention, is_valid=attention.is_valid,
-           kernel=Kernel(attention.KERNEL, attention.OPERANDS[1:], attention.numbers, _attention_bytes)),
+           kernel=Kernel(attention.KERNEL, attention.OPERANDS[1:], attention.numbers, attention.scratch_bytes)),
     Tactic("rms_norm", "native", rows.rms_norm, kernel=Kernel("rms_norm", ("x", "weight"), _eps)),
     Tactic("layer_norm", "native", rows.layer_norm, kernel=Kernel("layer_norm", ("x", "weight", "bias"), _eps)),
     Tactic("add_rms_norm", "native", rows.add_rms_norm,

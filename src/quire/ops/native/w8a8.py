@@ -72,11 +72,3 @@ def run(
     flat, rows_scales = out.view(-1, len(weight.scales)), x_scales.reshape(-1, 1)
     call("linear_w8a8", [flat, rows, rows_scales, weight.panels, weight.scales, weight.corrections, bias])
     return out
-
-
-def scratch_bytes(x: TensorLike) -> int:
-    """Return the most bytes that a worker needs beside the result: sums and, on AVX2 in 16 bits, a group of rows."""
-    *leading, width = sizes_of(x)
-    padded = -(-width // STEP_CHANNELS) * STEP_CHANNELS
-    group = min(1024, max(32, GROUP_BYTES // padded // 32 * 32))
-    return (2 * padded + 4 * PANEL_COLUMNS) * min(group, torch.Size(leading).numel())

@@ -20,26 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.ops.spec import TensorLike
 from quire.ops.triton import launch
-from quire.ops.triton.attention_tiles import ITEM_SIZE, MERGE_SIZE, StepItems, Tile, choose_tile, cut
+from quire.ops.triton.attention_tiles import ITEM_SIZE, MERGE_SIZE, StepItems, cut, layouts
+from quire.ops.triton.packing import unpack_byte
 
 _LOG2E = tl.constexpr(1.4426950408889634)
-_INTERPRETED = tl.constexpr(launch.INTERPRETED)
-
-
-@triton.jit
-def _widen(x, like):
-    """Return what a cache holds in the dtype of `like`, exactly; float8_e4m3fn comes as its bits.
-
-    Those become a float32 by arithmetic, since only compute capability 8.9 and later convert them: sign and exponent
-    are put in place, and the difference of the exponents' biases, 120, is multiplied in.
-    """
-    if x.dtype == tl.uint8:
-        bits = (x.to(tl.int8, bitcast=True).to(tl.int32) << 20).to(tl.uint32, bitcast=True) & 0x87F00000
-        return (bits.to(tl.float32, bitcast=True) * 1.329227995784916e36).to(like.dtype)
-    if _INTERPRETED:  # it converts other types to bfloat16 as if that were an integer
-        return x.to(tl.float32).to(like.dtype)
-    return x.to(like.dtype)
 
 
 @triton.jit
@@ -84,67 +70,140 @@ def _row_sums(x):
 
 
 @triton.jit
+def _place_tile(
+    start, keys, values, table, stride_block, low, high,
+    WIDTH: tl.constexpr, DIMS: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, IS_MASKED: tl.constexpr,
+):  # fmt: skip
+    """Return the positions of a tile that begins at `start`, whether they are seen at all, and pointers to their rows
+    of `WIDTH` elements, padded to `DIMS`, in `keys` and `values`."""
+    at = start + tl.arange(0, BLOCK_N)
+    inside = (at >= low) & (at < high)
+    of = table + at // BLOCK_SIZE
+    block = tl.load(of, mask=inside, other=0) if IS_MASKED else tl.load(of)
+    row = block.to(tl.int64) * stride_block + at % BLOCK_SIZE * WIDTH
+    offsets = row[:, None] + tl.arange(0, DIMS)[None, :]
+    return at, inside, keys + offsets, values + offsets
+
+
+@triton.jit
+def _weigh(
+    scores, m, s, at, position, window, inner, factor,
+    IS_MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
+):  # fmt: skip
+    """Take a tile's scores into the peak and the sum of an online softmax.
+
+    Returns:
+        New peaks and sums, the tile's weights, and the factors of the weighted values so far.
+    """
+    if HAS_CAP:
+        scores = _tanh(scores * inner)
+    if IS_MASKED:
+        seen = at[None, :] <= position[:, None]
+        if HAS_WINDOW:
+            seen &= at[None, :] > position[:, None] - window
+        peak = tl.max(tl.where(seen, scores, float("-inf")), axis=1)
+        highest = tl.maximum(m, tl.where(peak == float("-inf"), float("-inf"), peak * factor))
+        base = _finite(highest)
+    else:
+        highest = tl.maximum(m, tl.max(scores, axis=1) * factor)
+        base = highest
+    weights = tl.exp2(tl.fma(scores, tl.zeros_like(scores) + factor, tl.zeros_like(scores) - base[:, None]))
+    if IS_MASKED:
+        weights = tl.where(seen, weights, 0.0)
+    shrunk = tl.exp2(m - base)
+    return highest, s * shrunk + _row_sums(weights), weights, shrunk[:, None]
+
+
+@triton.jit
 def _attend_tiles(
-    m,
-    s,
-    a,
-    q,
-    position,
-    keys,
-    values,
-    table,
-    stride_block,
-    first,
-    end,
-    low,
-    high,
-    window,
-    inner,
-    factor,
-    IS_MASKED: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_CAP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-):
+    m, s, a, q, position, keys, values, table, stride_block, first, end, low, high, window, inner, factor,
+    IS_MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, NUM_STAGES: tl.constexpr,
+):  # fmt: skip
     """Take the key tiles from `first` to `end` into the state (m, s, a) of an online softmax.
 
     Unmasked, every row sees every key of the tiles. Masked, what no row sees, outside of `low` to `high`, is not read.
     """
     dims = tl.arange(0, q.shape[1])
     for start in tl.range(first, end, BLOCK_N, num_stages=NUM_STAGES):
-        at = start + tl.arange(0, BLOCK_N)
-        inside = (at >= low) & (at < high)
-        if IS_MASKED:
-            block = tl.load(table + at // BLOCK_SIZE, mask=inside, other=0)
-        else:
-            block = tl.load(table + at // BLOCK_SIZE)
-        row = block.to(tl.int64) * stride_block + at % BLOCK_SIZE * HEAD_DIM
-        offsets = row[:, None] + dims[None, :]
-        k = _widen(_load_rows(keys + offsets, inside, dims, HEAD_DIM, IS_MASKED), q)
+        at, inside, k_at, v_at = _place_tile(
+            start, keys, values, table, stride_block, low, high, HEAD_DIM, q.shape[1], BLOCK_SIZE, BLOCK_N, IS_MASKED
+        )
+        k = _load_rows(k_at, inside, dims, HEAD_DIM, IS_MASKED)
         scores = launch.dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], dtype=tl.float32))
-        if HAS_CAP:
-            scores = _tanh(scores * inner)
-        if IS_MASKED:
-            seen = at[None, :] <= position[:, None]
-            if HAS_WINDOW:
-                seen &= at[None, :] > position[:, None] - window
-            peak = tl.max(tl.where(seen, scores, float("-inf")), axis=1)
-            highest = tl.maximum(m, tl.where(peak == float("-inf"), float("-inf"), peak * factor))
-            base = _finite(highest)
-        else:
-            highest = tl.maximum(m, tl.max(scores, axis=1) * factor)
-            base = highest
-        weights = tl.exp2(tl.fma(scores, tl.zeros_like(scores) + factor, tl.zeros_like(scores) - base[:, None]))
-        if IS_MASKED:
-            weights = tl.where(seen, weights, 0.0)
-        shrunk = tl.exp2(m - base)
-        s = s * shrunk + _row_sums(weights)
-        v = _widen(_load_rows(values + offsets, inside, dims, HEAD_DIM, IS_MASKED), q)
-        a = launch.dot(weights.to(q.dtype), v, a * shrunk[:, None])
-        m = highest
+        m, s, weights, shrunk = _weigh(
+            scores, m, s, at, position, window, inner, factor, IS_MASKED, HAS_WINDOW, HAS_CAP
+        )
+        v = _load_rows(v_at, inside, dims, HEAD_DIM, IS_MASKED)
+        a = launch.dot(weights.to(q.dtype), v, a * shrunk)
+    return m, s, a
+
+
+@triton.jit
+def _attend_byte_tiles(
+    m, s, a, b, q, r, position, keys, values, table, stride_block, first, end, low, high, window, inner, factor,
+    IS_MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, NUM_STAGES: tl.constexpr, IS_FLOAT8: tl.constexpr,
+):  # fmt: skip
+    """Do the same with a cache of eight bits, read in words of two channels: `a` and `q` are of the even ones, `b` and
+    `r` of the odd ones, so what is added and in which order does not depend on how a tile multiplies.
+
+    From operands that come as bytes, a step of mma.sync would take other channels than one of wgmma (Triton 3.6), and
+    each would be converted alone.
+    """
+    WORDS: tl.constexpr = HEAD_DIM // 2
+    dims = tl.arange(0, q.shape[1])
+    for start in tl.range(first, end, BLOCK_N, num_stages=NUM_STAGES):
+        at, inside, k_at, v_at = _place_tile(
+            start, keys, values, table, stride_block, low, high, WORDS, q.shape[1], BLOCK_SIZE, BLOCK_N, IS_MASKED
+        )
+        k, others = unpack_byte(_load_rows(k_at, inside, dims, WORDS, IS_MASKED), q.dtype, IS_FLOAT8)
+        scores = launch.dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], dtype=tl.float32))
+        k, others = unpack_byte(others, q.dtype, IS_FLOAT8)
+        scores = launch.dot(r, tl.trans(k), scores)
+        m, s, weights, shrunk = _weigh(
+            scores, m, s, at, position, window, inner, factor, IS_MASKED, HAS_WINDOW, HAS_CAP
+        )
+        weights = weights.to(q.dtype)
+        v, others = unpack_byte(_load_rows(v_at, inside, dims, WORDS, IS_MASKED), q.dtype, IS_FLOAT8)
+        a = launch.dot(weights, v, a * shrunk)
+        v, others = unpack_byte(others, q.dtype, IS_FLOAT8)
+        b = launch.dot(weights, v, b * shrunk)
+    return m, s, a, b
+
+
+@triton.jit
+def _attend_split(
+    q, position, keys, values, table, stride_block, first, full, end, low, high, window, inner, factor,
+    HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr, NUM_STAGES: tl.constexpr, IS_FLOAT8: tl.constexpr,
+):  # fmt: skip
+    """Return the state of a split: of tiles from `first` to `full`, of which every row sees all, and from there to
+    `end`, of which it may not."""
+    if keys.dtype.element_ty == tl.int16:
+        HALF: tl.constexpr = q.shape[1] // 2
+        even, odd = tl.split(tl.reshape(q, [q.shape[0], HALF, 2]))
+        m, s, a = _nothing(q.shape[0], HALF)
+        b = tl.zeros_like(a)
+        m, s, a, b = _attend_byte_tiles(
+            m, s, a, b, even, odd, position, keys, values, table, stride_block, first, full, low, high, window, inner,
+            factor, False, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES, IS_FLOAT8,
+        )  # fmt: skip
+        m, s, a, b = _attend_byte_tiles(
+            m, s, a, b, even, odd, position, keys, values, table, stride_block, full, end, low, high, window, inner,
+            factor, True, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES, IS_FLOAT8,
+        )  # fmt: skip
+        a = tl.reshape(tl.join(a, b), [q.shape[0], q.shape[1]])
+    else:
+        m, s, a = _nothing(q.shape[0], q.shape[1])
+        m, s, a = _attend_tiles(
+            m, s, a, q, position, keys, values, table, stride_block, first, full, low, high, window, inner, factor,
+            False, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES,
+        )  # fmt: skip
+        m, s, a = _attend_tiles(
+            m, s, a, q, position, keys, values, table, stride_block, full, end, low, high, window, inner, factor,
+            True, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES,
+        )  # fmt: skip
     return m, s, a
 
 
@@ -173,36 +232,12 @@ def _finish(s, a, kv_scales, kv_head, mask, NUM_KV_HEADS: tl.constexpr):
 
 @triton.jit
 def _attend_item(
-    item,
-    head_tile,
-    out,
-    partials,
-    peaks_sums,
-    query,
-    kv_cache,
-    kv_scales,
-    block_table,
-    scale,
-    soft_cap,
-    window,
-    stride_token,
-    stride_head,
-    stride_value,
-    stride_block,
-    stride_kv_head,
-    stride_table,
-    HAS_WINDOW: tl.constexpr,
-    NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    MEMBERS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SPLIT: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-):
+    item, head_tile, out, partials, peaks_sums, query, kv_cache, kv_scales, block_table, scale, soft_cap, window,
+    stride_token, stride_head, stride_value, stride_block, stride_kv_head, stride_table,
+    HAS_WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, NUM_STAGES: tl.constexpr, IS_FLOAT8: tl.constexpr,
+):  # fmt: skip
     """Compute an item for the query heads that read one KV head, or for as many of them as a tile holds."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     HEAD_TILES: tl.constexpr = (GROUP + MEMBERS - 1) // MEMBERS
@@ -240,14 +275,9 @@ def _attend_item(
         full = tl.maximum(tl.minimum(end, first_position + 1) // BLOCK_N * BLOCK_N, first)
         if HAS_WINDOW:
             full = tl.where(first < low_of_last, first, full)
-        m1, s1, a1 = _nothing(BLOCK_M, PADDED)
-        m1, s1, a1 = _attend_tiles(
-            m1, s1, a1, q, position, keys, values, table, stride_block, first, full, low, high, window, inner, factor,
-            False, HAS_WINDOW, soft_cap is not None, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES,
-        )  # fmt: skip
-        m1, s1, a1 = _attend_tiles(
-            m1, s1, a1, q, position, keys, values, table, stride_block, full, end, low, high, window, inner, factor,
-            True, HAS_WINDOW, soft_cap is not None, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES,
+        m1, s1, a1 = _attend_split(
+            q, position, keys, values, table, stride_block, first, full, end, low, high, window, inner, factor,
+            HAS_WINDOW, soft_cap is not None, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES, IS_FLOAT8,
         )  # fmt: skip
         m, s, a = _merge(m, s, a, m1, s1, a1)
 
@@ -264,39 +294,13 @@ def _attend_item(
 
 @triton.jit(do_not_specialize=["window", "stride_table", "num_programs", "scale", "soft_cap"])
 def _attend_kernel(
-    items,
-    counts,
-    out,
-    partials,
-    peaks_sums,
-    query,
-    kv_cache,
-    kv_scales,
-    block_table,
-    scale,
-    soft_cap,
-    window,
-    num_programs,
-    stride_token,
-    stride_head,
-    stride_value,
-    stride_block,
-    stride_kv_head,
-    stride_table,
-    HAS_WINDOW: tl.constexpr,
-    NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    MEMBERS: tl.constexpr,
-    HEAD_TILES: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SPLIT: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-    IS_OVERLAPPED: tl.constexpr,
-):
+    items, counts, out, partials, peaks_sums, query, kv_cache, kv_scales, block_table, scale, soft_cap, window,
+    num_programs, stride_token, stride_head, stride_value, stride_block, stride_kv_head, stride_table,
+    HAS_WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, MEMBERS: tl.constexpr, HEAD_TILES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, NUM_STAGES: tl.constexpr,
+    IS_FLOAT8: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
+):  # fmt: skip
     """Compute every item for every tile of heads.
 
     Programs take turns, in every other round backwards: items come longest first, so their shares are nearly alike.
@@ -313,26 +317,16 @@ def _attend_kernel(
                 items + work // HEAD_TILES * ITEM_SIZE, work % HEAD_TILES, out, partials, peaks_sums, query, kv_cache,
                 kv_scales, block_table, scale, soft_cap, window, stride_token, stride_head, stride_value,
                 stride_block, stride_kv_head, stride_table, HAS_WINDOW, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PADDED,
-                BLOCK_SIZE, MEMBERS, BLOCK_M, BLOCK_N, SPLIT, NUM_STAGES,
+                BLOCK_SIZE, MEMBERS, BLOCK_M, BLOCK_N, SPLIT, NUM_STAGES, IS_FLOAT8,
             )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_programs"])
 def _merge_kernel(
-    merges,
-    counts,
-    out,
-    partials,
-    peaks_sums,
-    kv_scales,
-    num_programs,
-    NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED: tl.constexpr,
-    ROWS: tl.constexpr,
-    IS_OVERLAPPED: tl.constexpr,
-):
+    merges, counts, out, partials, peaks_sums, kv_scales, num_programs,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
+    ROWS: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
+):  # fmt: skip
     """Merge the partial results of a token's heads in order; `ROWS` heads at a time."""
     launch.let_next_start(IS_OVERLAPPED)
     launch.wait_for_last(IS_OVERLAPPED)
@@ -369,11 +363,13 @@ def prepare(
     window: int | None,
     kv_scales: Tensor | None = None,
     soft_cap: float | None = None,
-) -> StepItems:
+) -> tuple[StepItems, ...]:
     """Cut a step into work items; reads only shapes of `query`, `kv_cache` and `block_table`."""
     num_tokens, _, head_dim = query.shape
-    tile = choose_tile(num_tokens, len(seq_lens), head_dim, query.dtype, kv_cache.dtype)
-    return cut(query, kv_cache, block_table, seq_lens, query_start_loc, window, tile)
+    return tuple(
+        cut(query, kv_cache, block_table, seq_lens, query_start_loc, window, tile, of=of)
+        for tile, of in layouts(num_tokens, len(seq_lens), head_dim, query.dtype, kv_cache.dtype)
+    )
 
 
 def attention(
@@ -387,12 +383,13 @@ def attention(
     kv_scales: Tensor | None = None,
     soft_cap: float | None = None,
     *,
-    prepared: StepItems,
+    prepared: tuple[StepItems, ...],
 ) -> Tensor:
     """Attend; see `ops.attention.attention`. Tokens that belong to no sequence, or to one of length 0, get zeros."""
-    num_tokens, _, head_dim = query.shape
-    tile = choose_tile(num_tokens, len(seq_lens), head_dim, query.dtype, kv_cache.dtype)
-    return attend(query, kv_cache, block_table, scale, window, kv_scales, soft_cap, prepared, tile)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    for part in prepared:
+        attend(query, kv_cache, block_table, scale, window, kv_scales, soft_cap, part, out)
+    return out
 
 
 def attend(
@@ -404,18 +401,19 @@ def attend(
     kv_scales: Tensor | None,
     soft_cap: float | None,
     prepared: StepItems,
-    tile: Tile,
-) -> Tensor:
-    """Attend in the layout for which the step was cut."""
+    out: Tensor,
+) -> None:
+    """Attend for the sequences of some items; fills their rows of `out` [num_tokens, num_heads, head_dim]."""
     num_tokens, num_heads, head_dim = query.shape
+    tile = prepared.tile
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
-    out = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
     if not num_tokens:
-        return out
+        return
     if query.stride(2) != 1:
         query = query.contiguous()
-    if kv_cache.dtype == torch.float8_e4m3fn:
-        kv_cache = kv_cache.view(torch.uint8)
+    is_float8, least = kv_cache.dtype == torch.float8_e4m3fn, 16  # channels that tensor cores add at once
+    if kv_cache.dtype.itemsize == 1:
+        kv_cache, least = kv_cache.view(torch.int16), 2 * least
     num_rows = prepared.num_slots * num_heads
     workspace = torch.empty(num_rows * (head_dim + 2), dtype=torch.float32, device=query.device)
     partials, peaks_sums = workspace[: num_rows * head_dim], workspace[num_rows * head_dim :]
@@ -423,22 +421,23 @@ def attend(
     head_tiles = num_kv_heads * -(-num_heads // num_kv_heads // members)
     num_programs = min(tile.programs * launch.num_programs(query), prepared.items.shape[0] * head_tiles)
     heads = {"NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim,
-             "PADDED": max(16, triton.next_power_of_2(head_dim))}  # fmt: skip
+             "PADDED": max(least, triton.next_power_of_2(head_dim))}  # fmt: skip
     _attend_kernel[(num_programs,)](
         prepared.items, prepared.counts, out, partials, peaks_sums, query, kv_cache, kv_scales, block_table, scale,
         soft_cap, window or 0, num_programs, query.stride(0), query.stride(1), kv_cache.stride(0), kv_cache.stride(1),
         kv_cache.stride(2), block_table.stride(0), HAS_WINDOW=window is not None, **heads, BLOCK_SIZE=block_size,
         MEMBERS=members, HEAD_TILES=head_tiles, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, SPLIT=tile.split,
-        NUM_STAGES=tile.num_stages, num_warps=tile.num_warps, enable_fp_fusion=False, **launch.overlap(query),
+        NUM_STAGES=tile.num_stages, IS_FLOAT8=is_float8, num_warps=tile.num_warps, enable_fp_fusion=False,
+        **launch.overlap(query),
     )  # fmt: skip
     if prepared.num_slots:
         _merge_kernel[(4 * launch.num_programs(query),)](
             prepared.merges, prepared.counts, out, partials, peaks_sums, kv_scales, 4 * launch.num_programs(query),
             **heads, ROWS=4, num_warps=1, enable_fp_fusion=False, **launch.overlap(query),
         )  # fmt: skip
-    return out
 
 
-def is_valid(scale: float, **rest: object) -> bool:
-    """Return whether the highest product makes the highest score, which a positive scale says."""
-    return scale > 0
+def is_valid(scale: float, kv_cache: TensorLike, **rest: object) -> bool:
+    """Return whether the highest product makes the highest score, which a positive scale says, and whether rows of a
+    cache are whole words."""
+    return scale > 0 and int(kv_cache.shape[-1]) * kv_cache.dtype.itemsize % 2 == 0

@@ -85,11 +85,31 @@ def cast(x, dtype: tl.constexpr):
     if _IS_INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
-    if _IS_INTERPRETED and dtype == tl.float8e4nv:  # three bits after the first, none below 2**-9
-        exponent = tl.maximum(x.to(tl.int32, bitcast=True) & 0x7F800000, (127 - 6) << 23)
-        no_bits_below = (exponent + (20 << 23)).to(tl.float32, bitcast=True) * 1.5
-        x = (x + no_bits_below) - no_bits_below
+    if _IS_INTERPRETED and dtype == tl.float8e4nv:
+        return float8_bits(x).to(dtype, bitcast=True)
     return x.to(dtype)
+
+
+@triton.jit
+def int8_of(x):
+    """Return float32 values from -128 to 127 as int8, rounded half to even: the last bits of a sum that is whole."""
+    return (x + _NO_FRACTION).to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
+def float8_bits(x):
+    """Return float32 values as the bits of float8_e4m3fn, uint8, rounded half to even, saturated; NaN as 448.
+
+    By arithmetic, for which any GPU will do; `cast` takes the instruction that there is since compute capability 8.9.
+    From 2**-6 on three bits of the mantissa are kept and the exponent's bias becomes 7; below, values are multiples of
+    2**-9.
+    """
+    size = tl.minimum(tl.abs(x), 448.0)
+    bits = size.to(tl.uint32, bitcast=True)
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - 960  # (127 - 7) << 3
+    small = (size * 512.0 + _NO_FRACTION).to(tl.uint32, bitcast=True) & 0xF
+    sign = (x.to(tl.uint32, bitcast=True) >> 24) & 0x80
+    return (sign | tl.where(size < 0.015625, small, normal)).to(tl.uint8)
 
 
 @triton.jit
@@ -142,15 +162,15 @@ def quantized(x, scale, LARGEST: tl.constexpr, dtype: tl.constexpr):
     quotient = tl.maximum(quotient, -LARGEST, propagate_nan=tl.PropagateNan.ALL)
     quotient = tl.minimum(quotient, LARGEST, propagate_nan=tl.PropagateNan.ALL)
     if dtype == tl.int8:
-        return (quotient + _NO_FRACTION).to(tl.int32, bitcast=True).to(tl.int8)  # the last bits of the sum are it
+        return int8_of(quotient)
     signed = quotient.to(tl.int32, bitcast=True) | (x.to(tl.int32, bitcast=True) & -0x80000000)
     return cast(signed.to(tl.float32, bitcast=True), dtype)
 
 
 @triton.jit
 def _silu(x):
-    """Return `x / (1 + exp(-x))`."""
-    return tl.div_rn(x, 1.0 + tl.exp(-x))
+    """Return `x / (1 + exp(-x))`, by a division that may miss two units in the last place: the others take a branch."""
+    return x / (1.0 + tl.exp(-x))
 
 
 @triton.jit

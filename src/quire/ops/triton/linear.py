@@ -59,6 +59,22 @@ def finish(sums, row, feature, scales, x_scales, bias, num_rows, out_features):
     return out
 
 
+@triton.jit
+def _fetch(weight, feature, out_features, weight_stride, AHEAD: tl.constexpr):
+    """Bring the first `AHEAD` channels of features to the L2 cache."""
+    if AHEAD > 0:
+        LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
+        line = tl.arange(0, AHEAD // LINE) * LINE
+        prefetch(weight + tl.minimum(feature, out_features - 1).to(tl.int64)[:, None] * weight_stride + line[None, :])
+
+
+@triton.jit
+def _store(out, result, row, feature, num_rows, out_features):
+    out_at = out + row.to(tl.int64)[:, None] * out_features + feature[None, :]
+    inside = (row < num_rows)[:, None] & (feature < out_features)[None, :]
+    tl.store(out_at, result.to(out.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def gathered_kernel(
     x, weight, out, scales, x_scales, bias,
@@ -83,10 +99,7 @@ def gathered_kernel(
     x_at = x + tl.minimum(row, num_rows - 1).to(tl.int64)[None, :] * x_stride + channel[:, None]
     weight_at = weight + tl.minimum(feature, out_features - 1).to(tl.int64)[:, None] * weight_stride + channel[None, :]
     sums = tl.zeros((FEATURES, ROWS), dtype=tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
-    if AHEAD > 0:
-        LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
-        line = tl.arange(0, AHEAD // LINE) * LINE
-        prefetch(weight + tl.minimum(feature, out_features - 1).to(tl.int64)[:, None] * weight_stride + line[None, :])
+    _fetch(weight, feature, out_features, weight_stride, AHEAD)
     wait_for_last(IS_OVERLAPPED)
     for start in range(0, in_features, CHANNELS):
         if IS_WHOLE:
@@ -98,9 +111,34 @@ def gathered_kernel(
         weight_at += CHANNELS
         x_at += CHANNELS
     result = finish(tl.trans(sums), row, feature, scales, x_scales, bias, num_rows, out_features)
-    out_at = out + row.to(tl.int64)[:, None] * out_features + feature[None, :]
-    inside = (row < num_rows)[:, None] & (feature < out_features)[None, :]
-    tl.store(out_at, result.to(out.dtype.element_ty), mask=inside)
+    _store(out, result, row, feature, num_rows, out_features)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def narrow_kernel(
+    x, weight, lines, out, scales, x_scales, bias, num_rows, out_features, in_features, weight_stride,
+    ROWS: tl.constexpr, FEATURES: tl.constexpr, CHANNELS: tl.constexpr, AHEAD: tl.constexpr,
+    IS_OVERLAPPED: tl.constexpr,
+):  # fmt: skip
+    """Compute the results of a few features for all rows, which are few, reading by TMA: a thread asks for what took
+    all of them several instructions each.
+
+    Args:
+        x, weight: Descriptors of [num_rows, in_features] and [out_features, in_features].
+        lines: Pointer to the weight.
+        out: Pointer to [num_rows, out_features].
+        scales, x_scales, bias, AHEAD: As in `gathered_kernel`.
+    """
+    let_next_start(IS_OVERLAPPED)
+    first_feature = tl.program_id(0) * FEATURES
+    row, feature = tl.arange(0, ROWS), first_feature + tl.arange(0, FEATURES)
+    sums = tl.zeros((FEATURES, ROWS), dtype=tl.int32 if x.dtype == tl.int8 else tl.float32)
+    _fetch(lines, feature, out_features, weight_stride, AHEAD)
+    wait_for_last(IS_OVERLAPPED)
+    for start in range(0, in_features, CHANNELS):
+        sums = dot(weight.load([first_feature, start]), x.load([0, start]).T, sums)
+    result = finish(tl.trans(sums), row, feature, scales, x_scales, bias, num_rows, out_features)
+    _store(out, result, row, feature, num_rows, out_features)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -112,22 +150,31 @@ def streamed_kernel(
 
     Args:
         x, weight: Descriptors of [num_rows, in_features] and [out_features, in_features].
-        out: Of [num_rows, out_features], in blocks half as wide as a tile: a whole one takes too much shared memory.
+        out: Of [num_rows, out_features], in blocks that a tile is a few of.
         scales, x_scales, bias: See `finish`.
     """
     num_tiles = tl.cdiv(num_rows, ROWS) * tl.cdiv(out_features, FEATURES)
-    HALF: tl.constexpr = FEATURES // 2
     for place in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):
         first_row, first_feature = tile_at(place, num_rows, out_features, ROWS, FEATURES)
         sums = tl.zeros((ROWS, FEATURES), dtype=tl.int32 if x.dtype == tl.int8 else tl.float32)
         for start in range(0, in_features, CHANNELS):
             sums = dot(x.load([first_row, start]), weight.load([first_feature, start]).T, sums)
+        _store_blocks(out, sums, first_row, first_feature, scales, x_scales, bias, num_rows, out_features)
+
+
+@triton.jit
+def _store_blocks(out, sums, first_row, first_feature, scales, x_scales, bias, num_rows, out_features):
+    """Finish and store a tile in blocks as wide as the descriptor's: a whole tile takes too much shared memory."""
+    ROWS: tl.constexpr = sums.shape[0]
+    if sums.shape[1] == out.block_shape[1]:
+        row, feature = first_row + tl.arange(0, ROWS), first_feature + tl.arange(0, sums.shape[1])
+        result = finish(sums, row, feature, scales, x_scales, bias, num_rows, out_features)
+        out.store([first_row, first_feature], result.to(out.dtype))
+    else:
+        HALF: tl.constexpr = sums.shape[1] // 2
         left, right = tl.split(tl.permute(tl.reshape(sums, (ROWS, 2, HALF)), (0, 2, 1)))
-        row, feature = first_row + tl.arange(0, ROWS), first_feature + tl.arange(0, HALF)
-        left = finish(left, row, feature, scales, x_scales, bias, num_rows, out_features)
-        out.store([first_row, first_feature], left.to(out.dtype))
-        right = finish(right, row, feature + HALF, scales, x_scales, bias, num_rows, out_features)
-        out.store([first_row, first_feature + HALF], right.to(out.dtype))
+        _store_blocks(out, left, first_row, first_feature, scales, x_scales, bias, num_rows, out_features)
+        _store_blocks(out, right, first_row, first_feature + HALF, scales, x_scales, bias, num_rows, out_features)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -161,7 +208,9 @@ def product(
     if x_scales is not None:
         x_scales = x_scales.reshape(-1).contiguous()
     if out.numel():
-        launch = _stream if _is_streamed(rows, weight, out) else _gather
+        is_few, launch = rows.shape[0] <= FEW_ROWS, _gather
+        if _is_for_tma(rows, weight, out):
+            launch = _narrow if is_few else _stream
         launch(rows, weight, out, (scales, x_scales, bias))
     return out.view(*x.shape[:-1], weight.shape[0])
 
@@ -172,10 +221,11 @@ def as_matrix(x: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
-def _is_streamed(x: Tensor, weight: Tensor, out: Tensor) -> bool:
+def _is_for_tma(*matrices: Tensor) -> bool:
     """Return whether TMA takes a product (16-byte aligned rows), and it is on a chip with the shared memory for it."""
+    x, weight, _ = matrices
     is_able = capability(x)[0] in (9, 10) and x.dtype == weight.dtype and x.dtype != torch.float32
-    return is_able and x.shape[0] > FEW_ROWS and all(map(_is_aligned, (x, weight, out)))
+    return is_able and all(map(_is_aligned, matrices))
 
 
 def _is_aligned(x: Tensor) -> bool:
@@ -185,15 +235,29 @@ def _is_aligned(x: Tensor) -> bool:
 _Epilogue = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
+# Features that a program of `streamed_kernel` stores at once: 16 KB of 128 rows, which leaves room for a stage more.
+_STORED = 64
+
+
 def _stream(x: Tensor, weight: Tensor, out: Tensor, epilogue: _Epilogue) -> None:
     tile = tile_for(x, weight, is_streamed=True)
     num_tiles = triton.cdiv(x.shape[0], tile.rows) * triton.cdiv(weight.shape[0], tile.features)
     streamed_kernel[(min(num_programs(x), num_tiles),)](
         TensorDescriptor.from_tensor(x, [tile.rows, tile.channels]),
         TensorDescriptor.from_tensor(weight, [tile.features, tile.channels]),
-        TensorDescriptor.from_tensor(out, [tile.rows, tile.features // 2]),
+        TensorDescriptor.from_tensor(out, [tile.rows, _STORED]),
         *epilogue, x.shape[0], *weight.shape, tile.rows, tile.features, tile.channels,
         **options(tile, is_fused=epilogue[0] is None),
+    )  # fmt: skip
+
+
+def _narrow(x: Tensor, weight: Tensor, out: Tensor, epilogue: _Epilogue) -> None:
+    tile = tile_for(x, weight, is_streamed=True)
+    narrow_kernel[(triton.cdiv(weight.shape[0], tile.features),)](
+        TensorDescriptor.from_tensor(x, [tile.rows, tile.channels]),
+        TensorDescriptor.from_tensor(weight, [tile.features, tile.channels]),
+        weight, out, *epilogue, x.shape[0], *weight.shape, weight.stride(0), tile.rows, tile.features, tile.channels,
+        _ahead(x, weight, tile), **overlap(x), **options(tile, is_fused=epilogue[0] is None),
     )  # fmt: skip
 
 

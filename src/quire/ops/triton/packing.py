@@ -1,14 +1,18 @@
-"""Weights of eight and four bits packed in words of 16, for the kernel of `quantized_linear`."""
+"""Weights of eight and four bits packed in words of 16, and how kernels take bytes out of words."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from quire.ops.quantize import unpack_int4
 from quire.ops.spec import TensorLike, sizes_of
+from quire.ops.triton.launch import INTERPRETED
+from quire.ops.triton.linear import widen
 
 HALF = 64
 """Channels of half a block of eight bits: a block is what a program reads at once, 128 bytes of each row."""
@@ -84,3 +88,65 @@ def packed_w4a16_bytes(weight: TensorLike, scales: TensorLike, zero_points: Tens
     (out_features, num_bytes), (_, num_groups) = sizes_of(weight), sizes_of(scales)
     block_bytes = 2 * _quarter(2 * num_bytes // num_groups)
     return out_features * (-(-num_bytes // block_bytes) * block_bytes + num_groups * 2 * scales.dtype.itemsize)
+
+
+# Int8, the low bytes of two words: `(word & 127) | BASE` is 128 + the lower seven bits in bfloat16, 1024 + them in
+# float16. Less `(word & 128) | BASE`, which has the bit of -128 as +128, it is exact.
+_INT8_ASM = """
+{
+    .reg .b32 low, sign, one;
+    mov.b32 one, UNIT;
+    lop3.b32 low, $2, 0x007F007F, BASE, 0xEA;
+    lop3.b32 sign, $2, 0x00800080, MINUS, 0xEA;
+    fma.rn.TYPE $0, low, one, sign;
+    shr.b32 $1, $2, 8;
+}
+"""
+_INT8_BFLOAT16 = tl.constexpr(
+    _INT8_ASM.replace("TYPE", "bf16x2").replace("UNIT", "0x3F803F80")
+    .replace("BASE", "0x43004300").replace("MINUS", "0xC300C300")
+)  # fmt: skip
+_INT8_FLOAT16 = tl.constexpr(
+    _INT8_ASM.replace("TYPE", "f16x2").replace("UNIT", "0x3C003C00")
+    .replace("BASE", "0x64006400").replace("MINUS", "0xE400E400")
+)  # fmt: skip
+
+# Float8: the bits of an exponent, biased by 7, become those of one biased by 127 or 15; times 2**120 or 2**8 that is
+# the same number, also where it has no leading one. See `linear.widen` for the two that are no number.
+_FLOAT8_ASM = """
+{
+    .reg .b32 bits, sign, unit, none;
+    mov.b32 unit, UNIT;
+    mov.b32 none, 0x80008000;
+    and.b32 bits, $2, 0x007F007F;
+    shl.b32 bits, bits, PLACES;
+    shl.b32 sign, $2, 8;
+    lop3.b32 bits, sign, none, bits, 0xEA;
+    fma.rn.TYPE $0, bits, unit, none;
+    shr.b32 $1, $2, 8;
+}
+"""
+_FLOAT8_BFLOAT16 = tl.constexpr(
+    _FLOAT8_ASM.replace("TYPE", "bf16x2").replace("UNIT", "0x7B807B80").replace("PLACES", "4")
+)
+_FLOAT8_FLOAT16 = tl.constexpr(
+    _FLOAT8_ASM.replace("TYPE", "f16x2").replace("UNIT", "0x5C005C00").replace("PLACES", "7")
+)
+_IS_PLAIN = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def unpack_byte(words, dtype: tl.constexpr, IS_FLOAT8: tl.constexpr):
+    """Return the low byte of each word, int8 or float8_e4m3fn, in `dtype`, and words moved on."""
+    if _IS_PLAIN or dtype == tl.float32:
+        values = widen((words & 255).to(tl.uint8), dtype) if IS_FLOAT8 else words.to(tl.int8).to(tl.float32).to(dtype)
+        words = words >> 8
+    else:
+        IS_BFLOAT16: tl.constexpr = dtype == tl.bfloat16
+        float8: tl.constexpr = _FLOAT8_BFLOAT16 if IS_BFLOAT16 else _FLOAT8_FLOAT16
+        int8: tl.constexpr = _INT8_BFLOAT16 if IS_BFLOAT16 else _INT8_FLOAT16
+        values, words = tl.inline_asm_elementwise(
+            float8 if IS_FLOAT8 else int8, "=r,=r,r", [words], dtype=(tl.int16, tl.int16), is_pure=True, pack=2
+        )
+        values = values.to(dtype, bitcast=True)
+    return values, words

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from quire.ops.spec import TensorLike, dtype_of, num_bytes, sizes_of
 from quire.ops.triton.launch import INTERPRETED, dot
-from quire.ops.triton.linear import as_matrix, finish, options, product, widen
-from quire.ops.triton.packing import HALF, PackedBytes, PackedInt4
+from quire.ops.triton.linear import as_matrix, finish, options, product
+from quire.ops.triton.packing import HALF, PackedBytes, PackedInt4, unpack_byte
 from quire.ops.triton.tiles import FEW_ROWS, tile_at, tile_for
 
 _BLOCKS = 16  # that one program of `expand_kernel` expands: words for 16 bytes a thread
@@ -121,48 +121,6 @@ _ASM = """
 _BFLOAT16 = tl.constexpr(_ASM.replace("TYPE", "bf16x2").replace("UNIT", "0x3F803F80").replace("BASE", "0x43004300"))
 _FLOAT16 = tl.constexpr(_ASM.replace("TYPE", "f16x2").replace("UNIT", "0x3C003C00").replace("BASE", "0x64006400"))
 
-# Int8, the low bytes of two words: `(word & 127) | BASE` is 128 + the lower seven bits in bfloat16, 1024 + them in
-# float16. Less `(word & 128) | BASE`, which has the bit of -128 as +128, it is exact.
-_INT8_ASM = """
-{
-    .reg .b32 low, sign, one;
-    mov.b32 one, UNIT;
-    lop3.b32 low, $2, 0x007F007F, BASE, 0xEA;
-    lop3.b32 sign, $2, 0x00800080, MINUS, 0xEA;
-    fma.rn.TYPE $0, low, one, sign;
-    shr.b32 $1, $2, 8;
-}
-"""
-_INT8_BFLOAT16 = tl.constexpr(
-    _INT8_ASM.replace("TYPE", "bf16x2").replace("UNIT", "0x3F803F80")
-    .replace("BASE", "0x43004300").replace("MINUS", "0xC300C300")
-)  # fmt: skip
-_INT8_FLOAT16 = tl.constexpr(
-    _INT8_ASM.replace("TYPE", "f16x2").replace("UNIT", "0x3C003C00")
-    .replace("BASE", "0x64006400").replace("MINUS", "0xE400E400")
-)  # fmt: skip
-
-# Float8: the bits of an exponent, biased by 7, become those of one biased by 127 or 15; times 2**120 or 2**8 that is
-# the same number, also where it has no leading one. See `linear.widen` for the two that are no number.
-_FLOAT8_ASM = """
-{
-    .reg .b32 bits, sign, unit, none;
-    mov.b32 unit, UNIT;
-    mov.b32 none, 0x80008000;
-    and.b32 bits, $2, 0x007F007F;
-    shl.b32 bits, bits, PLACES;
-    shl.b32 sign, $2, 8;
-    lop3.b32 bits, sign, none, bits, 0xEA;
-    fma.rn.TYPE $0, bits, unit, none;
-    shr.b32 $1, $2, 8;
-}
-"""
-_FLOAT8_BFLOAT16 = tl.constexpr(
-    _FLOAT8_ASM.replace("TYPE", "bf16x2").replace("UNIT", "0x7B807B80").replace("PLACES", "4")
-)
-_FLOAT8_FLOAT16 = tl.constexpr(
-    _FLOAT8_ASM.replace("TYPE", "f16x2").replace("UNIT", "0x5C005C00").replace("PLACES", "7")
-)
 _IS_PLAIN = tl.constexpr(INTERPRETED)
 
 
@@ -191,23 +149,6 @@ def _dequantize(words, group, dtype: tl.constexpr):
 
 
 @triton.jit
-def _widen(words, dtype: tl.constexpr, IS_FLOAT8: tl.constexpr):
-    """Return the low byte of each word, int8 or float8_e4m3fn, in `dtype`, and words moved on."""
-    if _IS_PLAIN or dtype == tl.float32:
-        values = widen((words & 255).to(tl.uint8), dtype) if IS_FLOAT8 else words.to(tl.int8).to(tl.float32).to(dtype)
-        words = words >> 8
-    else:
-        IS_BFLOAT16: tl.constexpr = dtype == tl.bfloat16
-        float8: tl.constexpr = _FLOAT8_BFLOAT16 if IS_BFLOAT16 else _FLOAT8_FLOAT16
-        int8: tl.constexpr = _INT8_BFLOAT16 if IS_BFLOAT16 else _INT8_FLOAT16
-        values, words = tl.inline_asm_elementwise(
-            float8 if IS_FLOAT8 else int8, "=r,=r,r", [words], dtype=(tl.int16, tl.int16), is_pure=True, pack=2
-        )
-        values = values.to(dtype, bitcast=True)
-    return values, words
-
-
-@triton.jit
 def expand_kernel(
     weight, out, out_features, in_features, num_blocks,
     IS_FLOAT8: tl.constexpr, BLOCKS: tl.constexpr, HALF: tl.constexpr,
@@ -221,7 +162,7 @@ def expand_kernel(
     feature, block, word = place // num_blocks, place % num_blocks, tl.arange(0, HALF)[None, :]
     words = tl.load(weight + place * HALF + word, mask=feature < out_features, other=0)
     for half in tl.static_range(2):
-        values, words = _widen(words, out.dtype.element_ty, IS_FLOAT8)
+        values, words = unpack_byte(words, out.dtype.element_ty, IS_FLOAT8)
         channel = (2 * block + half) * HALF + word
         inside = (feature < out_features) & (channel < in_features)
         tl.store(out + feature * in_features + channel, values, mask=inside)
@@ -270,7 +211,7 @@ def packed_kernel(
             first = start + place * PART
             v = tl.load(x_at) if IS_WHOLE else tl.load(x_at, mask=channel[:, None] < in_features - first, other=0.0)
             if groups is None:
-                w, words = _widen(words, dtype, IS_FLOAT8)
+                w, words = unpack_byte(words, dtype, IS_FLOAT8)
             else:
                 if place == 0 or GROUP % (PARTS * PART) != 0:
                     group = _group(groups, there, first, out_features, in_features, PART, GROUP)

@@ -11,31 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.ops.triton.elementwise import float8_bits, int8_of
 from quire.ops.triton.launch import let_next_start, overlap, wait_for_last
 
 _ROWS = 32
 """Rows of a program: for 64 tokens of 32 + 8 heads 80 programs, 8 KB each."""
-
-
-@triton.jit
-def _to_int8(x):
-    """Round half to even, saturated: 1.5 * 2^23 leaves no bits for a fraction (its neighbours are 1 apart)."""
-    return (tl.minimum(tl.maximum(x, -127.0), 127.0) + 12582912.0 - 12582912.0).to(tl.int8)
-
-
-@triton.jit
-def _to_e4m3(x):
-    """Return float8_e4m3fn as bits, round half to even, saturated.
-
-    By arithmetic, since only compute capability 8.9 and later convert to it. From 2^-6 on three bits of the mantissa
-    are kept and the exponent's bias becomes 7; below, values are multiples of 2^-9.
-    """
-    size = tl.minimum(tl.abs(x), 448.0)
-    bits = size.to(tl.uint32, bitcast=True)
-    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - 960  # (127 - 7) << 3
-    small = (size * 512.0 + 12582912.0).to(tl.uint32, bitcast=True) & 0xF
-    sign = (x.to(tl.uint32, bitcast=True) >> 24) & 0x80
-    return (sign | tl.where(size < 0.015625, small, normal)).to(tl.uint8)
 
 
 @triton.jit
@@ -46,9 +26,9 @@ def _keep(target, x, like, scale, mask):
     else:
         x = tl.div_rn(x.to(like.dtype).to(tl.float32), tl.zeros_like(x) + scale)
         if target.dtype.element_ty == tl.int8:
-            tl.store(target, _to_int8(x), mask=mask)
+            tl.store(target, int8_of(tl.minimum(tl.maximum(x, -127.0), 127.0)), mask=mask)
         else:
-            tl.store(target, _to_e4m3(x), mask=mask)
+            tl.store(target, float8_bits(x), mask=mask)
 
 
 @triton.jit

@@ -12,9 +12,9 @@ from torch import fx
 from quire.graph.network import Network
 from quire.graph.nodes import is_call
 from quire.plan.folding import constant_nodes
-from quire.plan.read_ahead import ReadAhead
+from quire.plan.storage.read_ahead import ReadAhead
 from quire.plan.weight_source import WeightSource
-from quire.runner.binding import Binder
+from quire.runner.execution.binding import Binder
 
 
 class Executor:
@@ -42,6 +42,7 @@ class Executor:
         with ReadAhead(weights, _reading_order(network), _joined(network)) as ahead:
             binder = Binder(network, ahead, device, on_progress, chosen or {})
         self._calls = binder.calls
+        self._workspace = binder.workspace
         self._constants = binder.registers
         self._inputs = binder.inputs
         self._outputs = {name: binder.register(node) for name, node in network.outputs.items()}
@@ -68,6 +69,10 @@ class Executor:
             for register in call.dead:
                 registers[register] = None
         return {name: registers[register] for name, register in self._outputs.items()}
+
+    def workspace_bytes(self) -> int:
+        """Return what programs of compiled kernels keep between steps: as much as the largest step so far took."""
+        return self._workspace.num_bytes() if self._workspace is not None else 0
 
     def num_bytes(self) -> int:
         """Return the bytes of all constants as they are held, packed layouts included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from quire.plan.folding import Constants, constant_nodes
 from quire.plan.programs import Group, group, is_view, nodes_of
 from quire.plan.tactics import choose, prepared_key
 from quire.plan.weight_source import WeightSource
-from quire.runner.native_program import NativeProgram, Step
+from quire.runner.execution.native_program import NativeProgram, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,12 @@ def _last_uses(groups: Sequence[fx.Node | Group], network: Network) -> dict[fx.N
     return {used: each for used, each in uses.items() if used not in kept and used.op == "call_function"}
 
 
+def _counting(on_progress: Callable[[int], None] | None) -> Callable[[], None]:
+    """Return what to call for each weight that was read: it tells how many there were."""
+    counter = itertools.count(1)
+    return (lambda: on_progress(next(counter))) if on_progress is not None else lambda: None
+
+
 class Binder:
     """Builds the list of calls: folds constants, packs weights, shares what is prepared per step."""
 
@@ -64,11 +71,10 @@ class Binder:
         chosen: Mapping[str, str],
     ) -> None:
         self.registers: list[Any] = []
-        self._workspace = native.Workspace() if (native := library()) is not None else None
+        self.workspace = native.Workspace() if (native := library()) is not None else None
         self.calls: list[Call] = []
-        self._constants = Constants(network, weights, self._count_read, torch_device(device))
-        self._on_progress = on_progress or (lambda done: None)
-        self._num_read = 0
+        # Nothing here refers back to the binder: weights are gone when their executor is, not at some later collection.
+        self._constants = Constants(network, weights, _counting(on_progress), torch_device(device))
         self._of_node: dict[fx.Node, int] = {}
         self._of_constant: dict[Any, int] = {}
         self._prepared: dict[Any, int] = {}
@@ -111,7 +117,7 @@ class Binder:
         steps = [self._step(node, tactics[node], constants) for node in group.nodes]
         inside = {*group.nodes, *self._constant_nodes}
         inputs = [each for each in _used_by(group) if each not in inside]
-        program = NativeProgram(self._workspace, steps, inputs, group.outputs, constants)
+        program = NativeProgram(self.workspace, steps, inputs, group.outputs, constants)
         results, arguments = tuple(map(self.register, group.outputs)), tuple(map(self.register, inputs))
         self.calls.append(Call(program.run, arguments, True, None, results, self._dead(group)))
 
@@ -170,10 +176,6 @@ class Binder:
         if key not in self._of_constant:
             self._of_constant[key] = self._new(make())
         return self._of_constant[key]
-
-    def _count_read(self) -> None:
-        self._num_read += 1
-        self._on_progress(self._num_read)
 
     def _fold_outputs(self, network: Network) -> None:
         for node in network.outputs.values():

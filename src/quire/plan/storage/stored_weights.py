@@ -11,7 +11,7 @@ import torch
 
 from quire.core.errors import PlanError
 from quire.ops.spec import TensorSpec
-from quire.plan.tensor_file import TensorFile, file_order, tensor_hash, write_tensor_file
+from quire.plan.storage.tensor_file import TensorFile, file_order, tensor_hash, write_tensor_file
 from quire.plan.weight_source import DeclaredWeights, Place, WeightSource, can_cast, cast_weight, place_of
 
 WEIGHTS = "weights.safetensors"
