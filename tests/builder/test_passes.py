@@ -104,6 +104,6 @@ def test_plans_of_all_families_are_legal_and_hold_no_weight_data(tmp_path):
         plan = open_plan(write_model(tmp_path / name, config), BuildConfig(load_format="dummy"))
         check_network(plan.network, OPTIMIZED)
         assert plan.network.inputs["logits_indices"].shape == ("num_logits",)
-        assert list(plan.network.outputs) == ["logits"]
+        assert list(plan.network.outputs) == ["logits", "hidden_states"]
         again = bind(plan.network, BuildConfig(), lambda network, plan=plan: plan.weights, pytest.fail)
         assert all(not p["matches"] for p in again.passes)

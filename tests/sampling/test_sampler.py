@@ -291,7 +291,7 @@ def failing_rows() -> dict[str, tuple[SamplingRow, float | None]]:
         "got inf": (row(SamplingParams(temperature=0.0), [0]), math.inf),
         "all logits are -inf": (row(inside, [0]), -math.inf),
         "no token is left": (row(SamplingParams(seed=1, allowed_token_ids=[3]), [0], (), (), [[3]]), None),
-        "finite numbers, got inf": (row(SamplingParams(seed=1, repetition_penalty=1e-37), [5]), 90.0),
+        "finite numbers, got inf": (row(SamplingParams(seed=1, repetition_penalty=0.01), [5]), 1e38),
         "logit_bias: expected token ids": (row(SamplingParams(seed=1, logit_bias={outside: 1.0}), [0]), None),
         "allowed_token_ids: expected": (
             row(SamplingParams(temperature=0.0, allowed_token_ids=[1, outside]), [0]),

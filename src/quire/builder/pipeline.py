@@ -18,6 +18,7 @@ from quire.builder.fusions.fuse_silu_mul import fuse_silu_mul
 from quire.builder.passes.drop_dead import drop_dead
 from quire.builder.passes.fold_weights import fold_weights
 from quire.builder.passes.gather_last_token import gather_last_token
+from quire.builder.passes.mark_hidden_states import mark_hidden_states
 from quire.builder.passes.matches import Matches, Pass
 from quire.builder.passes.quantize_kv_cache import quantize_kv_cache
 from quire.builder.passes.quantize_linear import quantize_linear
@@ -44,7 +45,7 @@ FUSE: tuple[Pass, ...] = (fuse_qkv, fuse_gate_up, fuse_silu_mul, fuse_add_rms_no
 FUSE_QUANTIZED: tuple[Pass, ...] = (fuse_norm_quant,)
 """After the numbers have changed: what rounds activations joins what makes them."""
 
-FINISH: tuple[Pass, ...] = (gather_last_token, drop_dead)
+FINISH: tuple[Pass, ...] = (gather_last_token, mark_hidden_states, drop_dead)
 """What is right for every plan, quantized or not."""
 
 _RECIPE_PASSES = (smooth, quantize_linear, quantize_kv_cache)

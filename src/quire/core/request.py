@@ -27,6 +27,8 @@ class Request(msgspec.Struct, frozen=True):
         arrival_time_s: Clock reading (monotonic seconds) when it was added.
         cache_salt: Requests share cached prefixes only with equal salts.
         bad_words_ids: `params.bad_words` as sequences of ids that may not be completed.
+        pooling: Whether its prompt's hidden states are wanted as one vector, "mean" or "last"; None if not. "mean"
+            asks for `params.prompt_logprobs`, too, so that every position is computed.
     """
 
     request_id: str
@@ -38,6 +40,7 @@ class Request(msgspec.Struct, frozen=True):
     arrival_time_s: float = 0.0
     cache_salt: str = ""
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    pooling: str | None = None
 
 
 class NewRow(msgspec.Struct, frozen=True):
@@ -51,6 +54,7 @@ class NewRow(msgspec.Struct, frozen=True):
         params: Parameters of this sample alone (`n=1`, its own seed).
         stop_token_ids: Ids that may not be sampled before `params.min_tokens`.
         bad_words_ids: The request's.
+        pooling: The request's.
     """
 
     row_id: int
@@ -60,6 +64,7 @@ class NewRow(msgspec.Struct, frozen=True):
     params: SamplingParams
     stop_token_ids: frozenset[int] = frozenset()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    pooling: str | None = None
 
 
 class ScheduledRow(msgspec.Struct, frozen=True):
@@ -127,6 +132,7 @@ class RowOutput(msgspec.Struct, frozen=True):
         logprobs: One entry per sampled id if asked for.
         prompt_logprobs: For this step's prompt positions, the logprobs of the *next* prompt token, if asked for.
         error: Why this row alone failed; its ids are then empty.
+        embedding: The pooled hidden states of its prompt, of unit length, if asked for and complete.
     """
 
     row_id: int
@@ -134,6 +140,7 @@ class RowOutput(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     error: str | None = None
+    embedding: tuple[float, ...] | None = None
 
 
 class ModelOutput(msgspec.Struct, frozen=True):
@@ -156,6 +163,7 @@ class SampleUpdate(msgspec.Struct, frozen=True, omit_defaults=True):
         stop_reason: The stop token id that ended it, or the error's text.
         num_preemptions: How often it has given its seat back so far.
         scheduled_time_s: When it got a seat for the first time, monotonic seconds; only in the news of that.
+        embedding: As in `RowOutput`.
     """
 
     request_id: str
@@ -168,6 +176,7 @@ class SampleUpdate(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_reason: int | str | None = None
     num_preemptions: int = 0
     scheduled_time_s: float | None = None
+    embedding: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +249,7 @@ class RequestOutput:
         finished: Whether all of them have ended.
         metrics: Timing.
         num_cached_tokens: Prompt tokens that came from the prefix cache.
+        embedding: The pooled hidden states of its prompt, of unit length, if asked for.
     """
 
     request_id: str
@@ -250,3 +260,60 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     metrics: RequestMetrics | None = field(default=None, compare=False)
     num_cached_tokens: int = 0
+    embedding: tuple[float, ...] | None = None
+
+
+class SequenceInCache(msgspec.Struct, frozen=True):
+    """An unfinished sample, as a picture shows it.
+
+    Attributes:
+        request_id: What it is a sample of.
+        index: Which of its samples.
+        is_running: Whether it has a seat.
+        num_tokens: Prompt and what has been generated.
+        num_computed_tokens: How many of them have keys and values.
+        num_prompt_tokens: How many of them are prompt.
+        num_cached_tokens: How many of the prompt came from the prefix cache.
+        num_blocks: Blocks that it holds, alone or with others.
+    """
+
+    request_id: str
+    index: int
+    is_running: bool
+    num_tokens: int
+    num_computed_tokens: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_blocks: int
+
+
+class CachePicture(msgspec.Struct, frozen=True):
+    """What the KV cache holds between two steps (scheduler -> door), for people to look at.
+
+    `holders`, `findable` and `owners` have a byte for each of the blocks 1, 1 + stride, 1 + 2 * stride, ...
+
+    Attributes:
+        block_size: Tokens in a block.
+        num_blocks: Blocks that sequences can use.
+        num_free_blocks: How many of them nobody holds, cached ones included.
+        num_cached_blocks: How many of them a prompt can find, held ones included.
+        num_running: Sequences with a seat.
+        num_waiting: Sequences without one.
+        stride: Every how manieth block is shown.
+        holders: How many sequences hold it, at most 255.
+        findable: 1 if a prompt can find it.
+        owners: Place in `sequences` of the first one that holds it, from 1; 0 is nobody, 255 one that is not listed.
+        sequences: Those that hold blocks come first; at most 254.
+    """
+
+    block_size: int
+    num_blocks: int
+    num_free_blocks: int
+    num_cached_blocks: int
+    num_running: int
+    num_waiting: int
+    stride: int
+    holders: bytes
+    findable: bytes
+    owners: bytes
+    sequences: tuple[SequenceInCache, ...]

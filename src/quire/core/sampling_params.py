@@ -86,7 +86,7 @@ class SamplingParams:
         n: Number of continuations, 1..128. Continuation `i` is bit-identical to a request of its own with `seed + i`.
         presence_penalty: Subtracted once from the logit of every token generated so far, in [-2, 2].
         frequency_penalty: Subtracted once per occurrence of a token generated so far, in [-2, 2].
-        repetition_penalty: Divides positive and multiplies negative logits of tokens in prompt and output, in (0, 2].
+        repetition_penalty: Divides positive, multiplies negative logits of tokens in prompt and output, in [0.01, 2].
         temperature: Finite, in [0, 2]. Below 1e-5 means greedy, and top_p, top_k and min_p are reset.
         top_p: Smallest probability mass to keep, in (0, 1].
         top_k: Number of most likely tokens to keep; 0 or -1 keeps all.
@@ -151,7 +151,8 @@ class SamplingParams:
         self._set("n", _integer("n", self.n, 1, MAX_N))
         for name in ("presence_penalty", "frequency_penalty"):
             self._set(name, _number(name, getattr(self, name), -2, 2))
-        self._set("repetition_penalty", _number("repetition_penalty", self.repetition_penalty, 0, 2, open_low=True))
+        # From below: what is divided by less leaves the range of float32.
+        self._set("repetition_penalty", _number("repetition_penalty", self.repetition_penalty, 0.01, 2))
         self._set("temperature", _number("temperature", self.temperature, 0, 2))
         self._set("top_p", _number("top_p", self.top_p, 0, 1, open_low=True))
         self._set("min_p", _number("min_p", self.min_p, 0, 1))

@@ -17,7 +17,7 @@ class ServerConfig:
 
     host: str = field(default="127.0.0.1", metadata=option("address to listen on"))
     port: int = field(default=8000, metadata=option("port to listen on; 0 takes a free one"))
-    uds: str | None = field(default=None, metadata=option("unix socket to listen on instead, with management routes"))
+    uds: str | None = field(default=None, metadata=option("unix socket to listen on instead"))
     api_key: str | None = field(default=None, metadata=option("keys that clients must send, separated by commas"))
     api_key_file: str | None = field(default=None, metadata=option("file with one such key a line"))
     allow_unauthenticated: bool = field(

@@ -59,9 +59,14 @@ class EngineLoop:
         """Queue a request.
 
         Raises:
-            RequestError: Its id is in use, or its prompt is too long.
+            RequestError: Its id is in use, its prompt is too long, or it asks for hidden states that there are not.
             CapacityError: It could never fit into the KV cache.
         """
+        if request.pooling is not None and not self.runner.can_pool:
+            raise RequestError(
+                "embeddings: expected a plan on a CPU whose output projection is not quantized with its inputs, "
+                "got another; serve the model so for embeddings."
+            )
         self.scheduler.add(request)
 
     def step(self) -> list[SampleUpdate]:

@@ -70,6 +70,7 @@ class _Tracked:
     metrics: RequestMetrics
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int = 0
+    embedding: tuple[float, ...] | None = None
     last_news_s: float | None = None
 
     def note_scheduled(self, time_s: float) -> None:
@@ -149,6 +150,10 @@ class OutputProcessor:
             del self._tracked[request_id]
         return self._report(tracked)
 
+    def is_finished(self, request_id: str) -> bool:
+        """Return whether all samples of a request have ended; its last output may still have to be reported."""
+        return request_id in self._tracked and self._tracked[request_id].is_finished
+
     def forget(self, request_id: str) -> None:
         """Stop to track a request that nobody waits for any more, if it is known."""
         self._tracked.pop(request_id, None)
@@ -190,6 +195,8 @@ class OutputProcessor:
         tracked.num_cached_tokens = max(tracked.num_cached_tokens, update.num_cached_tokens)
         if update.prompt_logprobs is not None:
             tracked.prompt_logprobs = [None, *map(self._logprobs, update.prompt_logprobs)]
+        if update.embedding is not None:
+            tracked.embedding = update.embedding
         sample.token_ids += update.new_token_ids
         for entry in update.new_logprobs or ():
             sample.logprobs.append(self._logprobs(entry))
@@ -240,6 +247,7 @@ class OutputProcessor:
             tracked.prompt_logprobs,
             metrics,
             tracked.num_cached_tokens,
+            tracked.embedding,
         )
 
 

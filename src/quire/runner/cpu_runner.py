@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from quire.core.errors import RequestError
-from quire.core.request import ModelOutput, RowOutput, SchedulerOutput
+from quire.core.log import get_logger
+from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput
 from quire.runner.inputs import StepInputs, build_inputs
 from quire.runner.loaded import LoadedPlan
-from quire.runner.outputs import prompt_logprobs_of, row_output
+from quire.runner.outputs import Pooling, prompt_logprobs_of, row_output
 from quire.runner.rows import Row, Rows
 from quire.sampling.grammar.compiler import GrammarCompiler
+from quire.sampling.row import SampledToken
 from quire.sampling.sampler import sample
+
+_log = get_logger(__name__)
 
 
 class Done:
@@ -54,6 +59,7 @@ class CPURunner:
         self._on_logits = on_logits
         self._grammars = grammars
         self._rows = Rows(grammars)
+        self.can_pool = "hidden_states" in loaded.plan.network.outputs
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> Done:
@@ -64,12 +70,13 @@ class CPURunner:
             return Done(ModelOutput())
         rows = [self._rows[s.row_id] for s in step.rows]
         inputs = build_inputs(step.rows, rows, self._loaded.block_size)
-        logits = self._loaded.executor.run({**inputs.tensors, **self._loaded.caches()})["logits"]
+        outputs = self._loaded.executor.run({**inputs.tensors, **self._loaded.caches()})
+        logits = outputs["logits"]
         if "logits_indices" not in self._loaded.plan.network.inputs:  # the network computed those of all tokens
             logits = logits[inputs.tensors["logits_indices"]]
         if self._on_logits is not None:
             self._on_logits(logits)
-        return Done(self._sample(step, rows, inputs, logits))
+        return Done(self._sample(step, rows, inputs, logits, outputs.get("hidden_states")))
 
     def num_bytes(self) -> int:
         """Return the bytes of weights and KV cache that this runner holds."""
@@ -93,25 +100,63 @@ class CPURunner:
             plain = kv_cache.view(torch.int8) if kv_cache.dtype.itemsize == 1 else kv_cache  # no fill for float8
             plain.index_fill_(2, torch.tensor(step.fresh_block_ids), 0)
 
-    def _sample(self, step: SchedulerOutput, rows: list[Row], inputs: StepInputs, logits: torch.Tensor) -> ModelOutput:
+    def _sample(
+        self,
+        step: SchedulerOutput,
+        rows: list[Row],
+        inputs: StepInputs,
+        logits: torch.Tensor,
+        hidden_states: torch.Tensor | None,
+    ) -> ModelOutput:
         sampled = [i for i, place in enumerate(inputs.sampled_logits) if place >= 0]
         places = [inputs.sampled_logits[i] for i in sampled]
         results = sample(_rows_of(logits, places), [rows[i].sampling for i in sampled]) if sampled else []
         by_row = dict(zip(sampled, results, strict=True))
         outputs = []
         for i, (scheduled, row) in enumerate(zip(step.rows, rows, strict=True)):
-            try:
-                wanted = inputs.prompt_logits[i]
-                own = logits[wanted.start : wanted.stop]
-                prompt = prompt_logprobs_of(scheduled, row.sampling, row.token_ids, own)
-            except RequestError as error:  # this row's logits are not finite; the others know nothing of it
-                outputs.append(RowOutput(scheduled.row_id, error=str(error)))
-                continue
-            result = by_row.get(i)
-            if result is not None and result.error is None:
-                row.append_token(result.token_id)
-            outputs.append(row_output(row.row_id, result, prompt))
+            wanted = _Places(inputs.prompt_logits[i], inputs.sampled_logits[i])
+            outputs.append(_output(scheduled, row, wanted, logits, hidden_states, by_row.get(i)))
         return ModelOutput(tuple(outputs))
+
+
+class _Places(NamedTuple):
+    """Where a row's logits and hidden states are: of prompt positions, and of the last token, -1 if not wanted."""
+
+    prompt: range
+    sampled: int
+
+
+def _output(
+    scheduled: ScheduledRow,
+    row: Row,
+    places: _Places,
+    logits: torch.Tensor,
+    hidden_states: torch.Tensor | None,
+    result: SampledToken | None,
+) -> RowOutput:
+    """Tell a row what it got, and return that; whatever goes wrong, the others know nothing of it."""
+    try:
+        prompt_logits = logits[places.prompt.start : places.prompt.stop]
+        prompt = prompt_logprobs_of(scheduled, row.sampling, row.token_ids, prompt_logits)
+        embedding = None if row.pooling is None else _pool(row.pooling, places, hidden_states)
+        if result is not None and result.error is None:
+            row.append_token(result.token_id)
+        return row_output(row.row_id, result, prompt, embedding)
+    except RequestError as error:
+        return RowOutput(row.row_id, error=str(error))
+    except Exception as error:
+        _log.exception("row %d failed", row.row_id)
+        return RowOutput(row.row_id, error=f"{type(error).__name__} while a token was taken in.")
+
+
+def _pool(pooling: Pooling, places: _Places, hidden_states: torch.Tensor | None) -> tuple[float, ...] | None:
+    """Take in a row's hidden states; return the vector if they are all there."""
+    assert hidden_states is not None, "nobody may ask for what the plan does not give"
+    pooling.add(hidden_states[places.prompt.start : places.prompt.stop])
+    if places.sampled < 0:
+        return None
+    pooling.add(hidden_states[places.sampled : places.sampled + 1])
+    return pooling.vector()
 
 
 def _rows_of(logits: torch.Tensor, places: list[int]) -> torch.Tensor:

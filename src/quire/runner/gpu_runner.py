@@ -15,6 +15,7 @@ import torch
 
 from quire.core.config import SchedulerConfig
 from quire.core.errors import RequestError
+from quire.core.log import get_logger
 from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput, TokenLogprobs
 from quire.graph.nodes import spec
 from quire.ops.triton.step.batch import keep_tokens, lay_out, update_tables
@@ -30,6 +31,7 @@ from quire.sampling.grammar.compiler import GrammarCompiler
 from quire.sampling.grammar.masks import masks_of
 from quire.sampling.row import SampledToken, SamplingRow
 
+_log = get_logger(__name__)
 _MAX_UPDATES = 1 << 14
 _NO_IDS = np.zeros(0, dtype=np.int32)
 
@@ -65,6 +67,7 @@ class GPURunner:
     """
 
     max_ahead = 1
+    can_pool = False
 
     def __init__(
         self,
@@ -137,6 +140,9 @@ class GPURunner:
             self._sampling.set_row(row.slot, row.sampling)
         except RequestError as error:
             row.error = str(error)
+        except Exception as error:
+            _log.exception("row %d failed", row.row_id)
+            row.error = f"{type(error).__name__} while its parameters were taken in."
 
     def _sample_rows(self, logits: torch.Tensor, staged: StagedStep, rows: Sequence[SlotRow], size: int) -> Sampled:
         """Sample a step's rows; what those want that cannot be served is not looked at."""

@@ -27,11 +27,17 @@ class ModelRunner(Protocol):
 
     Attributes:
         max_ahead: Steps that may be started before the result of the first of them is taken.
+        can_pool: Whether requests may ask for their prompt's pooled hidden states.
     """
 
     @property
     def max_ahead(self) -> int:
         """Steps that may be started before the result of the first of them is taken."""
+        ...
+
+    @property
+    def can_pool(self) -> bool:
+        """Whether requests may ask for their prompt's pooled hidden states."""
         ...
 
     def execute(self, step: SchedulerOutput) -> Pending:

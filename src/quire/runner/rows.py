@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quire.core.request import NewRow, SchedulerOutput
+from quire.runner.outputs import Pooling
 from quire.sampling.grammar.compiler import GrammarCompiler
 from quire.sampling.grammar.state import GrammarState
 from quire.sampling.row import SamplingRow
@@ -25,6 +26,7 @@ class Row:
         block_table: [capacity], int32; the first `num_blocks` are in use.
         num_blocks: Blocks in use.
         sampling: What the sampler keeps of it.
+        pooling: What becomes of its prompt's hidden states, None if nobody asks for them.
     """
 
     row_id: int
@@ -33,6 +35,7 @@ class Row:
     block_table: IntArray
     num_blocks: int
     sampling: SamplingRow
+    pooling: Pooling | None
 
     def append_token(self, token_id: int) -> None:
         """Add a sampled id."""
@@ -82,7 +85,15 @@ class Rows:
 
 def _make(new: NewRow, grammars: GrammarCompiler | None) -> Row:
     table = np.array(new.block_ids, dtype=np.int32)
-    return Row(new.row_id, list(new.token_ids), new.num_prompt_tokens, table, len(table), _sampling(new, grammars))
+    return Row(
+        new.row_id,
+        list(new.token_ids),
+        new.num_prompt_tokens,
+        table,
+        len(table),
+        _sampling(new, grammars),
+        None if new.pooling is None else Pooling(new.pooling),
+    )
 
 
 def _sampling(new: NewRow, grammars: GrammarCompiler | None) -> SamplingRow:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from quire.core.errors import ShapeError
+from quire.core.log import get_logger
 from quire.core.request import TokenLogprobs
 from quire.sampling import compiled
 from quire.sampling.choice import choose_greedily, choose_randomly
@@ -23,6 +24,7 @@ from quire.sampling.grammar.masks import masks_of
 from quire.sampling.logprobs import token_logprobs
 from quire.sampling.row import SampledToken, SamplingRow
 
+_log = get_logger(__name__)
 # Logits worked on at once, per thread: bounds the workspace (about 32 bytes each) and keeps it in the cache.
 CHUNK_ELEMENTS = 1 << 18
 
@@ -38,8 +40,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         rows: One per row of `logits`.
 
     Returns:
-        One result per row. A row whose logits hold NaN or infinity, that has no token left, or that names a token
-        outside the vocabulary carries an `error`.
+        One result per row. A row whose logits hold NaN or infinity, that has no token left, that names a token
+        outside the vocabulary, or with which anything else goes wrong carries an `error`.
 
     Raises:
         ShapeError: `logits` is not a floating matrix with one row per entry of `rows`.
@@ -48,6 +50,16 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         raise ShapeError(
             f"logits: expected floating [{len(rows)}, vocab_size], got {logits.dtype} {list(logits.shape)}."
         )
+    try:
+        return _sample(logits, rows)
+    except Exception as error:
+        if len(rows) > 1:  # a row gets the same alone: all but the one at fault
+            return [sample(logits[index : index + 1], [row])[0] for index, row in enumerate(rows)]
+        _log.exception("a row could not be sampled")
+        return [SampledToken(-1, None, f"{type(error).__name__} while a token was chosen.")]
+
+
+def _sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
     if compiled.is_compiled(logits.device):
         return _sample_compiled(compiled.as_rows(logits), rows)
     step = rows_together(logits.shape[1], torch.get_num_threads())

@@ -105,6 +105,7 @@ class Row:
             params=self.params,
             stop_token_ids=self.end_token_ids if self.params.min_tokens else frozenset(),
             bad_words_ids=self.request.bad_words_ids,
+            pooling=self.request.pooling,
         )
 
 

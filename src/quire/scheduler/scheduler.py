@@ -33,6 +33,7 @@ from quire.core.errors import RequestError
 from quire.core.log import get_logger
 from quire.core.request import (
     FINISH_REASONS,
+    CachePicture,
     ModelOutput,
     Request,
     RowOutput,
@@ -44,6 +45,7 @@ from quire.core.request import (
 from quire.kv_cache.block_table import Extension
 from quire.kv_cache.cache import KVCache
 from quire.scheduler.capacity import check_fits
+from quire.scheduler.picture import draw_cache
 from quire.scheduler.row import Row, RowQueue
 from quire.scheduler.samples import Samples
 from quire.scheduler.step import Step
@@ -136,6 +138,11 @@ class Scheduler:
         """Return (request id, sample) of what got a seat for the first time since the last call; not of forks."""
         seated, self._seated = self._seated, []
         return seated
+
+    def picture(self) -> CachePicture:
+        """Return what the blocks hold now."""
+        waiting = (row for row in self._rows.values() if row.queue is not self._running)
+        return draw_cache(self.kv_cache, self._running, waiting)
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix; running samples go on with their blocks."""
@@ -313,7 +320,11 @@ class Scheduler:
         is_running = row.queue is self._running
         if not is_running and row.params.prompt_logprobs is not None:
             return None
-        new_token_ids, ending = row.accept(result.token_ids)
+        try:
+            new_token_ids, ending = row.accept(result.token_ids)
+        except Exception as error:  # nothing else has been touched yet
+            _log.exception("row %d could not take its tokens", row.row_id)
+            return self._end(row, "error", f"{type(error).__name__} while its end was looked for.")
         prompt_logprobs = None
         if is_running:
             # The last known token remains to be computed, even if nothing was sampled: next step needs its logits.
@@ -339,6 +350,7 @@ class Scheduler:
             reason,
             stop_reason,
             row.num_preemptions,
+            embedding=result.embedding,
         )
 
     def _absorb_prompt(self, row: Row, num_computed_tokens: int, result: RowOutput) -> tuple[TokenLogprobs, ...] | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from quire.core.errors import QuireError
-from quire.core.request import RequestOutput
+from quire.core.request import CachePicture, RequestOutput
 from quire.core.sampling_params import SamplingParams
 from quire.tokenizer.tokenizer import Tokenizer
 
@@ -101,13 +101,16 @@ class EngineClient(Protocol):
         """
         ...
 
-    async def embed(self, request_id: str, prompt_token_ids: Sequence[int], pooling: str) -> list[float]:
+    async def embed(
+        self, request_id: str, prompt_token_ids: Sequence[int], pooling: str, *, cache_salt: str = ""
+    ) -> list[float]:
         """Return the pooled last hidden state of a prompt, [hidden_size], unit length.
 
         Args:
             request_id: Unique among unfinished requests.
             prompt_token_ids: Ids.
             pooling: "mean" or "last".
+            cache_salt: Cached prefixes are shared with requests of the same salt.
 
         Raises:
             RequestError: It is not valid.
@@ -118,4 +121,12 @@ class EngineClient(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """Return the engine's latest counters and gauges by the names that `LLMEngine.metrics` uses."""
+        ...
+
+    async def picture(self) -> CachePicture:
+        """Return what the KV cache holds between two steps.
+
+        Raises:
+            EngineDeadError: At any time.
+        """
         ...

@@ -276,6 +276,27 @@ def test_every_stream_hears_of_it_once_and_another_process_serves(runner, mortal
     runner.run(run())
 
 
+def test_what_had_ended_before_is_read_to_its_end(runner, mortal) -> None:  # type: ignore[no-untyped-def]
+    async def run() -> None:
+        params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        ids = list(range(40, 60))
+        outputs, unread = (mortal.generate(name, ids, params) for name in ("read later", "never read"))
+        found = [await anext(outputs)]
+        await anext(unread)
+        await until(lambda: mortal.metrics()["num_requests_running"] == 0)
+        os.kill(mortal._child.pid, signal.SIGKILL)
+        await until(lambda: not mortal.readiness().is_ready)
+        await until(lambda: mortal.readiness().is_ready, 60.0)
+        found += [output async for output in outputs]
+        assert found[-1].finished and sum(len(output.outputs[0].token_ids) for output in found) == 12
+        await unread.aclose()
+        assert not mortal._streams
+        await generate(mortal, "after", "a", params)
+        await settled(mortal)
+
+    runner.run(run())
+
+
 def test_the_loop_that_was_late_itself_kills_nobody(runner, mortal) -> None:  # type: ignore[no-untyped-def]
     pid = mortal._child.pid
     time.sleep(4)  # longer than a silent process may live

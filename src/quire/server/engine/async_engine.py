@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,10 +22,10 @@ from quire.core.config import BuildConfig, EngineConfig, SchedulerConfig
 from quire.core.errors import CapacityError, QuireError, RequestError
 from quire.core.log import get_logger
 from quire.core.progress import OnProgress
-from quire.core.request import Request, RequestOutput
+from quire.core.request import CachePicture, Request, RequestOutput
 from quire.core.sampling_params import SamplingParams
 from quire.core.server_config import ServerConfig
-from quire.engine.admission import Admission, Prompt
+from quire.engine.admission import Admission
 from quire.engine.model_text import ModelText, load_model_text
 from quire.engine.output import OutputProcessor
 from quire.scheduler.capacity import check_fits
@@ -38,6 +37,8 @@ from quire.server.engine.messages import (
     Event,
     Failed,
     Finish,
+    Look,
+    Looked,
     Opened,
     Progress,
     Ready,
@@ -48,6 +49,8 @@ from quire.server.engine.messages import (
 )
 from quire.server.engine.metrics import ServerMetrics
 from quire.server.engine.request_stream import RequestStream
+from quire.server.engine.settings import embedding_params, for_serving
+from quire.server.engine.viewers import Viewers
 from quire.server.engine.waiting_room import WaitingRoom
 from quire.server.engine_client import EngineDeadError, OverloadedError, Readiness, ServedModel
 
@@ -59,7 +62,6 @@ _LONG_TEXT_CHARS = 1024
 _LONG_PROMPT_TOKENS = 8192
 _NUM_THREADS = 2
 _SILENCE_S = 1.5
-_PREFILL_SHARE = 4  # of a step, while others decode: the gap between two of their tokens grows by that much at most
 _BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _LIVED_S = 2.0  # a process that was ready for less has failed to start
 
@@ -96,7 +98,7 @@ class AsyncEngine:
         chat_template: str | None = None,
     ) -> None:
         self._config = server or ServerConfig()
-        self._command = Start(model, build or BuildConfig(), _for_serving(engine or EngineConfig()), tokenizer)
+        self._command = Start(model, build or BuildConfig(), for_serving(engine or EngineConfig()), tokenizer)
         self._skip_tokenizer_init = skip_tokenizer_init
         self._chat_template = chat_template
         self._executor = ThreadPoolExecutor(_NUM_THREADS, "text")
@@ -109,6 +111,7 @@ class AsyncEngine:
         self._ready_time_s: float | None = None
         self._loading = "it starts"
         self._metrics: dict[str, float] = {}
+        self._viewers = Viewers(lambda: self._send(Look()))
         self._is_draining = self._is_closed = False
 
     # ------------------------------------------------------------------------------------------------- life and death
@@ -163,6 +166,8 @@ class AsyncEngine:
             await self._supervisor
         for executor in (self._executor, self._checks):
             executor.shutdown(wait=False, cancel_futures=True)
+        if self._served is not None:
+            self._admission.close()
 
     def readiness(self) -> Readiness:
         """Return whether requests would be served now."""
@@ -232,8 +237,10 @@ class AsyncEngine:
         return EngineDeadError(f"engine process: expected it to start, got: {self._loading}.")
 
     def _fail_streams(self, error: QuireError) -> None:
+        """Tell the readers whose requests are lost; what has ended but was not read yet is not."""
+        self._viewers.show(None)
         for request_id, stream in self._streams.items():
-            if not stream.is_over:
+            if not stream.is_over and not self._outputs.is_finished(request_id):
                 self._outputs.forget(request_id)
                 stream.fail(error)
 
@@ -282,14 +289,49 @@ class AsyncEngine:
             OverloadedError: The queue is full (likewise).
             EngineDeadError: At any time.
         """
-        arrival_time_s = time.monotonic()
-        room = self._enter(request_id, prompt_token_ids, params)
-        stream = self._streams[request_id] = RequestStream(arrival_time_s, len(prompt_token_ids))
+        asked = {"prompt": prompt or None, "prompt_token_ids": prompt_token_ids}
+        async with aclosing(self._complete(request_id, asked, params, priority, cache_salt)) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def embed(
+        self, request_id: str, prompt_token_ids: Sequence[int], pooling: str, *, cache_salt: str = ""
+    ) -> list[float]:
+        """Return the pooled last hidden state of a prompt, as `EngineClient.embed` says.
+
+        It is a request for one token whose prompt is computed for what comes before the logits.
+
+        Raises:
+            RequestError: It is not valid, or the plan gives no hidden states.
+            OverloadedError: The queue is full.
+            EngineDeadError: At any time, also if the engine fails at this request alone.
+        """
+        asked = {"prompt_token_ids": prompt_token_ids}
+        params = embedding_params(pooling)
+        async with aclosing(self._complete(request_id, asked, params, 0, cache_salt, pooling)) as outputs:
+            found = [output.embedding async for output in outputs]
+        if not found or found[-1] is None:
+            raise EngineDeadError("The engine failed while computing this request; the log says why.")
+        return list(found[-1])
+
+    async def _complete(
+        self,
+        request_id: str,
+        prompt: Mapping[str, Any],
+        params: SamplingParams,
+        priority: int,
+        cache_salt: str,
+        pooling: str | None = None,
+    ) -> AsyncGenerator[RequestOutput]:
+        """See a request through from its admission to its last output."""
+        arrival_time_s, ids = time.monotonic(), prompt["prompt_token_ids"]
+        room = self._enter(request_id, ids, params)
+        stream = self._streams[request_id] = RequestStream(arrival_time_s, len(ids))
         self._idle.clear()
         try:
-            asked: Prompt = {"prompt": prompt or None, "prompt_token_ids": prompt_token_ids}
-            admit = partial(self._admission.admit, request_id, asked, params, priority, arrival_time_s, cache_salt)
-            self._queue(await self._run(self._executor_for(prompt_token_ids, params), admit), stream)
+            admit = partial(self._admission.admit, request_id, prompt, params, priority, arrival_time_s, cache_salt)
+            request = await self._run(self._executor_for(ids, params), admit)
+            self._queue(msgspec.structs.replace(request, pooling=pooling), stream)
             while not stream.is_over:
                 await stream.wait()
                 if (output := self._outputs.report(request_id)) is not None:
@@ -300,17 +342,18 @@ class AsyncEngine:
         finally:
             self._leave(request_id, stream, room)
 
-    async def embed(self, request_id: str, prompt_token_ids: Sequence[int], pooling: str) -> list[float]:
-        """Refuse: the plans of causal models give logits alone.
-
-        Raises:
-            RequestError: Always.
-        """
-        raise RequestError("embeddings: expected a plan that gives hidden states, got one that gives logits alone.")
-
     def metrics(self) -> dict[str, float]:
         """Return the engine's latest counters and gauges by the names that `LLMEngine.metrics` uses."""
         return dict(self._metrics)
+
+    async def picture(self) -> CachePicture:
+        """Return what the KV cache holds between two steps; all who look meanwhile get the same one.
+
+        Raises:
+            EngineDeadError: There is no engine process, or it dies before it answers.
+        """
+        self._check_alive()
+        return await self._viewers.look()
 
     def _enter(self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams) -> WaitingRoom:
         """Check what is cheap to check, and count the request."""
@@ -375,6 +418,8 @@ class AsyncEngine:
     def _take(self, event: Event) -> None:
         if isinstance(event, StepDone):
             self._take_step(event)
+        elif isinstance(event, Looked):
+            self._viewers.show(event.picture)
         elif isinstance(event, Refused):
             if event.request_id in self._streams:
                 self._outputs.forget(event.request_id)
@@ -411,12 +456,12 @@ class AsyncEngine:
             return
         text, length = self._text, scheduler.max_model_len
         self._scheduler = scheduler
-        self._outputs = OutputProcessor(text.tokenizer)
         self._waiting_room = WaitingRoom(self._config, scheduler)
         self._admission = Admission(
             text.tokenizer, self._vocab_size, length, text.eos_token_ids, self._command.engine.seed
         )
         if self._served is None:
+            self._outputs = OutputProcessor(text.tokenizer)
             name, *aliases = self._config.model_names or (self._command.model,)
             self._served = ServedModel(
                 name,
@@ -453,10 +498,3 @@ class AsyncEngine:
             self._send(Finish(*sample))
         for request_id in touched:
             self._streams[request_id].notify()
-
-
-def _for_serving(config: EngineConfig) -> EngineConfig:
-    """Return the settings with what a server chooses differently: a long prompt may not hold up other streams."""
-    if config.max_num_prefill_tokens is not None:
-        return config
-    return replace(config, max_num_prefill_tokens=max(1, config.max_num_batched_tokens // _PREFILL_SHARE))

@@ -30,8 +30,9 @@ async def embed(call: Call, body: EmbeddingRequest) -> Answer:
 async def _vectors(call: Call, prompts: list[PromptIds], pooling: str) -> list[list[float]]:
     """Return all vectors; the first error ends all."""
     request_id = f"embd-{uuid.uuid4().hex}"
+    engine, salt = call.context.engine, call.salt(None)
     tasks = [
-        asyncio.ensure_future(call.context.engine.embed(f"{request_id}-{i}", prompt.token_ids, pooling))
+        asyncio.ensure_future(engine.embed(f"{request_id}-{i}", prompt.token_ids, pooling, cache_salt=salt))
         for i, prompt in enumerate(prompts)
     ]
     try:
