@@ -73,11 +73,15 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(*options: str, limits: dict[str, float] | None = None, key: str | None = None) -> Iterator[ServerProcess]:
+def serving(
+    *options: str, limits: dict[str, float] | None = None, key: str | None = None, module: str = ""
+) -> Iterator[ServerProcess]:
     """Run a server on quire-tiny until the block ends; it must end with exit code 0 unless the block has ended it."""
     command = [sys.executable, "-m", "quire", "serve"]
     if limits is not None:
         command = [sys.executable, "-m", "tests.support.serve_with_limits", msgspec.json.encode(limits).decode()]
+    if module:
+        command = [sys.executable, "-m", module]
     command += ["quire-tiny", "--port", "0", "--max-model-len", "512", "--max-num-seqs", "64", *options]
     if key is not None:
         command += ["--api-key", key]
