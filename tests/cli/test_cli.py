@@ -66,9 +66,9 @@ def test_plan_for_another_machine(capsys):
     most, doubled = record["num_sequences"]["2048"], what_if["kv_cache_dtype=int8"]["num_sequences"]
     assert 2 * most <= doubled <= 2 * most + 1
     assert what_if["quantization=w8a8"]["freed_bytes"] > 0
-    code, out, err = run(capsys, "plan", "quire-tiny", "--memory", "400MiB")
+    code, out, err = run(capsys, "plan", "quire-tiny", "--memory", "60MiB")
     assert code == 2 and "It does not fit" in out and "What if" in out and "The largest term is" in err
-    code, out, err = run(capsys, "plan", "quire-tiny", "--json", "--memory", "400MiB")
+    code, out, err = run(capsys, "plan", "quire-tiny", "--json", "--memory", "60MiB")
     assert code == 2 and not json.loads(out)["fits"]
 
 

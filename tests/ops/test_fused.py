@@ -103,17 +103,18 @@ def test_rope_append_kv(dtype, head_dim, rotary_dim, cache_dtype):
     table = rope.rope_table(10, rotary_dim, theta=100.0)
     kind = dtype if cache_dtype is None else getattr(torch, cache_dtype)
     scales = None if cache_dtype is None else torch.rand(2, 2, generator=generator) * 0.02 + 0.01
-    wanted, got = (torch.zeros(2, 3, 2, 4, head_dim).to(kind) for _ in range(2))
+    wanted = torch.zeros(2, 3, 2, 4, head_dim).to(kind)
     rotated = rope.rope(query, positions, table)
     attention.append_kv(rope.rope(key, positions, table), value, wanted, slots, scales)
     arguments = (query, key, value, positions, table)
     once = torch.zeros_like(wanted)
     assert torch.equal(fused.rope_append_kv(*arguments, once, slots, scales), rotated)
     assert torch.equal(once.float(), wanted.float()), "the definition is its parts"
-    tactic = tactics_for("rope_append_kv", "cpu")[0]
-    prepared = tactic.prepare(*arguments, got, slots, scales)
-    assert torch.equal(tactic.run(*arguments, got, slots, scales, prepared=prepared), rotated)
-    assert torch.equal(got.float(), wanted.float())
+    for tactic in tactics_for("rope_append_kv", "cpu"):
+        got = torch.zeros_like(wanted)
+        prepared = {"prepared": tactic.prepare(*arguments, got, slots, scales)} if tactic.prepare else {}
+        assert torch.equal(tactic.run(*arguments, got, slots, scales, **prepared), rotated), tactic.name
+        assert torch.equal(got.float(), wanted.float()), tactic.name
 
 
 def test_shapes_that_do_not_fit_are_refused():

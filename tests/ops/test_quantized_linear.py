@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from quire.ops.cpu import table
 from quire.ops.linear import linear_w4a16, linear_w8a8, linear_w8a16
+from quire.ops.native.library import library
 from quire.ops.quantize import dequantize_int4, quantize_rows, quantize_weight, quantize_weight_int4
 from quire.ops.tactics import tactics_for
 from tests.support.tolerance import assert_close
@@ -23,6 +25,16 @@ def packed(op, dtype, arguments, names):
     assert tactic.name != "reference"
     made = tactic.pack(*(arguments[name] for name in tactic.pack_args))
     return lambda *rest, **more: tactic.run(*rest, made, *[None] * (len(names) - 1), **more)
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def kernels(request, monkeypatch):
+    """Which tactics there are: compiled kernels first, or torch's alone, as where nothing was compiled."""
+    if request.param == "torch":
+        monkeypatch.setattr(table, "TACTICS", tuple(one for one in table.TACTICS if one.kernel is None))
+    elif library() is None:
+        pytest.skip("no compiled kernels")
+    return request.param
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -84,7 +96,8 @@ def _wide(bias):
 @pytest.mark.parametrize(
     "op, dtype, bytes_each", [("linear_w8a16", torch.bfloat16, 2), ("linear_w8a16", torch.float32, 4)]
 )
-def test_packed_bytes_say_what_is_held(op, dtype, bytes_each):
+def test_packed_bytes_say_what_is_held(op, dtype, bytes_each, kernels):
+    bytes_each = 1 if kernels == "compiled" else bytes_each
     w, scales = quantize_weight(rows(192, 128, dtype))
     x = rows(1, 128, dtype)
     tactic = next(t for t in tactics_for(op, "cpu") if t.is_valid(x=x, weight=w, scales=scales))

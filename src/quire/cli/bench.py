@@ -1,4 +1,4 @@
-"""`quire bench`: latency of one stream, throughput of many, or start-up, beside the machine's measured roof."""
+"""`quire bench`: latency of one stream, throughput of many, or start-up, beside the machine's roof; or a server."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from quire.cli.load import command as load
 from quire.cli.options import add_model, open_model, require, table
 from quire.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from quire.llm import LLM
 
-KINDS = ("latency", "throughput", "startup")
+KINDS = {
+    "latency": "time one stream: to the first token, and between tokens",
+    "throughput": "time a batch of requests that are all there at the start",
+    "startup": "time whole processes from start to first token",
+    "serve": "put an open-loop load on a server",
+}
 _FIRST_TOKEN = (
     "import json, sys; from quire import LLM, SamplingParams; "
     "LLM(sys.argv[1], **json.loads(sys.argv[2])).generate("
@@ -28,7 +34,17 @@ _FIRST_TOKEN = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("kind", choices=KINDS, help="what to measure")
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for kind, summary in KINDS.items():
+        description = summary[0].upper() + summary[1:] + "."
+        child = kinds.add_parser(kind, help=summary, description=description, allow_abbrev=False)
+        if kind == "serve":
+            load.configure(child)
+        else:
+            _configure_model(child)
+
+
+def _configure_model(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--input-len", type=int, default=128, metavar="N", help="prompt tokens (default: 128)")
     parser.add_argument("--output-len", type=int, default=128, metavar="N", help="generated tokens (default: 128)")

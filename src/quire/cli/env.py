@@ -26,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print what Quire runs on."""
+    from quire.ops.native.library import library
     from quire.plan.device import isa_flags, num_threads, processor_name
 
     check_environment()
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> None:
         **{name: _version(name) for name in PACKAGES},
         "processor": processor_name(),
         "instruction sets": " ".join(isa_flags()) or "none of those that Quire looks for",
+        "compiled kernels": ", ".join(native.isas()) if (native := library()) else "none: torch computes",
         "cores": str(os.cpu_count()),
         "threads": str(num_threads()),
         "memory": _memory("cpu"),

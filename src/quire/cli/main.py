@@ -18,7 +18,7 @@ COMMANDS = {
     "build": "bind a model into an engine directory: fused, quantized, measured",
     "inspect": "show what a build did, cost and holds, or how two differ",
     "verify": "check every byte of an engine, and compute recorded logits again",
-    "bench": "measure latency, throughput or start-up",
+    "bench": "measure latency, throughput, start-up or a server",
     "plan": "show what fits into memory, before loading anything",
     "env": "show versions, processor, GPU and memory",
 }

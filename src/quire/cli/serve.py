@@ -110,6 +110,7 @@ def _announce(served: ServedModel, url: str, *, is_open: bool) -> None:
                 ("longest", f"{served.max_model_len} tokens of prompt and answer"),
                 ("defaults", defaults or "none of the model's own"),
                 ("key", "none needed" if is_open else "needed"),
+                ("page", f"{url}/"),
                 ("docs", f"{url}/docs"),
                 ("serving", f"{url}/v1"),
             ]

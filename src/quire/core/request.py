@@ -261,3 +261,59 @@ class RequestOutput:
     metrics: RequestMetrics | None = field(default=None, compare=False)
     num_cached_tokens: int = 0
     embedding: tuple[float, ...] | None = None
+
+
+class SequenceInCache(msgspec.Struct, frozen=True):
+    """An unfinished sample, as a picture shows it.
+
+    Attributes:
+        request_id: What it is a sample of.
+        index: Which of its samples.
+        is_running: Whether it has a seat.
+        num_tokens: Prompt and what has been generated.
+        num_computed_tokens: How many of them have keys and values.
+        num_prompt_tokens: How many of them are prompt.
+        num_cached_tokens: How many of the prompt came from the prefix cache.
+        num_blocks: Blocks that it holds, alone or with others.
+    """
+
+    request_id: str
+    index: int
+    is_running: bool
+    num_tokens: int
+    num_computed_tokens: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_blocks: int
+
+
+class CachePicture(msgspec.Struct, frozen=True):
+    """What the KV cache holds between two steps (scheduler -> door), for people to look at.
+
+    `holders`, `findable` and `owners` have a byte for each of the blocks 1, 1 + stride, 1 + 2 * stride, ...
+
+    Attributes:
+        block_size: Tokens in a block.
+        num_blocks: Blocks that sequences can use.
+        num_free_blocks: How many of them nobody holds, cached ones included.
+        num_cached_blocks: How many of them a prompt can find, held ones included.
+        num_running: Sequences with a seat.
+        num_waiting: Sequences without one.
+        stride: Every how manieth block is shown.
+        holders: How many sequences hold it, at most 255.
+        findable: 1 if a prompt can find it.
+        owners: Place in `sequences` of the first one that holds it, from 1; 0 is nobody, 255 one that is not listed.
+        sequences: Those that hold blocks come first; at most 254.
+    """
+
+    block_size: int
+    num_blocks: int
+    num_free_blocks: int
+    num_cached_blocks: int
+    num_running: int
+    num_waiting: int
+    stride: int
+    holders: bytes
+    findable: bytes
+    owners: bytes
+    sequences: tuple[SequenceInCache, ...]

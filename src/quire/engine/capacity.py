@@ -142,7 +142,7 @@ def _advice(config: EngineConfig, plan: Plan, max_model_len: int, available_byte
         fitting.append(f"kv_cache_memory_bytes={2 * per_block}")
     elif kv_bytes is not None and budget - needs.total >= 2 * per_block:
         fitting.append(f"kv_cache_memory_bytes={budget - needs.total}")
-    share = -(-100 * (needs.total + 2 * per_block) // available_bytes) / 100
+    share = -(-100 * (needs.total + 2 * per_block) // max(1, available_bytes)) / 100
     if kv_bytes is None and share <= 1:
         fitting.append(f"gpu_memory_utilization={share:g}")
     tokens = _fitting_tokens(config, plan, max_model_len, available_bytes)

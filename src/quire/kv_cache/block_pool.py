@@ -94,6 +94,15 @@ class BlockPool:
         self._hashes = [None] * self.num_blocks
         self._blocks.clear()
 
+    def survey(self, stride: int) -> tuple[bytes, bytes]:
+        """Return the holders, at most 255, of every `stride`-th block from block 1 on, and whether it can be found."""
+        counts = self.refcounts[NULL_BLOCK + 1 :: stride]
+        try:
+            holders = bytes(counts)
+        except ValueError:  # more than a byte holds
+            holders = bytes(min(count, 255) for count in counts)
+        return holders, bytes(map(bool, self._hashes[NULL_BLOCK + 1 :: stride]))
+
     def hash_of(self, block_id: int) -> bytes | None:
         """Return the name under which a block can be found, if any."""
         return self._hashes[block_id]

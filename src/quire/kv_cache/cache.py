@@ -158,6 +158,10 @@ class KVCache:
         self._pool.forget_all()
         self._epoch += 1
 
+    def survey(self, stride: int) -> tuple[bytes, bytes]:
+        """Return two bytes for every `stride`-th block: how many hold it, at most 255; whether it can be found."""
+        return self._pool.survey(stride)
+
     def check_integrity(self, tables: Iterable[BlockTable]) -> None:
         """Prove that the books balance.
 

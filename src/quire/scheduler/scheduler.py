@@ -33,6 +33,7 @@ from quire.core.errors import RequestError
 from quire.core.log import get_logger
 from quire.core.request import (
     FINISH_REASONS,
+    CachePicture,
     ModelOutput,
     Request,
     RowOutput,
@@ -44,6 +45,7 @@ from quire.core.request import (
 from quire.kv_cache.block_table import Extension
 from quire.kv_cache.cache import KVCache
 from quire.scheduler.capacity import check_fits
+from quire.scheduler.picture import draw_cache
 from quire.scheduler.row import Row, RowQueue
 from quire.scheduler.samples import Samples
 from quire.scheduler.step import Step
@@ -136,6 +138,11 @@ class Scheduler:
         """Return (request id, sample) of what got a seat for the first time since the last call; not of forks."""
         seated, self._seated = self._seated, []
         return seated
+
+    def picture(self) -> CachePicture:
+        """Return what the blocks hold now."""
+        waiting = (row for row in self._rows.values() if row.queue is not self._running)
+        return draw_cache(self.kv_cache, self._running, waiting)
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix; running samples go on with their blocks."""

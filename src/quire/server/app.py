@@ -17,6 +17,7 @@ from quire.server.http.gate import Gate
 from quire.server.http.lifecycle import Drain
 from quire.server.http.limits import Limits
 from quire.server.openapi import document
+from quire.server.page import endpoints as page
 from quire.server.routes import chat, completions, docs, embeddings, health, models, responses, tokenization
 from quire.server.routes.endpoint import Context, Endpoint, Route
 
@@ -35,10 +36,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     health.READY,
     health.VERSION,
     health.METRICS,
+    page.KV_CACHE,
+    *page.FILES,
 )
 """What is served, beside the documentation of itself."""
 
-_FREE_PATHS = frozenset({health.LIVE.path})
+# The page is the same for everybody and tells nothing of this server: a browser can send no key before it shows it.
+_FREE_PATHS = frozenset({health.LIVE.path, *(file.path for file in page.FILES)})
 
 
 @cache

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from quire.core.errors import QuireError
-from quire.core.request import RequestOutput
+from quire.core.request import CachePicture, RequestOutput
 from quire.core.sampling_params import SamplingParams
 from quire.tokenizer.tokenizer import Tokenizer
 
@@ -121,4 +121,12 @@ class EngineClient(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """Return the engine's latest counters and gauges by the names that `LLMEngine.metrics` uses."""
+        ...
+
+    async def picture(self) -> CachePicture:
+        """Return what the KV cache holds between two steps.
+
+        Raises:
+            EngineDeadError: At any time.
+        """
         ...

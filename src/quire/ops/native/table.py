@@ -65,8 +65,8 @@ def _most(counted: Callable[[TensorSpec], tuple[int, int]], x: TensorLike) -> tu
 def _without_packed(count: int) -> Callable[..., Tensor]:
     """Return `linear.run` for an op with so many packed arguments, the first of which holds the others."""
 
-    def run(x: Tensor, weight: linear.PackedLinear, *others: Tensor | None) -> Tensor:
-        return linear.run(x, weight, *others[count - 1 :])
+    def run(x: Tensor, weight: linear.PackedLinear, *others: Tensor | None, **named: Tensor | None) -> Tensor:
+        return linear.run(x, weight, *others[count - 1 :], **named)
 
     return run
 

@@ -22,7 +22,7 @@ from quire.core.config import BuildConfig, EngineConfig, SchedulerConfig
 from quire.core.errors import CapacityError, QuireError, RequestError
 from quire.core.log import get_logger
 from quire.core.progress import OnProgress
-from quire.core.request import Request, RequestOutput
+from quire.core.request import CachePicture, Request, RequestOutput
 from quire.core.sampling_params import SamplingParams
 from quire.core.server_config import ServerConfig
 from quire.engine.admission import Admission
@@ -37,6 +37,8 @@ from quire.server.engine.messages import (
     Event,
     Failed,
     Finish,
+    Look,
+    Looked,
     Opened,
     Progress,
     Ready,
@@ -48,6 +50,7 @@ from quire.server.engine.messages import (
 from quire.server.engine.metrics import ServerMetrics
 from quire.server.engine.request_stream import RequestStream
 from quire.server.engine.settings import embedding_params, for_serving
+from quire.server.engine.viewers import Viewers
 from quire.server.engine.waiting_room import WaitingRoom
 from quire.server.engine_client import EngineDeadError, OverloadedError, Readiness, ServedModel
 
@@ -109,6 +112,7 @@ class AsyncEngine:
         self._ready_time_s: float | None = None
         self._loading = "it starts"
         self._metrics: dict[str, float] = {}
+        self._viewers = Viewers(lambda: self._send(Look()))
         self._is_draining = self._is_closed = False
 
     # ------------------------------------------------------------------------------------------------- life and death
@@ -235,6 +239,7 @@ class AsyncEngine:
 
     def _fail_streams(self, error: QuireError) -> None:
         """Tell the readers whose requests are lost; what has ended but was not read yet is not."""
+        self._viewers.show(None)
         for request_id, stream in self._streams.items():
             if not stream.is_over and not self._outputs.is_finished(request_id):
                 self._outputs.forget(request_id)
@@ -342,6 +347,15 @@ class AsyncEngine:
         """Return the engine's latest counters and gauges by the names that `LLMEngine.metrics` uses."""
         return dict(self._metrics)
 
+    async def picture(self) -> CachePicture:
+        """Return what the KV cache holds between two steps; all who look meanwhile get the same one.
+
+        Raises:
+            EngineDeadError: There is no engine process, or it dies before it answers.
+        """
+        self._check_alive()
+        return await self._viewers.look()
+
     def _enter(self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams) -> WaitingRoom:
         """Check what is cheap to check, and count the request."""
         self._check_alive()
@@ -405,6 +419,8 @@ class AsyncEngine:
     def _take(self, event: Event) -> None:
         if isinstance(event, StepDone):
             self._take_step(event)
+        elif isinstance(event, Looked):
+            self._viewers.show(event.picture)
         elif isinstance(event, Refused):
             if event.request_id in self._streams:
                 self._outputs.forget(event.request_id)

@@ -36,7 +36,10 @@ class EngineChild:
         step_age_s: How long the step lasted that ran when it last answered, in seconds.
         is_ready: Set by the owner once the model is loaded: from then on silence is suspect sooner.
         on_silence: Called when it begins to be suspect.
+        module: What the process runs.
     """
+
+    module = "quire.server.engine.process"
 
     def __init__(self, hang_timeout_s: float) -> None:
         self.num_unanswered = 0
@@ -70,7 +73,7 @@ class EngineChild:
         with theirs, their_health:
             fds = (theirs.fileno(), their_health.fileno())
             # -P: a folder named quire where the server was started is not the engine.
-            arguments = [sys.executable, "-P", "-m", "quire.server.engine.process", *map(str, fds)]
+            arguments = [sys.executable, "-P", "-m", cls.module, *map(str, fds)]
             child._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, pass_fds=fds)
         events = msgspec.msgpack.Decoder(Event)
         child._commands = await AsyncChannel.open(ours, lambda data: on_event(events.decode(data)), child._end)

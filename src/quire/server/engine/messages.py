@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from quire.core.config import BuildConfig, EngineConfig, SchedulerConfig
-from quire.core.request import SampleUpdate
+from quire.core.request import CachePicture, SampleUpdate
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
@@ -51,6 +51,10 @@ class Finish(msgspec.Struct, frozen=True, tag=True):
     stop_reason: int | str | None
 
 
+class Look(msgspec.Struct, frozen=True, tag=True):
+    """Ask for a picture of the KV cache; it comes before the next step."""
+
+
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """How far loading is."""
 
@@ -91,6 +95,12 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
     metrics: dict[str, float]
 
 
+class Looked(msgspec.Struct, frozen=True, tag=True):
+    """The picture that was asked for."""
+
+    picture: CachePicture
+
+
 class Refused(msgspec.Struct, frozen=True, tag=True):
     """A request could not be added; nothing else is touched."""
 
@@ -124,10 +134,10 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_age_s: float
 
 
-Command = Start | Add | Abort | Finish
+Command = Start | Add | Abort | Finish | Look
 """Server to engine process."""
 
-Event = Progress | Opened | Ready | StepDone | Refused | Failed
+Event = Progress | Opened | Ready | StepDone | Looked | Refused | Failed
 """Engine process to server."""
 
 _ENCODER = msgspec.msgpack.Encoder()

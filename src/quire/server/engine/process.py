@@ -39,6 +39,8 @@ from quire.server.engine.messages import (
     Event,
     Failed,
     Finish,
+    Look,
+    Looked,
     Opened,
     Pong,
     Progress,
@@ -124,6 +126,8 @@ class EngineProcess:
             loop.abort(command.request_id)
         elif isinstance(command, Finish):
             loop.finish(command.request_id, command.index, command.reason, command.stop_reason)
+        elif isinstance(command, Look):
+            self._send(Looked(loop.scheduler.picture()))
         else:
             raise ChannelError("channel: expected no second command to start.")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -36,15 +36,17 @@ class TextAnswer:
     Args:
         text: The text, as UTF-8.
         content_type: Its type.
+        headers: Beside type and length, names in lower case.
     """
 
-    def __init__(self, text: bytes, content_type: str) -> None:
+    def __init__(self, text: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
         self._text = text
-        self._content_type = content_type
+        self._headers = {"content-type": content_type, **(headers or {})}
 
     async def send(self, exchange: Exchange) -> None:
         """Send it."""
-        await exchange.send_body(200, [(b"content-type", self._content_type.encode())], self._text)
+        headers = [(name.encode(), value.encode()) for name, value in self._headers.items()]
+        await exchange.send_body(200, headers, self._text)
 
 
 class StreamAnswer:

@@ -31,6 +31,7 @@ class Exchange:
         is_complete: Whether the whole answer was sent.
         error_frame: How this stream tells an error.
         notes: What the log line says beside method, path, status and time.
+        is_routine: Whether the log line is for debugging only, because there are some of them a second.
     """
 
     request_id: str
@@ -42,6 +43,7 @@ class Exchange:
     is_complete: bool = False
     error_frame: Callable[[ApiError], bytes] = field(default=lambda error: event(error.encoded()))
     notes: dict[str, Any] = field(default_factory=dict)
+    is_routine: bool = False
     _task: asyncio.Task[Any] | None = None
     _stopped_by: Exception | None = None
 

@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from logging import DEBUG, INFO
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -67,7 +68,7 @@ class Gate:
             "ms": round(seconds * 1e3, 1),
             **exchange.notes,
         }
-        _log.info("%s", msgspec.json.encode(line).decode())
+        _log.log(DEBUG if exchange.is_routine else INFO, "%s", msgspec.json.encode(line).decode())
 
 
 def _request_id(headers: Mapping[bytes, bytes]) -> str:

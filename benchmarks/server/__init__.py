@@ -1,0 +1,1 @@
+"""The server without a model: what its own process can do, and what the load generator can."""
