@@ -303,9 +303,7 @@ class AsyncEngine:
         It is a request for one token whose prompt is computed for what comes before the logits.
 
         Raises:
-            RequestError: It is not valid, or the plan gives no hidden states.
-            OverloadedError: The queue is full.
-            EngineDeadError: At any time, also if the engine fails at this request alone.
+            QuireError: As `generate`; also where the plan gives no hidden states, or the engine fails at this request.
         """
         asked = {"prompt_token_ids": prompt_token_ids}
         params = embedding_params(pooling)
