@@ -74,7 +74,7 @@ def test_clients_that_leave_at_random_points():
 
 
 def test_an_engine_that_is_stopped_and_killed_again_and_again():
-    with serving("--max-num-waiting", "100") as server:
+    with serving("--max-num-waiting", "100", "--standby") as server:
         expected = [server.post("/v1/completions", body_of(seed))[1]["choices"][0]["token_ids"] for seed in range(7)]
         stop, wrong, counts = threading.Event(), [], {"whole": 0, "error": 0}
 

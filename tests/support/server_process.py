@@ -82,7 +82,8 @@ def serving(
         command = [sys.executable, "-m", "tests.support.serve_with_limits", msgspec.json.encode(limits).decode()]
     if module:
         command = [sys.executable, "-m", module]
-    command += ["quire-tiny", "--port", "0", "--max-model-len", "512", "--max-num-seqs", "64", *options]
+    standby = () if "--standby" in options else ("--no-standby",)  # another process: only for who asks for it
+    command += ["quire-tiny", "--port", "0", "--max-model-len", "512", "--max-num-seqs", "64", *standby, *options]
     if key is not None:
         command += ["--api-key", key]
     paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"

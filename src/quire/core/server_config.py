@@ -49,7 +49,7 @@ class ServerConfig:
     )
     restart: bool = field(default=True, metadata=option("start the engine process again when it dies, or else exit"))
     standby: bool = field(
-        default=False,
+        default=True,
         metadata=option("keep a second process, its libraries read, that takes over within a second (about 160 MB)"),
     )
     drain_timeout_s: float = field(default=30.0, metadata=option("seconds that running requests get at shutdown"))

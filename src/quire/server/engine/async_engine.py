@@ -63,6 +63,7 @@ _LONG_PROMPT_TOKENS = 8192
 _NUM_THREADS = 2
 _SILENCE_S = 1.5
 _BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+_STANDBY_DELAY_S = 1.0  # the first requests come first
 _LIVED_S = 2.0  # a process that was ready for less has failed to start
 
 
@@ -219,7 +220,7 @@ class AsyncEngine:
 
     def _raise_successor(self) -> None:
         """Start the process that is to follow: most of a start is reading libraries, which it does meanwhile."""
-        if self._config.restart and self._successor is None:
+        if self._config.restart and self._successor is None and not self._is_closed:
             self._raising = asyncio.create_task(self._keep_successor())
 
     async def _keep_successor(self) -> None:
@@ -302,9 +303,7 @@ class AsyncEngine:
         It is a request for one token whose prompt is computed for what comes before the logits.
 
         Raises:
-            RequestError: It is not valid, or the plan gives no hidden states.
-            OverloadedError: The queue is full.
-            EngineDeadError: At any time, also if the engine fails at this request alone.
+            QuireError: As `generate`; also where the plan gives no hidden states, or the engine fails at this request.
         """
         asked = {"prompt_token_ids": prompt_token_ids}
         params = embedding_params(pooling)
@@ -478,7 +477,7 @@ class AsyncEngine:
         self._child.is_ready = True
         self._ready_time_s = time.monotonic()
         if self._config.standby:
-            self._raise_successor()
+            asyncio.get_running_loop().call_later(_STANDBY_DELAY_S, self._raise_successor)
         if not self._first_ready.done():
             self._first_ready.set_result(None)
 
