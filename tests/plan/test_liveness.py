@@ -6,12 +6,20 @@ import torch
 from quire.core.errors import ShapeError
 from quire.graph import functional as F
 from quire.graph.network import Network, Tensor, net_guard
+from quire.ops.cpu import table
+from quire.ops.native.library import library
 from quire.ops.registry import OPS
 from quire.plan.liveness import step_memory
 from quire.plan.programs import ALIASES
 
 N = 1000
 ROW = 4 * N  # bytes of a column of N float32
+
+
+@pytest.fixture
+def no_kernels(monkeypatch):
+    """Let torch compute, as where nothing was compiled: each result is memory of its own."""
+    monkeypatch.setattr(table, "TACTICS", tuple(one for one in table.TACTICS if one.kernel is None))
 
 
 def network(define):
@@ -25,7 +33,7 @@ def peak(define):
     return step_memory(network(define), {"num_tokens": N}).peak - 8 * ROW  # beside the input
 
 
-def test_results_live_to_their_last_use():
+def test_results_live_to_their_last_use(no_kernels):
     def chain(x):
         y = F.relu(x)
         z = F.relu(y)
@@ -40,7 +48,7 @@ def test_results_live_to_their_last_use():
     assert peak(kept) == 3 * 8 * ROW
 
 
-def test_parts_keep_the_whole_and_take_nothing():
+def test_parts_keep_the_whole_and_take_nothing(no_kernels):
     def parts(x):
         y = F.relu(x)
         a, b = F.slice(y, 1, 0, 1), F.slice(y.view(-1, 2, 4), 1, 1, 2)
@@ -51,7 +59,7 @@ def test_parts_keep_the_whole_and_take_nothing():
     assert peak(parts) == (8 + 1 + 4) * ROW
 
 
-def test_several_results_are_pieces_of_their_own():
+def test_several_results_are_pieces_of_their_own(no_kernels):
     def norm(x):
         normed, total = F.add_rms_norm(x, x, F.full([8], 1.0, "float32"), 1e-5)
         y = F.relu(F.relu(normed))  # while total waits
@@ -65,7 +73,7 @@ def test_several_results_are_pieces_of_their_own():
     assert peak(alone) == 3 * 8 * ROW, "what nobody uses stays, as in the executor's registers"
 
 
-def test_outputs_are_left():
+def test_outputs_are_left(no_kernels):
     def both(x):
         y = F.relu(x)
         y.mark_output("y")
@@ -73,6 +81,18 @@ def test_outputs_are_left():
 
     found = step_memory(network(both), {"num_tokens": N})
     assert found.left == (8 + 16) * ROW and found.inputs == 8 * ROW and found.largest == "relu_1"
+
+
+@pytest.mark.skipif(library() is None, reason="no compiled kernels")
+@pytest.mark.parametrize("length", [3, 4, 9])
+def test_what_lies_between_compiled_kernels_is_one_arena_that_is_kept(length):
+    def chain(x):
+        for _ in range(length):
+            x = F.relu(x)
+        x.mark_output("out")
+
+    found = step_memory(network(chain), {"num_tokens": N})
+    assert found.left - found.inputs - 8 * ROW == 0 and found.inputs - 8 * ROW == -(-2 * 8 * ROW // 4096) * 4096
 
 
 def test_a_size_without_a_number_is_named():
