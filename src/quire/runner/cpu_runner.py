@@ -71,7 +71,7 @@ class CPURunner:
         rows = [self._rows[s.row_id] for s in step.rows]
         inputs = build_inputs(step.rows, rows, self._loaded.block_size)
         outputs = self._loaded.executor.run({**inputs.tensors, **self._loaded.caches()})
-        logits = outputs["logits"]
+        logits = outputs.pop("logits")  # nothing else holds on to them: where rows are chosen, the rest is free
         if "logits_indices" not in self._loaded.plan.network.inputs:  # the network computed those of all tokens
             logits = logits[inputs.tensors["logits_indices"]]
         if self._on_logits is not None:
