@@ -111,8 +111,8 @@ def test_logprobs_of_the_whole_vocabulary(vocab_size):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
-def test_a_row_alone_is_the_row_among_others(isa, monkeypatch, threads):
-    monkeypatch.setattr(compiled, "call", partial(library.call, isa=isa, num_threads=threads))
+def test_a_row_alone_is_the_row_among_others(monkeypatch, threads):
+    monkeypatch.setattr(compiled, "_num_threads", lambda num_rows: threads)
     logits, rows = batch(90, 3001, 3.0, torch.float32, top_p=0.9, logprobs=3)
     alone = [sample(logits[index : index + 1], [row])[0] for index, row in enumerate(rows)]
     for count in (*range(1, 71), 90):

@@ -58,7 +58,8 @@ def choose(
             reals[:, index] = params.temperature, params.top_p, params.min_p
             integers[:, index] = max(0, params.top_k), random_bits(params.seed or 0, len(row.output_token_ids))
     parameters = [torch.from_numpy(reals.view(np.int64)), torch.from_numpy(integers.view(np.int64))]
-    call("choose_tokens", [ids, largest, logits, *parameters, *_edits(rows, masks, logits.shape[1])])
+    tensors = [ids, largest, logits, *parameters, *_edits(rows, masks, logits.shape[1])]
+    call("choose_tokens", tensors, num_threads=_num_threads(len(rows)))
     return ids.tolist(), largest.tolist()
 
 
@@ -124,9 +125,15 @@ def token_logprobs(logits: Tensor, token_ids: Sequence[int], nums_logprobs: Sequ
     shape = len(nums), 1 + max(nums, default=0)
     ids, ranks = torch.empty(shape, dtype=torch.int64), torch.empty(shape, dtype=torch.int64)
     logprobs = torch.empty(shape)
-    call("token_logprobs", [ids, logprobs, ranks, logits, torch.tensor(token_ids), torch.tensor(nums)])
+    tensors = [ids, logprobs, ranks, logits, torch.tensor(token_ids), torch.tensor(nums)]
+    call("token_logprobs", tensors, num_threads=_num_threads(len(nums)))
     entries = zip(ids.tolist(), logprobs.tolist(), ranks.tolist(), nums, strict=True)
     return [TokenLogprobs(*(tuple(each[: 1 + num]) for each in parts)) for *parts, num in entries]
+
+
+def _num_threads(num_rows: int) -> int:
+    """Return as many threads as have a row to work on: a team that waits for a core costs more than a row."""
+    return max(1, min(torch.get_num_threads(), num_rows))
 
 
 def scratch_bytes(vocab_size: int, num_threads: int) -> int:
