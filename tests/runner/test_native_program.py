@@ -66,6 +66,19 @@ def test_calls_in_a_row_are_one_program(copies):
         assert torch.equal(executor.run({"x": given})["y"], torch.cat([given[:, 4:8], given[:, :4]], 1))
 
 
+def test_a_part_whose_rows_lie_apart_is_copied_before_it_takes_another_shape(copies):
+    network = Network("apart")
+    with net_guard(network):
+        x = Tensor("x", "float32", ("num_tokens", 2, 8))
+        part = F.slice(same(x), 2, 2, 6)
+        same(F.view(part, [-1, 8])).mark_output("y")
+    executor = Executor(network, Weights())
+    assert len(programs(executor)) == 1
+    for rows in (3, 1, 20):
+        given = torch.randn(rows, 2, 8)
+        assert torch.equal(executor.run({"x": given})["y"], given[:, :, 2:6].reshape(-1, 8))
+
+
 def test_weights_are_constants_of_a_program(copies):
     network = Network("weights")
     with net_guard(network):

@@ -30,8 +30,8 @@ class StepMemory:
     Attributes:
         peak: At once, at most.
         largest: The call in which that is.
-        left: After the last call: the inputs and the outputs.
-        inputs: The inputs alone.
+        left: After the last call: the inputs, the outputs, and what programs keep.
+        inputs: The inputs, and what programs keep.
     """
 
     peak: int

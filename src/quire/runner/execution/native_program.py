@@ -93,11 +93,6 @@ class NativeProgram:
         shape = [sizes[self._symbols[size]] if isinstance(size, str) else size for size in declared.shape]
         return torch.empty(shape, dtype=declared.dtype)
 
-    def arena_bytes(self, sizes: Mapping[str, int]) -> int:
-        """Return what the tensors between calls take together for these sizes."""
-        held: int = self._program.arena_bytes([sizes[name] for name in self._symbols])
-        return held
-
     def _bind_symbols(self, place: int, declared: TensorSpec) -> None:
         for dim, size in enumerate(declared.shape):
             if isinstance(size, str) and size not in self._symbols:
@@ -130,12 +125,23 @@ class NativeProgram:
         shapes = [[self._stand_in(size) for size in result.shape] for result in results(node)]
         if is_call(node, "view"):
             arguments["shape"] = shapes[0]
+            register = self._viewable(register, spec(source), shapes[0])
         layout = self._layouts[register]
         found = op_of(node).reference(layout, **arguments)
         parts = found if isinstance(found, tuple) else (found,)
         return tuple(
             self._add_view(register, layout, part, result) for part, result in zip(parts, results(node), strict=True)
         )
+
+    def _viewable(self, register: int, declared: TensorSpec, shape: Sequence[int]) -> int:
+        """Return a register that can be seen in another shape: itself, or a copy of a part whose rows lie apart."""
+        try:
+            self._layouts[register].view(tuple(shape))
+        except RuntimeError:
+            copied = self._add(self._program.result, declared)
+            self._program.call("copy", [copied, register], [])
+            return copied
+        return register
 
     def _add_view(self, register: int, layout: torch.Tensor, part: torch.Tensor, declared: TensorSpec) -> int:
         offset = part.storage_offset() - layout.storage_offset()
@@ -165,7 +171,7 @@ class NativeProgram:
     def _constant(self, value: torch.Tensor | None) -> int:
         if value is None:
             return -1
-        key = (value.data_ptr(), value.dtype, value.shape)
+        key = (value.data_ptr(), value.dtype, value.shape, value.stride())
         if key not in self._of_constant:
             self._of_constant[key] = self._program.constant(operand(value))
         return self._of_constant[key]
