@@ -175,6 +175,20 @@ def test_quantized(tmp_path, scheme, layout):
 
 
 @pytest.mark.multi
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gpu_ranks_are_one(tmp_path, gpu, layout):
+    """On a GPU, or its kernels interpreted: tokens wait there for the host only where stages must learn them."""
+    model = write_model(tmp_path / "llama", LLAMA)
+    batch, few = [[3, 14, 15], [9, 2]], SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, detokenize=False)
+    options = {"device": gpu, "max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 64}
+    with load(model, **options) as llm:
+        expected = tokens(llm, batch, few)
+    with load(model, layout, **options) as llm:
+        assert tokens(llm, batch, few) == expected
+
+
+@pytest.mark.multi
 @pytest.mark.parametrize("layout", ((2, 1), (1, 2)))
 def test_structured_outputs(layout):
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
