@@ -34,7 +34,8 @@ from quire.core.mapping import Mapping
 from quire.graph.matches import Matches
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, op_of, results, spec, spec_argument
-from quire.ops.collective import piece_start, sharded_embedding
+from quire.ops.collective.exchange import piece_start
+from quire.ops.collective.share import sharded_embedding
 from quire.ops.spec import TensorSpec
 from quire.plan.folding import constant_nodes
 from quire.plan.weight_source import WeightSource
