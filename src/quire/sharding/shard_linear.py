@@ -165,7 +165,7 @@ class _Sharding:
         if is_cache(node):
             declared = spec(node)
             node.meta["spec"] = TensorSpec((*declared.shape[:2], pieces.size, *declared.shape[3:]), declared.dtype)
-            for user in node.users:
+            for user in list(node.users):
                 self._take(user, "kv_scales", 1, pieces)
         elif is_call(node, "view"):
             shape = [int(str(size)) for size in node.kwargs["shape"]]  # type: ignore[union-attr]
