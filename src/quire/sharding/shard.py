@@ -45,7 +45,7 @@ def shard(plan: Plan, mapping: Mapping, stages: Sequence[int] | None = None) -> 
         passes[cut_stages.__name__] = cut_stages(network, mapping, stages)
     if mapping.tp_size > 1:
         passes[shard_linear.__name__], weights = shard_linear(network, weights, mapping)
-        passes[insert_collectives.__name__] = insert_collectives(network, plan.spec.vocab_size)
+        passes[insert_collectives.__name__] = insert_collectives(network)
     else:
         weights = LocalWeights(network.weights, {}, weights)
     check_network(network, SHARDED)
