@@ -23,17 +23,16 @@ from quire.sharding.shard_linear import SHARE, Share
 
 def insert_collectives(network: Network) -> Matches:
     """Insert what the marks of `shard_linear` ask for."""
-    matches = Matches()
+    matches, is_wider = Matches(), False
     for node in network.calls():
         share: Share | None = node.meta.pop(SHARE, None)
-        if share is None:
-            continue
-        if share.width is None:
+        if share is not None and share.width is None:
             matches.done.append(_sum(network, node))
-        else:
+        elif share is not None:
             matches.done.append(_behind(network, node, "all_gather", width=share.width).name)
-    for node in network.calls():
-        node.meta["spec"] = op_of(node).check(**{key: spec_argument(value) for key, value in node.kwargs.items()})
+        is_wider = is_wider or (share is not None and share.width is not None)
+        if is_wider:  # results after a piece have the width of one so far
+            node.meta["spec"] = op_of(node).check(**{key: spec_argument(value) for key, value in node.kwargs.items()})
     return matches
 
 

@@ -274,11 +274,11 @@ class _Sharding:
 
     def weights(self, source: WeightSource) -> WeightSource:
         """Return the weights that are left, each under its name as far as that is free."""
-        parts = self._cutter.parts
+        left = set(self._network.graph.nodes)
         names = {
             self._network.rename_weight(node, name): (name, part)
-            for node, (name, part) in parts.items()
-            if str(node.target) in self._network.weights
+            for node, (name, part) in self._cutter.parts.items()
+            if node in left
         }
         return LocalWeights(self._network.weights, names, source)
 
