@@ -16,23 +16,19 @@ from torch import fx
 
 from quire.graph.matches import Matches
 from quire.graph.network import Network
-from quire.graph.nodes import op_of, spec_argument
 from quire.ops.registry import OPS
 from quire.sharding.shard_linear import SHARE, Share
 
 
 def insert_collectives(network: Network) -> Matches:
     """Insert what the marks of `shard_linear` ask for."""
-    matches, is_wider = Matches(), False
+    matches = Matches()
     for node in network.calls():
         share: Share | None = node.meta.pop(SHARE, None)
         if share is not None and share.width is None:
             matches.done.append(_sum(network, node))
         elif share is not None:
             matches.done.append(_behind(network, node, "all_gather", width=share.width).name)
-        is_wider = is_wider or (share is not None and share.width is not None)
-        if is_wider:  # results after a piece have the width of one so far
-            node.meta["spec"] = op_of(node).check(**{key: spec_argument(value) for key, value in node.kwargs.items()})
     return matches
 
 
