@@ -14,6 +14,9 @@ import pytest
 
 from quire import LLM, SamplingParams, StructuredOutputsParams
 from quire.core.errors import ConfigError, WorkerError
+from quire.distributed.communicator import WHOLE_BYTES
+from quire.distributed.workers import PING_INTERVAL_S
+from quire.sharding.cost import layout_costs
 from tests.support import equalities
 from tests.support.dummy_models import FAMILIES, LLAMA, write_model
 from tests.support.equalities import params, prompts
@@ -246,6 +249,19 @@ def test_workers_do_not_outlive_their_driver(model, tmp_path):
     while any(map(is_alive, pids)) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert not any(map(is_alive, pids)) and not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.multi
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bytes_that_ranks_send_are_those_of_the_layout(model, layout):
+    with load(model, layout) as llm:
+        costs, rows = layout_costs(llm.plan, *layout), ((5, 1), (1, 1), (1, 1))  # tokens and logits of each step
+        llm.generate([[1, 2, 3, 4, 5]], SamplingParams(max_tokens=3, ignore_eos=True, detokenize=False), use_tqdm=False)
+        time.sleep(2 * PING_INTERVAL_S)  # workers say what they have done when they are asked whether they live
+        sent = llm.get_metrics()["communication_bytes"]
+    assert sent == sum(cost.sent_bytes(*each, WHOLE_BYTES["cpu"]) for cost in costs for each in rows)
+    least = sum(cost.least_bytes(*each) for cost in costs for each in rows)
+    assert least <= sent <= least * layout[0], "of two ranks a tensor goes to both of the next stage"
 
 
 @pytest.mark.multi
