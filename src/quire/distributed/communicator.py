@@ -17,6 +17,7 @@ import torch
 
 from quire.core.errors import ConfigError
 from quire.core.mapping import Mapping
+from quire.distributed.peers import PeerMemory
 
 
 class Communicator(Protocol):
@@ -24,11 +25,17 @@ class Communicator(Protocol):
 
     Attributes:
         mapping: Which rank this is, of how many.
+        peers: Memory that kernels of all ranks of `mapping.tp_group` reach; None if there is none.
     """
 
     @property
     def mapping(self) -> Mapping:
         """Which rank this is, of how many."""
+        ...
+
+    @property
+    def peers(self) -> PeerMemory | None:
+        """Memory that kernels of all ranks of `mapping.tp_group` reach; None if there is none."""
         ...
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
