@@ -33,6 +33,8 @@ TACTICS: tuple[Tactic, ...] = (
     Tactic("linear_w4a16", "triton", quantized.linear_w4a16, packing.pack_w4a16, ("weight", "scales", "zero_points"),
            packed_bytes=packing.packed_w4a16_bytes),
     Tactic("all_reduce", "peers", peers.all_reduce, workspace_bytes=BYTES["all_reduce"]),
+    Tactic("all_reduce_add_rms_norm", "peers", peers.all_reduce_add_rms_norm,
+           workspace_bytes=BYTES["all_reduce_add_rms_norm"]),
     Tactic("rope", "rows", rope.rope),
     Tactic("append_kv", "rows", rope.append_kv),
     Tactic("rope_append_kv", "rows", rope.rope_append_kv),
