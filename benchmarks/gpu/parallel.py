@@ -32,6 +32,7 @@ from benchmarks.gpu.shapes import SHAPES, fp8_plan
 from quire import LLM, SamplingParams
 from quire.builder.build import open_plan
 from quire.core.config import BuildConfig
+from quire.plan.plan import Plan
 
 Layout = tuple[int, int]
 LAYOUTS: tuple[Layout, ...] = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2))
@@ -55,8 +56,8 @@ def name_of(layout: Layout) -> str:
 def loaded(model: str | Path, layout: Layout, **options: Any) -> Iterator[LLM]:
     """Yield an `LLM` on a layout's GPUs, and give them back at the end."""
     tp_size, pp_size = layout
-    sizes = {"tensor_parallel_size": tp_size, "pipeline_parallel_size": pp_size}
-    llm = LLM(model, skip_tokenizer_init=True, enable_prefix_caching=False, **sizes, **options)
+    options |= {"tensor_parallel_size": tp_size, "pipeline_parallel_size": pp_size, "enable_prefix_caching": False}
+    llm = LLM(model, skip_tokenizer_init=True, **options)
     try:
         yield llm
     finally:
@@ -146,12 +147,16 @@ class Run:
         plan = fp8_plan(str(self._shape("8b"))) if kind == "fp8" else None
         plan = plan or open_plan(self._shape("8b"), BuildConfig(load_format="dummy"))
         saved = self._scratch / kind
-        self.part(f"save.8b.{kind}", lambda: plan.save(saved) or {})  # type: ignore[func-returns-value]
+        self.part(f"save.8b.{kind}", lambda: self._save(plan, saved))
         for layout in self._layouts:
             self.part(f"8b.{kind}.{name_of(layout)}", lambda layout=layout: self._rates(saved, kind, layout))  # type: ignore[misc]
         for layout in self._layouts[:2]:
             name = f"8b.{kind}.{name_of(layout)}.eager"
             self.part(name, lambda layout=layout: self._decode(saved, kind, layout, enforce_eager=True))  # type: ignore[misc]
+
+    def _save(self, plan: Plan, saved: Path) -> dict[str, Any]:
+        plan.save(saved)
+        return {"stored_gb": sum(file.stat().st_size for file in saved.iterdir() if file.is_file()) / 1e9}
 
     def _rates(self, saved: Path, kind: str, layout: Layout) -> dict[str, Any]:
         began_s = time.monotonic()
