@@ -17,6 +17,7 @@ import torch
 
 from quire.core.errors import ConfigError
 from quire.core.mapping import Mapping
+from quire.distributed.peers import PeerMemory
 
 WHOLE_BYTES = {"cpu": 1 << 16, "cuda": 1 << 18}
 """By kind of device, how many bytes of a tensor go to all ranks as they are, to be summed by each. More are summed in
@@ -28,11 +29,17 @@ class Communicator(Protocol):
 
     Attributes:
         mapping: Which rank this is, of how many.
+        peers: Memory that kernels of all ranks of `mapping.tp_group` reach; None if there is none.
     """
 
     @property
     def mapping(self) -> Mapping:
         """Which rank this is, of how many."""
+        ...
+
+    @property
+    def peers(self) -> PeerMemory | None:
+        """Memory that kernels of all ranks of `mapping.tp_group` reach; None if there is none."""
         ...
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,10 @@ class ThreadCommunicator:
 
     Attributes:
         mapping: Which rank this is, of how many.
+        peers: None: threads share their memory as it is.
     """
+
+    peers = None
 
     def __init__(
         self, mapping: Mapping, meeting: _Meeting, mail: dict[tuple[int, int], Queue[torch.Tensor | None]]

@@ -21,6 +21,8 @@ import torch.distributed as dist
 from quire.core.mapping import Mapping
 from quire.distributed.communicator import WHOLE_BYTES
 from quire.distributed.ordered_sum import ordered_sum
+from quire.distributed.peers import PeerMemory
+from quire.distributed.symmetric_memory import open_peer_memory
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """Of torch.distributed, by kind of device."""
@@ -65,14 +67,17 @@ class TorchCommunicator:
     Args:
         mapping: Which rank this is, of how many.
         group: The ranks of its stage; None: there is only this one.
+        peers: Memory that they reach; None if there is none.
 
     Attributes:
         mapping: Which rank this is, of how many.
+        peers: Memory that kernels of all ranks of its stage reach; None if there is none.
         traffic: What it has sent.
     """
 
-    def __init__(self, mapping: Mapping, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, mapping: Mapping, group: dist.ProcessGroup | None, peers: PeerMemory | None = None) -> None:
         self.mapping = mapping
+        self.peers = peers
         self.traffic = Traffic()
         self._group = group
         self._kind = "cuda" if dist.get_backend(group) == BACKENDS["cuda"] else "cpu"
@@ -99,7 +104,9 @@ class TorchCommunicator:
         for first in range(0, mapping.world_size, mapping.tp_size):  # every rank takes part in making every group
             ranks = replace(mapping, rank=first).tp_group
             groups[first] = dist.new_group(ranks) if len(ranks) < mapping.world_size else dist.group.WORLD
-        return cls(mapping, groups[mapping.tp_group[0]])
+        group = groups[mapping.tp_group[0]]
+        has_peers = device == "cuda" and mapping.tp_size > 1
+        return cls(mapping, group, open_peer_memory(group) if has_peers else None)
 
     def disconnect(self) -> None:
         """Leave all groups."""

@@ -89,6 +89,14 @@ def _rms_norm(width: int, block: int, warps: int, kept: str | None):
     )  # fmt: skip
 
 
+def _all_reduce(width: int, block: int, warps: int, is_normed: bool):
+    return _of(
+        "peers:_all_reduce_kernel",
+        {"bf16": "x total" + (" residual weight out" if is_normed else " out"), "i64": "addresses", "i32": "turns"},
+        "eps num_rows rank", "" if is_normed else "residual weight", warps, WORLD=8, WIDTH=width, BLOCK=block, ROWS=1,
+    )  # fmt: skip
+
+
 def _quantize(width: int, block: int, warps: int, kept: str, is_gated: bool):
     return _of(
         "elementwise:_quantize_kernel", {"bf16": "x", kept: "out", "fp32": "scales"},
@@ -104,6 +112,8 @@ _STATE = {"bf16": "logits", "i32": "slots", "i64": "parameters best sums weights
 _DECODING, _PROMPTS = (16, 128, 4, 4), (128, 128, 8, 2)
 
 ROW_COMPILATIONS = (
+    _all_reduce(8192, 8192, 16, True),
+    _all_reduce(4096, 4096, 8, False),
     # Prompts keep two sums of 128 x 128 in registers, half of what there are. Allowed is what Triton 3.6 or 3.9 needs.
     _attend(_DECODING, 128, "bf16", {80: 96}),
     _attend(_DECODING, 64, "bf16", {90: 24}, (90,)),

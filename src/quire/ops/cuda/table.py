@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from quire.ops.cpu.references import BYTES
 from quire.ops.cuda import vendor
 from quire.ops.op import Tactic
-from quire.ops.triton import attention, attention_tiles, elementwise, gather, linear, moe, norm, packing, rope
+from quire.ops.triton import attention, attention_tiles, elementwise, gather, linear, moe, norm, packing, peers, rope
 from quire.ops.triton import quantized_linear as quantized
 
 TACTICS: tuple[Tactic, ...] = (
@@ -31,6 +32,9 @@ TACTICS: tuple[Tactic, ...] = (
            packed_bytes=packing.packed_w8a16_bytes, workspace_bytes=quantized.w8a16_bytes),
     Tactic("linear_w4a16", "triton", quantized.linear_w4a16, packing.pack_w4a16, ("weight", "scales", "zero_points"),
            packed_bytes=packing.packed_w4a16_bytes),
+    Tactic("all_reduce", "peers", peers.all_reduce, workspace_bytes=BYTES["all_reduce"]),
+    Tactic("all_reduce_add_rms_norm", "peers", peers.all_reduce_add_rms_norm,
+           workspace_bytes=BYTES["all_reduce_add_rms_norm"]),
     Tactic("rope", "rows", rope.rope),
     Tactic("append_kv", "rows", rope.append_kv),
     Tactic("rope_append_kv", "rows", rope.rope_append_kv),

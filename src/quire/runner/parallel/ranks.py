@@ -48,7 +48,9 @@ class Ranks:
     def __init__(self, plan: Plan, layout: Layout, device: str, on_lost: Callable[[], object] = lambda: None) -> None:
         layout.check(device)
         self._layout, self._device = layout, device
-        self.plans = [shard(plan, self._mapping(rank)) for rank in range(0, layout.world_size, layout.tp_size)]
+        self.plans = [
+            shard(plan, self._mapping(rank), device=device) for rank in range(0, layout.world_size, layout.tp_size)
+        ]
         meeting = MeetingPoint(layout.host)
         self._group = WorkerGroup(layout.start, on_lost)
         self._answers = msgspec.msgpack.Decoder(Answer)

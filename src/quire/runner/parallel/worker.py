@@ -93,7 +93,7 @@ class Worker:
             asked.tp_size * asked.pp_size, asked.rank, asked.num_local, tp_size=asked.tp_size, pp_size=asked.pp_size
         )
         device = _take_device(asked)
-        plan = shard(Plan.load(asked.engine), mapping)
+        plan = shard(Plan.load(asked.engine), mapping, device=asked.device)
         with joined(asked.store, mapping.rank, mapping.world_size, device):
             communicator = TorchCommunicator.connect(mapping, device.type, asked.store)
             self._traffic = communicator.traffic
