@@ -135,6 +135,8 @@ class Route:
             raise wrong_method(scope["method"], endpoint.method)
         if endpoint.is_work and context.drain.is_draining:
             raise draining()
+        if endpoint.is_work:
+            context.engine.check_room()
         request: Any = scope.get("path_params", {}).get("model")
         warnings: list[str] = []
         if endpoint.body is not None:
