@@ -52,12 +52,14 @@ def serve_model(options: argparse.Namespace, limits: Limits) -> int:
     from quire.server.http.lifecycle import Drain
     from quire.server.http.listening import bind, release, url
     from quire.server.http.serving import serve
+    from quire.server.tracing import open_traces
 
     log.configure()
     env.check_environment()
     config = read_fields(ServerConfig, options)
     keys = Keys(read_keys(config), share_prefix_cache=config.share_prefix_cache)
     check_address(config, keys)
+    traces = None if config.otlp_traces_endpoint is None else open_traces(config.otlp_traces_endpoint)
     engine = AsyncEngine(
         options.model,
         read_fields(BuildConfig, options),
@@ -68,7 +70,7 @@ def serve_model(options: argparse.Namespace, limits: Limits) -> int:
     )
 
     def make_app(drain: Drain) -> Gate:
-        return build_app(engine, config, keys, drain, engine.prometheus.render, limits)
+        return build_app(engine, config, keys, drain, engine.prometheus.render, limits, traces)
 
     bound = bind(config)
     try:
@@ -77,6 +79,8 @@ def serve_model(options: argparse.Namespace, limits: Limits) -> int:
                          lambda: _announce(engine.served, url(config, bound), is_open=keys.is_open))  # fmt: skip
     finally:
         release(config, bound)
+        if traces is not None:
+            traces.close()
 
 
 def _read_template(path: str | None) -> str | None:
