@@ -49,7 +49,7 @@ class RequestTraces:
         context = self._propagator.extract({} if trace_parent is None else {"traceparent": trace_parent})
         begin_ns, end_ns = _unix_ns(output.metrics.arrival_time_s), _unix_ns(output.metrics.finished_time_s)
         reasons = [completion.finish_reason or "" for completion in output.outputs]
-        attributes = {
+        attributes: dict[str, str | int | list[str]] = {
             "gen_ai.response.model": model,
             "gen_ai.response.id": output.request_id,
             "gen_ai.usage.input_tokens": len(output.prompt_token_ids),
