@@ -11,6 +11,8 @@ from quire.core.server_config import ServerConfig
 
 if TYPE_CHECKING:
     from quire.server.engine_client import ServedModel
+    from quire.server.http.gate import Gate
+    from quire.server.http.lifecycle import Drain
     from quire.server.http.limits import Limits
 
 
@@ -45,11 +47,8 @@ def serve_model(options: argparse.Namespace, limits: Limits) -> int:
     """
     from quire.core import env, log
     from quire.core.progress import stages
-    from quire.server.app import build_app
     from quire.server.engine.async_engine import AsyncEngine
     from quire.server.http.auth import Keys, check_address, read_keys
-    from quire.server.http.gate import Gate
-    from quire.server.http.lifecycle import Drain
     from quire.server.http.listening import bind, release, url
     from quire.server.http.serving import serve
     from quire.server.tracing import open_traces
@@ -70,7 +69,9 @@ def serve_model(options: argparse.Namespace, limits: Limits) -> int:
     )
 
     def make_app(drain: Drain) -> Gate:
-        return build_app(engine, config, keys, drain, engine.prometheus.render, limits, traces)
+        from quire.server.app import build_app
+
+        return build_app(engine, config, keys, drain, lambda: engine.prometheus.render(), limits, traces)
 
     bound = bind(config)
     try:
