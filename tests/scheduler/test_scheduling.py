@@ -68,6 +68,31 @@ def test_a_prefill_ahead_leaves_a_token_to_each_decode_behind() -> None:
     assert step(world) == [(2, 2, 2, False), (0, 2, 1, True), (1, 2, 1, True)]
 
 
+def test_a_long_prompt_gives_half_of_its_share_to_one_that_is_done_with_it() -> None:
+    world = world_of(max_num_batched_tokens=16, enable_prefix_caching=False, num_blocks=40, max_model_len=64)
+    world.add(make_request("long", [1] * 40, max_tokens=2))
+    world.add(make_request("short", [2] * 7, max_tokens=2))
+    world.add(make_request("other", [3] * 40, max_tokens=2))
+    assert step(world) == [(0, 0, 8, False), (1, 0, 7, True), (2, 0, 1, False)]
+    assert step(world) == [(0, 8, 14, False), (1, 7, 1, True), (2, 1, 1, False)], "nobody is done with half of it"
+    assert step(world) == [(0, 22, 15, False), (2, 2, 1, False)]
+
+
+def test_a_long_prompt_gives_way_to_running_prompts_and_not_to_those_without_a_seat_or_blocks() -> None:
+    world = world_of(
+        max_num_batched_tokens=8, enable_prefix_caching=False, num_blocks=30, max_num_seqs=2, max_model_len=128
+    )
+    world.add(make_request("first", [1] * 4, priority=0, max_tokens=1))
+    world.add(make_request("second", [1] * 8, priority=1, max_tokens=1))
+    assert step(world) == [(0, 0, 4, True), (1, 0, 4, False)]
+    world.add(make_request("third", [2] * 30, max_tokens=1))
+    world.add(make_request("fourth", [2] * 2, max_tokens=1))
+    assert step(world) == [(1, 4, 4, True), (2, 0, 4, False)], "a seat is not free before this step ends"
+    assert step(world) == [(2, 4, 4, False), (3, 0, 2, True)]
+    world.add(make_request("fifth", [2] * 100, max_tokens=1))
+    assert step(world) == [(2, 8, 8, False)], "what is behind is longer"
+
+
 def test_a_long_prompt_beside_decodes_takes_no_more_than_the_share_of_prefill() -> None:
     world = world_of(max_num_batched_tokens=16, max_num_prefill_tokens=4, enable_prefix_caching=False)
     world.add(make_request("a", [1, 2], max_tokens=6))
