@@ -68,14 +68,17 @@ def test_a_prefill_ahead_leaves_a_token_to_each_decode_behind() -> None:
     assert step(world) == [(2, 2, 2, False), (0, 2, 1, True), (1, 2, 1, True)]
 
 
-def test_a_long_prompt_gives_half_of_its_share_to_one_that_is_done_with_it() -> None:
+def test_a_long_prompt_leaves_a_part_to_those_that_are_done_with_it() -> None:
     world = world_of(max_num_batched_tokens=16, enable_prefix_caching=False, num_blocks=40, max_model_len=64)
     world.add(make_request("long", [1] * 40, max_tokens=2))
     world.add(make_request("short", [2] * 7, max_tokens=2))
     world.add(make_request("other", [3] * 40, max_tokens=2))
-    assert step(world) == [(0, 0, 8, False), (1, 0, 7, True), (2, 0, 1, False)]
-    assert step(world) == [(0, 8, 14, False), (1, 7, 1, True), (2, 1, 1, False)], "nobody is done with half of it"
-    assert step(world) == [(0, 22, 15, False), (2, 2, 1, False)]
+    assert step(world) == [(0, 0, 9, False), (1, 0, 7, True)]
+    assert step(world) == [(0, 9, 15, False), (1, 7, 1, True)], "nobody is done with half of it"
+    for name in "abc":
+        world.add(make_request(name, [4] * 3, max_tokens=1))
+    assert step(world) == [(0, 24, 16, True)], "they do not overtake the other long one"
+    assert step(world) == [(0, 40, 1, True), (2, 0, 9, False), (3, 0, 3, True), (4, 0, 3, True)]
 
 
 def test_a_long_prompt_gives_way_to_running_prompts_and_not_to_those_without_a_seat_or_blocks() -> None:
@@ -88,9 +91,9 @@ def test_a_long_prompt_gives_way_to_running_prompts_and_not_to_those_without_a_s
     world.add(make_request("third", [2] * 30, max_tokens=1))
     world.add(make_request("fourth", [2] * 2, max_tokens=1))
     assert step(world) == [(1, 4, 4, True), (2, 0, 4, False)], "a seat is not free before this step ends"
-    assert step(world) == [(2, 4, 4, False), (3, 0, 2, True)]
+    assert step(world) == [(2, 4, 6, False), (3, 0, 2, True)]
     world.add(make_request("fifth", [2] * 100, max_tokens=1))
-    assert step(world) == [(2, 8, 8, False)], "what is behind is longer"
+    assert step(world) == [(2, 10, 8, False)], "what is behind is longer"
 
 
 def test_a_long_prompt_beside_decodes_takes_no_more_than_the_share_of_prefill() -> None:
@@ -172,7 +175,7 @@ def test_admission_needs_blocks_for_the_whole_prompt_at_once() -> None:
     step(world)
     assert world.scheduler.kv_cache.num_free_blocks == 3
     world.add(make_request("b", [1] * 13, max_tokens=3))
-    world.add(make_request("c", [1], max_tokens=3))
+    world.add(make_request("c", [1] * 3, max_tokens=3))
     for _ in range(4):
         assert {row[0] for row in step(world)} == {0}
     assert {row[0] for row in step(world)} == {1}

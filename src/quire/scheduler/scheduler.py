@@ -9,8 +9,8 @@ within the token budget, and a row whose last known token is computed gets a sam
   and each leaves one token of budget to every running row behind it, so that no prefill starves a decode.
 - While a row decodes, that is has one token to compute, all rows that have more share `max_num_prefill_tokens`: a long
   prompt that arrives makes the steps of others longer by that much and no more. Beyond it each gets its one token.
-- A prompt that would take all that is left for prompts takes half of it where another one, next in order, is done with
-  the other half. So a short prompt does not wait for a long one, which is held up by no more than what it is told.
+- A prompt that would take all that is left for prompts leaves up to half of it to those behind it that are done with
+  that. So a short prompt does not wait for a long one, and the long one takes at most twice the steps.
 - When blocks run out the last in that order gives its own back, forks that still wait before rows that run. It has
   not been served in this step then, or is the one being served; so a step never has to be unmade. The first in order
   always proceeds, and `check_fits` has seen to it that the whole pool is enough for it.
@@ -190,10 +190,11 @@ class Scheduler:
                 continue
             start = row.num_computed_tokens
             num_left = row.num_tokens - start
-            num_behind = len(rows) - num_served
-            prefill = self._prefill_share(num_left, step.prefill, num_served)
-            share = min(_share(row, budget - num_behind, step.logits - num_behind), prefill)
-            num_tokens = min(num_left, max(1, share))
+            num_tokens = 1
+            if num_left > 1:
+                num_behind = len(rows) - num_served
+                share = min(_share(row, budget - num_behind, step.logits - num_behind), step.prefill)
+                num_tokens = min(num_left, max(1, self._prefill_share(num_left, share, num_served)))
             new_block_ids: tuple[int, ...] = ()
             if start + num_tokens > row.table.writable_end:
                 extension = self._extend(row, start + num_tokens, step)
@@ -216,15 +217,21 @@ class Scheduler:
             num_waiting: Waiting rows up to it.
         """
         half = budget // 2
-        if num_left == 1 or num_left <= half or not self._config.enable_chunked_prefill:
+        if num_left <= half or not self._config.enable_chunked_prefill:
             return budget
-        behind = self._running.rows[num_running:]
-        if len(self._running) + num_waiting < self._config.max_num_seqs:
-            behind += (row for row in self._waiting.rows[num_waiting : num_waiting + 1] if self._has_blocks(row))
-        return budget - half if any(1 < row.num_tokens - row.num_computed_tokens <= half for row in behind) else budget
-
-    def _has_blocks(self, row: Row) -> bool:
-        return self.kv_cache.num_blocks_for(row.num_tokens) - len(row.table.block_ids) <= self.kv_cache.num_free_blocks
+        num_given = 0
+        for row in self._running.rows[num_running:]:
+            num_tokens = row.num_tokens - row.num_computed_tokens
+            num_given += num_tokens if 1 < num_tokens <= half - num_given else 0
+        num_seats = self._config.max_num_seqs - len(self._running)
+        num_blocks = self.kv_cache.num_free_blocks
+        for row in self._waiting.rows[num_waiting:num_seats]:
+            num_tokens = row.num_tokens - row.num_computed_tokens
+            num_blocks -= self.kv_cache.num_blocks_for(row.num_tokens) - len(row.table.block_ids)
+            if num_tokens > half - num_given or num_blocks < 0:
+                break
+            num_given += num_tokens
+        return budget - num_given
 
     def _extend(self, row: Row, end: int, step: Step) -> Extension | None:
         """Make a running row writable up to `end`, at others' expense if need be; None if it had to go itself."""
@@ -246,8 +253,8 @@ class Scheduler:
             prefix = self._find_prefix(row)
             start = len(prefix) * self._config.block_size if prefix else row.num_computed_tokens
             num_left = len(row.token_ids) - start
-            prefill = self._prefill_share(num_left, step.prefill, len(self._running.rows), 1)
-            num_tokens = self._first_share(num_left, min(_share(row, step.budget, step.logits), prefill))
+            share = min(_share(row, step.budget, step.logits), step.prefill)
+            num_tokens = self._first_share(num_left, self._prefill_share(num_left, share, len(self._running), 1))
             extension = self._seat(row, prefix) if num_tokens else None
             if extension is None:
                 break
