@@ -95,7 +95,7 @@ def serve_stand_in(profile: Path | None) -> None:
     engine, keys, bound = FrontEnd("quire-tiny", server=config), Keys(()), bind(config)
 
     def make_app(drain: Drain) -> Gate:
-        return build_app(engine, config, keys, drain, engine.prometheus.render)
+        return build_app(engine, config, keys, drain, lambda: engine.prometheus.render())
 
     def run() -> None:
         serve(engine, config, make_app, bound, Limits(), lambda *_: None, lambda: print(url(config, bound), flush=True))

@@ -56,6 +56,9 @@ class ServerConfig:
     metrics_compat: str = field(
         default="none", metadata=option("export metrics under another engine's names, too", choices=METRICS_COMPAT)
     )
+    otlp_traces_endpoint: str | None = field(
+        default=None, metadata=option("URL of a collector of traces, OTLP over HTTP; needs quire[otel]")
+    )
 
     def __post_init__(self) -> None:
         at_least("port", self.port, 0)

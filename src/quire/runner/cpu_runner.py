@@ -12,7 +12,7 @@ from quire.core.log import get_logger
 from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput
 from quire.runner.inputs import StepInputs, build_inputs
 from quire.runner.loaded import LoadedPlan
-from quire.runner.outputs import Pooling, prompt_logprobs_of, row_output
+from quire.runner.outputs import FailedStep, Pooling, failed_row, prompt_logprobs_of, row_output
 from quire.runner.rows import Row, Rows
 from quire.sampling.grammar.compiler import GrammarCompiler
 from quire.sampling.row import SampledToken
@@ -66,23 +66,65 @@ class CPURunner:
         self.can_pool = "hidden_states" in loaded.plan.network.outputs
 
     @torch.inference_mode()
-    def execute(self, step: SchedulerOutput) -> Done:
+    def execute(self, step: SchedulerOutput) -> Done | FailedStep:
         """Run one step."""
-        self._rows.apply(step)
-        self._prepare_blocks(step)
-        if not step.rows:
-            return Done(ModelOutput())
-        rows = [self._rows[s.row_id] for s in step.rows]
-        inputs = build_inputs(step.rows, rows, self._loaded.block_size)
+        try:
+            self._rows.apply(step)
+            self._prepare_blocks(step)
+            return Done(ModelOutput(tuple(self._outputs(step.rows))))
+        except Exception as error:
+            _log.exception("a step of %d rows failed", len(step.rows))
+            return FailedStep(step, error)
+
+    def _outputs(self, shares: Sequence[ScheduledRow]) -> list[RowOutput]:
+        """Compute the rows that can be, and return the outputs of all in order."""
+        errors = self._rows.errors
+        if not any(share.row_id in errors for share in shares):
+            return self._compute(shares)
+        computed = iter(self._compute([share for share in shares if share.row_id not in errors]))
+        return [
+            RowOutput(share.row_id, error=errors[share.row_id]) if share.row_id in errors else next(computed)
+            for share in shares
+        ]
+
+    def _compute(self, shares: Sequence[ScheduledRow]) -> list[RowOutput]:
+        """Compute rows together; if that fails one by one, for a row gets the same alone: all but the one at fault.
+
+        What several ranks compute together is not tried again: the others would not.
+
+        Raises:
+            Exception: Every single one failed.
+        """
+        try:
+            return self._forward(shares) if shares else []
+        except Exception:
+            if len(shares) == 1 or self._loaded.is_shared:
+                raise
+            _log.exception("a step of %d rows failed; each is computed alone", len(shares))
+        outputs, problems = [], []
+        for share in shares:
+            try:
+                outputs += self._forward([share])
+            except Exception as error:
+                problems.append(error)
+                outputs.append(failed_row(share.row_id, error))
+        if len(problems) == len(shares):
+            raise problems[-1]
+        return outputs
+
+    def _forward(self, shares: Sequence[ScheduledRow]) -> list[RowOutput]:
+        """Run the network and choose tokens; rows are told when nothing can fail any more, so it can be done again."""
+        rows = [self._rows[share.row_id] for share in shares]
+        inputs = build_inputs(shares, rows, self._loaded.block_size)
         outputs = self._loaded.executor.run({**inputs.tensors, **self._loaded.caches()})
         if "logits" not in outputs:  # a part of a network: others sample, and `learn` tells what
-            return Done(ModelOutput())
+            return [RowOutput(share.row_id) for share in shares]
         logits = outputs.pop("logits")  # nothing else holds on to them: where rows are chosen, the rest is free
         if "logits_indices" not in self._loaded.plan.network.inputs:  # the network computed those of all tokens
             logits = logits[inputs.tensors["logits_indices"]]
         if self._on_logits is not None:
             self._on_logits(logits)
-        return Done(self._sample(step, rows, inputs, logits, outputs.get("hidden_states")))
+        return _sample(shares, rows, inputs, logits, outputs.get("hidden_states"))
 
     def learn(self, sampled: Sequence[tuple[int, int]]) -> None:
         """Take in tokens that others have sampled, of a network without logits."""
@@ -123,23 +165,23 @@ class CPURunner:
             plain = kv_cache.view(torch.int8) if kv_cache.dtype.itemsize == 1 else kv_cache  # no fill for float8
             plain.index_fill_(2, torch.tensor(step.fresh_block_ids), 0)
 
-    def _sample(
-        self,
-        step: SchedulerOutput,
-        rows: list[Row],
-        inputs: StepInputs,
-        logits: torch.Tensor,
-        hidden_states: torch.Tensor | None,
-    ) -> ModelOutput:
-        sampled = [i for i, place in enumerate(inputs.sampled_logits) if place >= 0]
-        places = [inputs.sampled_logits[i] for i in sampled]
-        results = sample(_rows_of(logits, places), [rows[i].sampling for i in sampled]) if sampled else []
-        by_row = dict(zip(sampled, results, strict=True))
-        outputs = []
-        for i, (scheduled, row) in enumerate(zip(step.rows, rows, strict=True)):
-            wanted = _Places(inputs.prompt_logits[i], inputs.sampled_logits[i])
-            outputs.append(_output(scheduled, row, wanted, logits, hidden_states, by_row.get(i)))
-        return ModelOutput(tuple(outputs))
+
+def _sample(
+    shares: Sequence[ScheduledRow],
+    rows: list[Row],
+    inputs: StepInputs,
+    logits: torch.Tensor,
+    hidden_states: torch.Tensor | None,
+) -> list[RowOutput]:
+    sampled = [i for i, place in enumerate(inputs.sampled_logits) if place >= 0]
+    places = [inputs.sampled_logits[i] for i in sampled]
+    results = sample(_rows_of(logits, places), [rows[i].sampling for i in sampled]) if sampled else []
+    by_row = dict(zip(sampled, results, strict=True))
+    outputs = []
+    for i, (share, row) in enumerate(zip(shares, rows, strict=True)):
+        wanted = _Places(inputs.prompt_logits[i], inputs.sampled_logits[i])
+        outputs.append(_output(share, row, wanted, logits, hidden_states, by_row.get(i)))
+    return outputs
 
 
 class _Places(NamedTuple):

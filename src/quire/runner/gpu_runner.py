@@ -23,7 +23,7 @@ from quire.ops.triton.step.sampling import Edits, Kinds, Sampled
 from quire.plan.device import torch_device
 from quire.runner.captured import CapturedSteps, graph_sizes
 from quire.runner.loaded import LoadedPlan
-from quire.runner.outputs import prompt_logprobs_of, row_output
+from quire.runner.outputs import FailedStep, failed_row, prompt_logprobs_of, row_output
 from quire.runner.rows import SlotRow, Slots
 from quire.runner.staging import StagedStep, Staging
 from quire.sampling.device import SamplingState, kinds_of, tokens_of
@@ -120,8 +120,17 @@ class GPURunner:
         return torch.empty(num_rows, 0, device=self._device)
 
     @torch.inference_mode()
-    def execute(self, step: SchedulerOutput) -> PendingStep:
-        """Start one step."""
+    def execute(self, step: SchedulerOutput) -> PendingStep | FailedStep:
+        """Start one step. A device that has failed fails again when it is waited for."""
+        try:
+            return self._start_step(step)
+        except Exception as error:
+            _log.exception("a step of %d rows failed", len(step.rows))
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            return FailedStep(step, error)
+
+    def _start_step(self, step: SchedulerOutput) -> PendingStep:
         updates = self._slots.apply(step)
         for new in step.new_rows:
             self._introduce(self._slots[new.row_id])
@@ -346,6 +355,9 @@ class PendingStep:
             return row_output(row.row_id, token, self._prompt_logprobs(share))
         except RequestError as error:  # this row's logits are not finite; the others know nothing of it
             return RowOutput(row.row_id, error=str(error))
+        except Exception as error:
+            _log.exception("row %d failed", row.row_id)
+            return failed_row(row.row_id, error)
 
     def _prompt_logprobs(self, share: _Share) -> tuple[TokenLogprobs, ...] | None:
         if share.row.sampling.params.prompt_logprobs is None:

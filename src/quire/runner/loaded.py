@@ -9,6 +9,8 @@ import torch
 
 from quire.core.errors import CapacityError
 from quire.core.log import get_logger
+from quire.graph.nodes import is_call
+from quire.ops.collective.exchange import EXCHANGES
 from quire.plan.device import this_device, torch_device
 from quire.plan.plan import Plan
 from quire.plan.tactics import choices, unusable
@@ -32,6 +34,7 @@ class LoadedPlan:
         plan: What to execute.
         block_size: Tokens in a block.
         device: Kind of device.
+        is_shared: Whether it is a part of a network, and exchanges tensors with other ranks.
 
     Raises:
         PlanError: A weight is missing or damaged.
@@ -50,6 +53,7 @@ class LoadedPlan:
         self.plan = plan
         self.block_size = block_size
         self.device = device
+        self.is_shared = any(is_call(node, *EXCHANGES) for node in plan.network.calls())
         self._num_blocks = num_blocks
         here = this_device(device)
         self._chosen = choices(plan.tactics, here, plan.network, deterministic=deterministic)

@@ -52,7 +52,11 @@ class ModelRunner(Protocol):
 
         Returns:
             What gives one `RowOutput` per row of `step`, in order. A row that fails has its `error` set; the others are
-            as if it had not been there.
+            as if it had not been there. A `FailedStep` if none could be computed; until its result is taken, no other
+            step may be started.
+
+        Raises:
+            Exception: The device is lost, and all rows with it.
         """
         ...
 

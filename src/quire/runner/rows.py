@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
+from quire.core.log import get_logger
 from quire.core.request import NewRow, SchedulerOutput
+from quire.core.sampling_params import SamplingParams
 from quire.runner.outputs import Pooling
 from quire.sampling.grammar.compiler import GrammarCompiler
 from quire.sampling.grammar.state import GrammarState
 from quire.sampling.row import SamplingRow
 
+_log = get_logger(__name__)
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 
 
@@ -56,11 +61,15 @@ class Rows:
 
     Args:
         grammars: Of the model's vocabulary, for rows with structured outputs.
+
+    Attributes:
+        errors: By row id, why a row cannot be computed; such a row may not be there.
     """
 
     def __init__(self, grammars: GrammarCompiler | None = None) -> None:
         self._rows: dict[int, Row] = {}
         self._grammars = grammars
+        self.errors: dict[int, str] = {}
 
     def __getitem__(self, row_id: int) -> Row:
         return self._rows[row_id]
@@ -75,15 +84,28 @@ class Rows:
         """Take in a step's diff: removed rows first, then new ones, then what changed in block tables."""
         for row_id in step.removed_row_ids:
             self._rows.pop(row_id, None)
+            self.errors.pop(row_id, None)
         for new in step.new_rows:
-            self._rows[new.row_id] = _make(new, self._grammars)
+            with self._noting(new.row_id):
+                self._rows[new.row_id] = _make(new, self._grammars)
         is_new = {new.row_id for new in step.new_rows}
         for row_id, index, block_id in step.replaced_block_ids:
             if row_id not in is_new:
-                self._rows[row_id].block_table[index] = block_id
+                with self._noting(row_id):
+                    self._rows[row_id].block_table[index] = block_id
         for scheduled in step.rows:
             if scheduled.new_block_ids and scheduled.row_id not in is_new:
-                self._rows[scheduled.row_id].append_blocks(scheduled.new_block_ids)
+                with self._noting(scheduled.row_id):
+                    self._rows[scheduled.row_id].append_blocks(scheduled.new_block_ids)
+
+    @contextmanager
+    def _noting(self, row_id: int) -> Iterator[None]:
+        """Note what is wrong with a row; the others know nothing of it."""
+        try:
+            yield
+        except Exception as error:
+            _log.exception("row %d cannot be computed", row_id)
+            self.errors[row_id] = f"{type(error).__name__} while its row was made."
 
 
 def _make(new: NewRow, grammars: GrammarCompiler | None) -> Row:
@@ -168,14 +190,7 @@ class Slots:
         changes: list[IntArray] = []
         is_new = {new.row_id for new in step.new_rows}
         for new in step.new_rows:
-            row = self._rows[new.row_id] = SlotRow(
-                new.row_id,
-                self._free.pop(),
-                list(new.token_ids),
-                new.num_prompt_tokens,
-                0,
-                _sampling(new, self._grammars),
-            )
+            row = self._rows[new.row_id] = self._make(new)
             changes.append(self._appended(row, new.block_ids))
         for row_id, index, block_id in step.replaced_block_ids:
             if row_id not in is_new:
@@ -185,6 +200,17 @@ class Slots:
             if scheduled.new_block_ids and scheduled.row_id not in is_new:
                 changes.append(self._appended(self._rows[scheduled.row_id], scheduled.new_block_ids))
         return np.concatenate(changes) if changes else np.zeros((0, 2), dtype=np.int32)
+
+    def _make(self, new: NewRow) -> SlotRow:
+        """Return a new row; one that the sampler cannot serve has its place and an error."""
+        error = None
+        try:
+            sampling = _sampling(new, self._grammars)
+        except Exception as found:
+            _log.exception("row %d cannot be sampled", new.row_id)
+            error = f"{type(found).__name__} while its row was made."
+            sampling = SamplingRow(SamplingParams(temperature=0.0), (), ())
+        return SlotRow(new.row_id, self._free.pop(), list(new.token_ids), new.num_prompt_tokens, 0, sampling, error)
 
     def _appended(self, row: SlotRow, block_ids: tuple[int, ...]) -> IntArray:
         """Note blocks at the end of a row's table; return the changes."""

@@ -9,6 +9,8 @@ within the token budget, and a row whose last known token is computed gets a sam
   and each leaves one token of budget to every running row behind it, so that no prefill starves a decode.
 - While a row decodes, that is has one token to compute, all rows that have more share `max_num_prefill_tokens`: a long
   prompt that arrives makes the steps of others longer by that much and no more. Beyond it each gets its one token.
+- A prompt that would take all that is left for prompts leaves up to half of it to those behind it that are done with
+  that. So a short prompt does not wait for a long one, and the long one takes at most twice the steps.
 - When blocks run out the last in that order gives its own back, forks that still wait before rows that run. It has
   not been served in this step then, or is the one being served; so a step never has to be unmade. The first in order
   always proceeds, and `check_fits` has seen to it that the whole pool is enough for it.
@@ -196,9 +198,11 @@ class Scheduler:
             num_left = row.num_tokens - start
             if row.must_wait or (num_left == 1 and step.places == 0):
                 continue
-            num_behind = len(rows) - num_served
-            share = min(_share(row, budget - num_behind, step.logits - num_behind), step.prefill)
-            num_tokens = min(num_left, max(1, share))
+            num_tokens = 1
+            if num_left > 1:
+                num_behind = len(rows) - num_served
+                share = min(_share(row, budget - num_behind, step.logits - num_behind), step.prefill)
+                num_tokens = min(num_left, max(1, self._prefill_share(num_left, share, num_served)))
             new_block_ids: tuple[int, ...] = ()
             if start + num_tokens > row.table.writable_end:
                 extension = self._extend(row, start + num_tokens, step)
@@ -211,6 +215,32 @@ class Scheduler:
             step.prefill -= num_tokens if num_left > 1 else 0
             step.logits -= _num_logits(row, num_tokens)
         step.budget = budget
+
+    def _prefill_share(self, num_left: int, budget: int, num_running: int, num_waiting: int = 0) -> int:
+        """Return how much of the budget for prompts one of them may take.
+
+        Args:
+            num_left: Tokens that it has to compute.
+            budget: What is left.
+            num_running: Running rows up to it.
+            num_waiting: Waiting rows up to it.
+        """
+        half = budget // 2
+        if num_left <= half or not self._config.enable_chunked_prefill:
+            return budget
+        num_given = 0
+        for row in self._running.rows[num_running:]:
+            num_tokens = row.num_tokens - row.num_computed_tokens
+            num_given += num_tokens if 1 < num_tokens <= half - num_given else 0
+        num_seats = self._config.max_num_seqs - len(self._running)
+        num_blocks = self.kv_cache.num_free_blocks
+        for row in self._waiting.rows[num_waiting:num_seats]:
+            num_tokens = row.num_tokens - row.num_computed_tokens
+            num_blocks -= self.kv_cache.num_blocks_for(row.num_tokens) - len(row.table.block_ids)
+            if num_tokens > half - num_given or num_blocks < 0:
+                break
+            num_given += num_tokens
+        return budget - num_given
 
     def _extend(self, row: Row, end: int, step: Step) -> Extension | None:
         """Make a running row writable up to `end`, at others' expense if need be; None if it had to go itself."""
@@ -232,7 +262,8 @@ class Scheduler:
             prefix = self._find_prefix(row)
             start = len(prefix) * self._config.block_size if prefix else row.num_computed_tokens
             num_left = len(row.token_ids) - start
-            num_tokens = self._first_share(num_left, min(_share(row, step.budget, step.logits), step.prefill))
+            share = min(_share(row, step.budget, step.logits), step.prefill)
+            num_tokens = self._first_share(num_left, self._prefill_share(num_left, share, len(self._running), 1))
             extension = self._seat(row, prefix) if num_tokens else None
             if extension is None:
                 break

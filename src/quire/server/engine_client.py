@@ -78,6 +78,14 @@ class EngineClient(Protocol):
         """Return whether requests would be served now."""
         ...
 
+    def check_room(self) -> None:
+        """Find out whether any request could be taken in, before one is read.
+
+        Raises:
+            OverloadedError: The queue is full.
+        """
+        ...
+
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return a text's ids; long texts are encoded beside the event loop."""
         ...

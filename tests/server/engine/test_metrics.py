@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import prometheus_client
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from quire.core.request import CompletionOutput, RequestMetrics, RequestOutput, SampleUpdate
+from quire.server.engine.histogram import Histogram
 from quire.server.engine.metrics import ServerMetrics
 from quire.server.engine.request_stream import RequestStream
 
@@ -67,7 +69,7 @@ def test_every_name_is_there(compat: str) -> None:
 def test_numbers() -> None:
     found = series(filled("none"))
     wanted = {
-        "prompt_tokens_total": 7, "generation_tokens_total": 6, "num_preemptions_total": 1, "request_success_total": 2,
+        "prompt_tokens_total": 7, "generation_tokens_total": 2, "num_preemptions_total": 1, "request_success_total": 2,
         "time_to_first_token_seconds_count": 1, "inter_token_latency_seconds_count": 4,
         "e2e_request_latency_seconds_sum": 8, "request_queue_time_seconds_sum": 1,
         "request_prefill_time_seconds_sum": 2,
@@ -88,4 +90,15 @@ def test_counters_go_on_after_the_engine_process_died() -> None:
 
 
 def test_two_servers_in_one_process_do_not_share_a_registry() -> None:
-    assert [series(filled("none"))["quire:generation_tokens_total"] for _ in range(2)] == [6, 6]
+    assert [series(filled("none"))["quire:generation_tokens_total"] for _ in range(2)] == [2, 2]
+
+
+def test_a_value_is_in_the_bucket_that_it_does_not_exceed() -> None:
+    made = prometheus_client.Histogram("ours", "text", ("model_name",), registry=None, buckets=(0.1, 1, 5))
+    theirs, ours = made.labels("tiny"), Histogram("ours", "text", {"model_name": "tiny"}, (0.1, 1, 5))
+    for value in (0.0, 0.1, 0.10001, 1, 3.5, 5, 5.5, 1e9):
+        theirs.observe(value)
+        ours.observe(value)
+    (wanted,), (found,) = made.collect(), ours.collect()
+    assert found.type == wanted.type == "histogram" and found.documentation == wanted.documentation
+    assert found.samples == [sample for sample in wanted.samples if not sample.name.endswith("_created")]

@@ -9,6 +9,9 @@ from quire.distributed.communicator import current
 from quire.ops.op import op
 from quire.ops.spec import FLOATS, Shapes, TensorLike, TensorSpec, dtype_of, spec_of
 
+EXCHANGES = ("all_reduce", "all_reduce_add_rms_norm", "all_gather", "send", "recv")
+"""Ops that wait for other ranks."""
+
 
 def _infer_all_reduce(x: TensorLike) -> TensorSpec:
     Shapes().check("x", x, "*rows width", FLOATS)

@@ -31,6 +31,7 @@ from quire.plan.memory import mib
 from quire.plan.plan import Plan
 from quire.runner.device import available_memory_bytes
 from quire.runner.model_runner import LocalRunner, Pending, make_runner
+from quire.runner.outputs import FailedStep
 from quire.runner.parallel.messages import (
     Answer,
     Command,
@@ -171,7 +172,10 @@ class Worker:
         began_s, waited_s = time.perf_counter(), self._traffic.waited_s
         if not self._is_sampling:
             self._runner.learn(asked.sampled)
-        self._pending.append(self._runner.execute(asked.step))
+        pending = self._runner.execute(asked.step)
+        if isinstance(pending, FailedStep):  # the other ranks wait for what will not come
+            raise pending.error
+        self._pending.append(pending)
         self._busy_s += time.perf_counter() - began_s - (self._traffic.waited_s - waited_s)
         self._num_steps += 1
 

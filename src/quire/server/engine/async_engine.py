@@ -253,6 +253,10 @@ class AsyncEngine:
         assert self._served is not None, "the engine has not been started"
         return self._served
 
+    def check_room(self) -> None:
+        """Find out whether any request could be taken in, as `EngineClient.check_room` says."""
+        self._waiting_room.check()
+
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return a text's ids; long texts are encoded beside the event loop.
 
@@ -442,10 +446,7 @@ class AsyncEngine:
         directory = None if event.directory is None else Path(event.directory)
         try:
             self._text: ModelText = load_model_text(
-                directory,
-                event.eos_token_ids,
-                self._command.tokenizer,
-                skip_tokenizer_init=self._skip_tokenizer_init,
+                directory, event.eos_token_ids, self._command.tokenizer, skip_tokenizer_init=self._skip_tokenizer_init
             )
         except QuireError as error:
             self._first_ready.set_exception(error)

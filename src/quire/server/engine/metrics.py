@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from quire.core.request import RequestMetrics, RequestOutput, SampleUpdate
+from quire.server.engine.histogram import Histogram
 from quire.server.engine.request_stream import RequestStream
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -29,11 +30,11 @@ _ENGINE_COUNTERS = {
     "num_preemptions": "Sequences that gave their blocks back and started over.",
     "prefix_cache_queries": "Prompt tokens that were looked up in the prefix cache.",
     "prefix_cache_hits": "Prompt tokens that were found there.",
+    "generation_tokens": "Tokens generated.",
 }
 _COUNTERS = {
     **_ENGINE_COUNTERS,
     "prompt_tokens": "Prompt tokens of requests whose first token came.",
-    "generation_tokens": "Tokens generated.",
     "engine_deaths": "How often the engine process died.",
 }
 _HISTOGRAMS = {
@@ -65,6 +66,7 @@ class ServerMetrics:
         self._gauges = {name: self._gauge(name, text) for name, text in _GAUGES.items()}
         self._counters = {name: self._counter(name, text) for name, text in _COUNTERS.items()}
         self._histograms = {name: self._histogram(name, *rest) for name, rest in _HISTOGRAMS.items()}
+        self._token_gaps = self._histograms["inter_token_latency_seconds"]
         self._success = Counter(
             "request_success",
             "Finished sequences.",
@@ -95,15 +97,14 @@ class ServerMetrics:
             stream: Of its request. Mutated: it remembers when tokens came.
             update: With new tokens.
         """
-        now = time.monotonic()
-        if not stream.last_token_s:
+        now, times = time.monotonic(), stream.last_token_s
+        if (last_s := times.get(update.index)) is not None:
+            self._token_gaps.observe(now - last_s)
+        elif not times:
             self._histograms["time_to_first_token_seconds"].observe(now - stream.arrival_time_s)
             self._counters["prompt_tokens"].inc(stream.num_prompt_tokens)
-        if (last_s := stream.last_token_s.get(update.index)) is not None:
-            self._histograms["inter_token_latency_seconds"].observe(now - last_s)
-        stream.last_token_s[update.index] = now
+        times[update.index] = now
         stream.num_generated += len(update.new_token_ids)
-        self._counters["generation_tokens"].inc(len(update.new_token_ids))
 
     def note_finished(self, stream: RequestStream, output: RequestOutput) -> None:
         """Note the last output of a request."""
@@ -135,8 +136,9 @@ class ServerMetrics:
         return Counter(name, text, ("model_name",), registry=self._registry).labels(self._model_name)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        made = Histogram(name, text, ("model_name",), registry=self._registry, buckets=buckets)
-        return made.labels(self._model_name)
+        made = Histogram(name, text, {"model_name": self._model_name}, buckets)
+        self._registry.register(made)
+        return made
 
 
 class _Prefixed(Collector):

@@ -48,7 +48,18 @@ class WaitingRoom:
         self._num_seqs: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
         self._ends: deque[tuple[float, int]] = deque()
-        self._num_unfinished = self._num_waiting_tokens = 0
+        self._num_unfinished = self._num_waiting_tokens = self._num_ended = 0
+
+    def check(self) -> None:
+        """Find out whether there is room for anybody, which costs less than to read what is asked.
+
+        Raises:
+            OverloadedError: Whatever is asked would be refused.
+        """
+        if self._num_unfinished >= self.max_num_seqs:
+            raise self._refusal(f"{self._num_unfinished} sequences, of at most {self.max_num_seqs}", 1)
+        if self._num_waiting_tokens >= self.max_waiting_tokens:
+            raise self._refusal(f"{self._num_waiting_tokens} tokens, of at most {self.max_waiting_tokens}", 1)
 
     def enter(self, request_id: str, num_seqs: int, num_tokens: int) -> None:
         """Take a request in.
@@ -81,18 +92,19 @@ class WaitingRoom:
         num_seqs = self._num_seqs.pop(request_id)
         self._num_unfinished -= num_seqs
         self._ends.append((self._clock(), num_seqs))
+        self._num_ended += num_seqs
         self._forget_old_ends()
 
     def _forget_old_ends(self) -> None:
         oldest_s = self._clock() - _RATE_WINDOW_S
         while self._ends and self._ends[0][0] < oldest_s:
-            self._ends.popleft()
+            self._num_ended -= self._ends.popleft()[1]
 
     def _refusal(self, load: str, num_seqs: int) -> OverloadedError:
         """Return the error, with the time in which what is before this request will have ended at the present rate."""
         self._forget_old_ends()
         seconds = max(self._clock() - self._ends[0][0], 1e-3) if self._ends else _RATE_WINDOW_S
-        rate = sum(count for _, count in self._ends) / seconds
+        rate = self._num_ended / seconds
         low, high = _RETRY_RANGE_S
         retry_after_s = min(high, max(low, self._num_unfinished / rate if rate else low))
         return OverloadedError(
