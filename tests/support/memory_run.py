@@ -50,8 +50,8 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
         trace.start()
         try:
             with trace.span("load"):
-                runner = cpu_runner.CPURunner(LoadedPlan(plan, config.num_blocks, config.block_size, "cpu"))
-            _record(runner, trace, patch)
+                runner = cpu_runner.CPURunner(LoadedPlan(plan, config.num_blocks, config.block_size, "cpu"), config)
+            _record(runner, trace)
             for step in worst_steps(plan, config):
                 runner.execute(step)
         finally:
@@ -63,9 +63,9 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
     return Measured(load.left_tensors - probes, runner._loaded.kv_cache.nbytes, most + kept, largest)
 
 
-def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.MonkeyPatch) -> None:
+def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace) -> None:
     """Make a span of each call of the network and of sampling, and an empty one before the inputs of a step."""
-    build, sample = cpu_runner.build_inputs, runner._sample
+    build, sample = runner._inputs.build, runner._sample
 
     def build_inputs(*args):
         with trace.span("start"):
@@ -85,8 +85,7 @@ def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.Monk
 
         return replace(call, run=run)
 
-    patch.setattr(cpu_runner, "build_inputs", build_inputs)
-    runner._sample = sampled
+    runner._inputs.build, runner._sample = build_inputs, sampled
     executor_ = runner._loaded.executor
     executor_._calls = [recorded(call) for call in executor_._calls]
 

@@ -56,7 +56,9 @@ class LoadedPlan:
         for said in unusable(plan.tactics, here, plan.network, deterministic=deterministic):
             _log.info("tactics: %s", said)
         self._executor: Executor | None = self._load(on_progress)
-        self._kv_cache: torch.Tensor | None = self._allocate()
+        self._kv_cache: torch.Tensor | None = None
+        self._caches: dict[str, torch.Tensor] = {}
+        self._allocate()
 
     @property
     def executor(self) -> Executor:
@@ -80,9 +82,16 @@ class LoadedPlan:
             raise _asleep()
         return self._kv_cache
 
+    @property
     def caches(self) -> dict[str, torch.Tensor]:
-        """Return each layer's KV cache by the name of the network's input."""
-        return {f"kv_cache.{layer}": cache for layer, cache in enumerate(self.kv_cache)}
+        """Each layer's KV cache by the name of the network's input.
+
+        Raises:
+            CapacityError: It has been freed.
+        """
+        if self._kv_cache is None:
+            raise _asleep()
+        return self._caches
 
     def num_bytes(self) -> int:
         """Return the bytes of weights and KV cache."""
@@ -91,7 +100,7 @@ class LoadedPlan:
 
     def sleep(self, level: int) -> None:
         """Free the KV cache (level 1), at level 2 the weights as well."""
-        self._kv_cache = None
+        self._kv_cache, self._caches = None, {}
         if level > 1:
             self._executor = None
         if torch_device(self.device).type == "cuda":
@@ -102,12 +111,16 @@ class LoadedPlan:
         if self._executor is None:
             self._executor = self._load()
         if self._kv_cache is None:
-            self._kv_cache = self._allocate()
+            self._allocate()
 
     def _load(self, on_progress: Callable[[int], None] | None = None) -> Executor:
         return Executor(self.plan.network, self.plan.weights, self.device, on_progress, self._chosen)
 
-    def _allocate(self) -> torch.Tensor:
+    def _allocate(self) -> None:
+        self._kv_cache = self._zeros()
+        self._caches = {f"kv_cache.{layer}": cache for layer, cache in enumerate(self._kv_cache)}
+
+    def _zeros(self) -> torch.Tensor:
         """Return a KV cache of zeros, 64-byte aligned.
 
         On a CPU numpy takes zeroed pages from the system, which costs nothing before they are written; `torch.zeros`

@@ -182,10 +182,8 @@ def _steps(prompts: Sequence[Sequence[int]]) -> Sequence[SchedulerOutput]:
             ScheduledRow(i, 0 if step == 0 else len(p) + step - 1, len(p) if step == 0 else 1, is_sampled=True)
             for i, p in enumerate(prompts)
         )
-        is_first = step == 0
-        steps.append(
-            SchedulerOutput(rows, new_rows=tuple(new) if is_first else (), fresh_block_ids=fresh if is_first else ())
-        )
+        first = {"new_rows": tuple(new), "removed_row_ids": tuple(range(len(new))), "fresh_block_ids": fresh}
+        steps.append(SchedulerOutput(rows, **first) if step == 0 else SchedulerOutput(rows))
     return steps
 
 

@@ -164,8 +164,9 @@ class Scheduler:
             is_due = any(row.num_in_flight for row in self._rows.values())
             assert is_due or not self._rows, f"{len(self._rows)} unfinished samples, but none can be scheduled"
             return SchedulerOutput()
+        rows = self._rows
         for share in step.rows:
-            row = self._rows[share.row_id]
+            row = rows[share.row_id]
             row.num_computed_tokens = share.num_computed_tokens + share.num_scheduled_tokens
             row.num_in_flight += 1
             row.num_unknown += share.is_sampled
@@ -180,28 +181,32 @@ class Scheduler:
 
     def _serve_running(self, step: Step) -> None:
         """Let each running row catch up its computed tokens to its known ones, in order, within the budget."""
-        rows, budget, num_served = self._running.rows, step.budget, 0
+        rows, shares, budget, num_served = self._running.rows, step.rows, step.budget, 0
         while num_served < len(rows) and budget > 0:
             row = rows[num_served]
             num_served += 1
-            if row.must_wait:
+            if row.num_unknown and row.must_wait:
                 continue
             start = row.num_computed_tokens
-            num_left = row.num_tokens - start
-            num_behind = len(rows) - num_served
-            share = min(_share(row, budget - num_behind, step.logits - num_behind), step.prefill)
-            num_tokens = min(num_left, max(1, share))
+            num_left = len(row.token_ids) + row.num_unknown - start
+            num_tokens = 1 if num_left == 1 else self._next_share(row, num_left, budget, len(rows) - num_served, step)
             new_block_ids: tuple[int, ...] = ()
             if start + num_tokens > row.table.writable_end:
                 extension = self._extend(row, start + num_tokens, step)
                 if extension is None:
                     break
                 new_block_ids = extension.new_block_ids
-            step.rows.append(ScheduledRow(row.row_id, start, num_tokens, new_block_ids, num_tokens == num_left))
+            shares.append(ScheduledRow(row.row_id, start, num_tokens, new_block_ids, num_tokens == num_left))
             budget -= num_tokens
-            step.prefill -= num_tokens if num_left > 1 else 0
-            step.logits -= _num_logits(row, num_tokens)
+            if num_left > 1:
+                step.prefill -= num_tokens
+            step.logits -= 1 if num_tokens == 1 else _num_logits(row, num_tokens)
         step.budget = budget
+
+    def _next_share(self, row: Row, num_left: int, budget: int, num_behind: int, step: Step) -> int:
+        """Return how many of the tokens that a running row has left it computes, at least one."""
+        share = _share(row, budget - num_behind, step.logits - num_behind)
+        return min(num_left, max(1, min(share, step.prefill)))
 
     def _extend(self, row: Row, end: int, step: Step) -> Extension | None:
         """Make a running row writable up to `end`, at others' expense if need be; None if it had to go itself."""
@@ -350,7 +355,8 @@ class Scheduler:
             reason,
             stop_reason,
             row.num_preemptions,
-            embedding=result.embedding,
+            None,
+            result.embedding,
         )
 
     def _absorb_prompt(self, row: Row, num_computed_tokens: int, result: RowOutput) -> tuple[TokenLogprobs, ...] | None:
