@@ -2,10 +2,11 @@
 
     scripts/bench host_overhead [--rows 1 64] [--text] [--sampled]
 
-The engine is whole but for `quire._native.Program.run`, which returns at once; logits are the same in every step. Stages:
-`schedule` and `update` of the scheduler; `lay_out`, all that the runner does but for the next two; `call`, the executor
-with a program that does nothing; `sample`, kernels that choose tokens included; `text`, the output processor; `loop`, all
-else up to `LLM.generate`. Each is recorded as host.step_us.<stage>.<rows>.
+The engine is whole but for `quire._native.Program.run`, which returns at once; logits are the same in every step.
+Stages: `schedule` and `update` of the scheduler; `lay_out`, all that the runner does but for the next three; `call`,
+the executor with a program that does nothing; `sample` without `kernel`, the kernels of sampling themselves; `text`, the
+output processor; `loop`, all else up to `LLM.generate`. `all` is their sum without `kernel`. Each is recorded as
+host.step_us.<stage>.<rows>.
 """
 
 from __future__ import annotations
@@ -14,48 +15,58 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from benchmarks.record import record
 from quire import LLM, SamplingParams
+from quire.ops.native import library
 from quire.runner import cpu_runner
+from quire.runner.execution.native_program import NativeProgram
 
 PROMPT_TOKENS = 16
 STEPS = 400
 WARM_STEPS = 20
-STAGES = ("schedule", "lay_out", "call", "sample", "update", "text", "loop", "all")
+STAGES = ("schedule", "lay_out", "call", "sample", "kernel", "update", "text", "loop", "all")
 
 
 class Stopwatch:
-    """Times stages, step by step."""
+    """Times stages, step by step.
+
+    Attributes:
+        steps: Of each step the microseconds of every stage, those of stages inside it included.
+    """
 
     def __init__(self) -> None:
-        self.steps: dict[str, list[float]] = defaultdict(list)
+        self.steps: list[dict[str, float]] = []
+        self._step: dict[str, float] = defaultdict(float)
 
     def around(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function with the microseconds of each of its calls noted."""
-        seconds, clock = self.steps[stage], time.perf_counter
+        """Return a function whose time counts for a stage; a step ends with the stage "all"."""
+        clock = time.perf_counter
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = clock()
             result = function(*args, **kwargs)
-            seconds.append((clock() - start) * 1e6)
+            self._step[stage] += (clock() - start) * 1e6
+            if stage == "all":
+                self.steps.append(self._step)
+                self._step = defaultdict(float)
             return result
 
         return timed
 
-    def stages(self) -> dict[str, list[float]]:
-        """Return the microseconds of each stage without those that are stages of their own, warm steps only."""
-        found = {stage: times[-STEPS + WARM_STEPS :] for stage, times in self.steps.items()}
-        execute = found.pop("execute")
-        inner = ("schedule", "update", "text")
-        found["loop"] = [
-            a - b - sum(rest) for a, b, *rest in zip(found["all"], execute, *(found[i] for i in inner), strict=True)
-        ]
-        found["lay_out"] = [a - b - c for a, b, c in zip(execute, found["call"], found["sample"], strict=True)]
-        return found
+    def own_times(self) -> dict[str, list[float]]:
+        """Return the microseconds of each stage without those that are stages of their own, in warm steps."""
+        steps = self.steps[WARM_STEPS:]
+        for step in steps:
+            step["loop"] = step["all"] - sum(step[stage] for stage in ("schedule", "execute", "update", "text"))
+            step["lay_out"] = step["execute"] - step["call"] - step["sample"]
+            step["sample"] -= step["kernel"]
+            step["all"] -= step["kernel"]
+        return {stage: [step[stage] for step in steps] for stage in STAGES}
 
 
 class NoProgram:
@@ -73,7 +84,7 @@ def stand_in(llm: LLM, watch: Stopwatch, max_rows: int) -> None:
     executor = runner._loaded.executor
     for call in executor._calls:
         program = getattr(call.run, "__self__", None)
-        if hasattr(program, "_program"):
+        if isinstance(program, NativeProgram):
             program._program = NoProgram()
     logits = torch.randn(max_rows, llm.plan.spec.vocab_size, dtype=torch.bfloat16)
     logits_of = {num_rows: logits[:num_rows] for num_rows in range(max_rows + 1)}
@@ -84,6 +95,8 @@ def stand_in(llm: LLM, watch: Stopwatch, max_rows: int) -> None:
         found["logits"] = logits_of[len(found["logits"])]
         return found
 
+    native = SimpleNamespace(call=watch.around("kernel", library.library().call))
+    library.library = lambda: native  # type: ignore[assignment]
     executor.run = with_logits  # type: ignore[method-assign]
     runner._sampler.sample = watch.around("sample", runner._sampler.sample)  # type: ignore[method-assign]
     runner.execute = watch.around("execute", runner.execute)  # type: ignore[method-assign]
@@ -108,10 +121,9 @@ def main() -> None:
     kind = {"temperature": 0.8, "top_p": 0.95, "seed": 1} if args.sampled else {"temperature": 0.0}
     params = SamplingParams(**kind, max_tokens=STEPS, ignore_eos=True, detokenize=args.text, logprobs=args.logprobs)  # type: ignore[arg-type]
     for num_rows in args.rows:
-        for times in watch.steps.values():
-            times.clear()
+        watch.steps.clear()
         llm.generate([[5 + i] * PROMPT_TOKENS for i in range(num_rows)], params, use_tqdm=False)
-        stages = watch.stages()
+        stages = watch.own_times()
         for stage in STAGES:
             record(f"host.step_us.{stage}.{num_rows}", "us", stages[stage], save=not args.dry)
 

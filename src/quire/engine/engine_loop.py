@@ -11,6 +11,7 @@ from quire.core.errors import ConfigError, RequestError
 from quire.core.request import Request, SampleUpdate, SchedulerOutput
 from quire.engine.resolve import resolve
 from quire.engine.stats_log import StatsLog
+from quire.plan.cores import use_cores
 from quire.plan.device import device_kind
 from quire.plan.plan import Plan
 from quire.runner.model_runner import Pending, make_runner
@@ -40,6 +41,8 @@ class EngineLoop:
         on_progress: Callable[[int], None] | None = None,
         grammars: GrammarCompiler | None = None,
     ) -> None:
+        if device_kind(config.device) == "cpu":
+            use_cores()  # first: memory depends on the number of threads
         self.scheduler_config, self.memory = resolve(config, plan)
         self.runner = make_runner(
             plan,

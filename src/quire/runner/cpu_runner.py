@@ -158,7 +158,7 @@ def _prompt_news(
     logits: torch.Tensor,
     hidden_states: torch.Tensor | None,
 ) -> _PromptNews:
-    """Return the logprobs of a row's prompt tokens if it wants any, and its pooled hidden states once they are all here.
+    """Return the logprobs of a row's prompt tokens if it wants any, and its pooled hidden states once all are here.
 
     Args:
         scheduled: The row's share.

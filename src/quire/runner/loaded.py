@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from quire.core.errors import CapacityError
@@ -12,6 +11,7 @@ from quire.core.log import get_logger
 from quire.plan.device import this_device, torch_device
 from quire.plan.plan import Plan
 from quire.plan.tactics import choices, unusable
+from quire.plan.weight_source import own_pages
 from quire.runner.execution.executor import Executor
 
 _log = get_logger(__name__)
@@ -123,8 +123,7 @@ class LoadedPlan:
     def _zeros(self) -> torch.Tensor:
         """Return a KV cache of zeros, 64-byte aligned.
 
-        On a CPU numpy takes zeroed pages from the system, which costs nothing before they are written; `torch.zeros`
-        writes them.
+        On a CPU in fresh pages of the system, which cost nothing before they are written; `torch.zeros` writes them.
         """
         spec, dtype = self.plan.spec, self.plan.kv_cache.dtype
         shape = (spec.num_layers, 2, self._num_blocks, spec.num_kv_heads, self.block_size, spec.head_dim)
@@ -132,9 +131,8 @@ class LoadedPlan:
         try:
             if torch_device(self.device).type == "cuda":
                 return torch.zeros(num_bytes, dtype=torch.uint8, device="cuda").view(dtype).view(shape)
-            memory = torch.from_numpy(np.zeros(num_bytes + 64, dtype=np.uint8))
-            return memory[-memory.data_ptr() % 64 :][:num_bytes].view(dtype).view(shape)
-        except (MemoryError, torch.OutOfMemoryError):
+            return torch.frombuffer(own_pages(num_bytes), dtype=torch.uint8).view(dtype).view(shape)
+        except (OSError, MemoryError, torch.OutOfMemoryError):
             raise CapacityError(
                 f"KV cache: expected {num_bytes / 2**20:,.0f} MiB in one piece, got a refusal from the system. "
                 "Lower kv_cache_memory_bytes or gpu_memory_utilization."

@@ -42,10 +42,11 @@ def random_bits_of(starts: Words, positions: Words) -> Words:
         starts: `stream_start` of each seed, uint64.
         positions: Number of tokens that each sample has generated so far, uint64.
     """
-    bits = starts + (positions + np.uint64(1)) * np.uint64(_GOLDEN_GAMMA)
+    bits: Words = starts + (positions + np.uint64(1)) * np.uint64(_GOLDEN_GAMMA)
     for shift, factor in _ROUNDS:
         bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
-    return bits ^ (bits >> np.uint64(_LAST_SHIFT))
+    mixed: Words = bits ^ (bits >> np.uint64(_LAST_SHIFT))
+    return mixed
 
 
 def _mix(bits: int) -> int:
