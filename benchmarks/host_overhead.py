@@ -4,8 +4,8 @@
 
 The engine is whole but for `quire._native.Program.run`, which returns at once; logits are the same in every step.
 Stages: `schedule` and `update` of the scheduler; `lay_out`, all that the runner does but for the next three; `call`,
-the executor with a program that does nothing; `sample` without `kernel`, the kernels of sampling themselves; `text`, the
-output processor; `loop`, all else up to `LLM.generate`. `all` is their sum without `kernel`. Each is recorded as
+the executor with a program that does nothing; `sample` without `kernel`, the kernels of sampling themselves; `text`,
+the output processor; `loop`, all else up to `LLM.generate`. `all` is their sum without `kernel`. Each is recorded as
 host.step_us.<stage>.<rows>.
 """
 

@@ -60,7 +60,8 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
     most, largest = max(_beside(steps, load.left_tensors, _sampling_scratch(plan.spec.vocab_size)))
     probes = sum(proofs.probe.rows.nbytes for proofs in linear._PROOFS.values())
     kept = runner._loaded.executor.workspace_bytes()
-    return Measured(load.left_tensors - probes, runner._loaded.kv_cache.nbytes, most + kept, largest)
+    kv = runner._loaded.kv_cache.nbytes
+    return Measured(load.left_tensors - probes - kv, kv, most + kept, largest)
 
 
 def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace) -> None:

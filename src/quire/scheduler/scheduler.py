@@ -303,10 +303,10 @@ class Scheduler:
         Returns:
             One entry per sample with news.
         """
-        updates = []
+        updates, rows = [], self._rows
         for share, result in zip(scheduled.rows, output.rows, strict=True):
             assert result.row_id == share.row_id, f"expected the result of row {share.row_id}, got {result.row_id}"
-            row = self._rows.get(share.row_id)
+            row = rows.get(share.row_id)
             if row is None:
                 continue
             row.num_in_flight -= 1
@@ -333,7 +333,8 @@ class Scheduler:
         prompt_logprobs = None
         if is_running:
             # The last known token remains to be computed, even if nothing was sampled: next step needs its logits.
-            computed = min(share.num_computed_tokens + share.num_scheduled_tokens, len(row.token_ids) - 1)
+            computed, last = share.num_computed_tokens + share.num_scheduled_tokens, len(row.token_ids) - 1
+            computed = computed if computed < last else last
             if not row.num_in_flight:
                 row.num_computed_tokens = computed
             self.kv_cache.publish(row.table, row.token_ids, computed)
