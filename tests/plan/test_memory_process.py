@@ -38,7 +38,7 @@ settings = json.loads(sys.argv[2])
 blocks = 400 * settings["block_size"] * plan.kv_bytes_per_token
 config, memory = resolve(EngineConfig(kv_cache_memory_bytes=blocks, **settings), plan)
 before = status("VmRSS")
-runner = CPURunner(LoadedPlan(plan, config.num_blocks, config.block_size, "cpu"))
+runner = CPURunner(LoadedPlan(plan, config.num_blocks, config.block_size, "cpu"), config)
 runner._loaded.kv_cache.fill_(0.01)
 for _ in range(2):
     for step in worst_steps(plan, config):

@@ -50,8 +50,8 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
         trace.start()
         try:
             with trace.span("load"):
-                runner = cpu_runner.CPURunner(LoadedPlan(plan, config.num_blocks, config.block_size, "cpu"))
-            _record(runner, trace, patch)
+                runner = cpu_runner.CPURunner(LoadedPlan(plan, config.num_blocks, config.block_size, "cpu"), config)
+            _record(runner, trace)
             for step in worst_steps(plan, config):
                 runner.execute(step)
         finally:
@@ -60,12 +60,13 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
     most, largest = max(_beside(steps, load.left_tensors, _sampling_scratch(plan.spec.vocab_size)))
     probes = sum(proofs.probe.rows.nbytes for proofs in linear._PROOFS.values())
     kept = runner._loaded.executor.workspace_bytes()
-    return Measured(load.left_tensors - probes, runner._loaded.kv_cache.nbytes, most + kept, largest)
+    kv = runner._loaded.kv_cache.nbytes
+    return Measured(load.left_tensors - probes - kv, kv, most + kept, largest)
 
 
-def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.MonkeyPatch) -> None:
+def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace) -> None:
     """Make a span of each call of the network and of sampling, and an empty one before the inputs of a step."""
-    build, sample = cpu_runner.build_inputs, runner._sample
+    build, sample = runner._inputs.build, runner._sample
 
     def build_inputs(*args):
         with trace.span("start"):
@@ -85,8 +86,7 @@ def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.Monk
 
         return replace(call, run=run)
 
-    patch.setattr(cpu_runner, "build_inputs", build_inputs)
-    runner._sample = sampled
+    runner._inputs.build, runner._sample = build_inputs, sampled
     executor_ = runner._loaded.executor
     executor_._calls = [recorded(call) for call in executor_._calls]
 

@@ -32,6 +32,11 @@ def log_level() -> str:
     return os.environ.get("QUIRE_LOG_LEVEL", "info").upper()
 
 
+def has_num_threads() -> bool:
+    """Return whether the number of threads was set, by the name that OpenMP knows."""
+    return bool(os.environ.get("OMP_NUM_THREADS"))
+
+
 def cache_dir() -> str:
     """Return the folder for converted checkpoints."""
     default = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "quire")

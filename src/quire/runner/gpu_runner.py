@@ -24,7 +24,7 @@ from quire.plan.device import torch_device
 from quire.runner.captured import CapturedSteps, graph_sizes
 from quire.runner.loaded import LoadedPlan
 from quire.runner.outputs import FailedStep, failed_row, prompt_logprobs_of, row_output
-from quire.runner.rows import SlotRow, Slots
+from quire.runner.rows import Row, Slots
 from quire.runner.staging import StagedStep, Staging
 from quire.sampling.device import SamplingState, kinds_of, tokens_of
 from quire.sampling.grammar.compiler import GrammarCompiler
@@ -49,7 +49,7 @@ class _Share:
     """
 
     scheduled: ScheduledRow
-    row: SlotRow
+    row: Row
     place: int
     prompt_logits: range
     output_index: int
@@ -151,7 +151,7 @@ class GPURunner:
         has_prompt_logits = any(share.prompt_logits for share in shares)
         return PendingStep(shares, sampled, logits if has_prompt_logits else None)
 
-    def _introduce(self, row: SlotRow) -> None:
+    def _introduce(self, row: Row) -> None:
         """Tell the sampler of a row; a row that it cannot serve fails alone."""
         try:
             self._sampling.set_row(row.slot, row.sampling)
@@ -161,7 +161,7 @@ class GPURunner:
             _log.exception("row %d failed", row.row_id)
             row.error = f"{type(error).__name__} while its parameters were taken in."
 
-    def _sample_rows(self, logits: torch.Tensor, staged: StagedStep, rows: Sequence[SlotRow], size: int) -> Sampled:
+    def _sample_rows(self, logits: torch.Tensor, staged: StagedStep, rows: Sequence[Row], size: int) -> Sampled:
         """Sample a step's rows; what those want that cannot be served is not looked at."""
         served = {index: row.sampling for index, row in enumerate(rows) if row.error is None}
         kinds = kinds_of(served.values())
@@ -175,7 +175,7 @@ class GPURunner:
             sampled = self._sample(logits[: len(staged.sampled_slots)], staged.sampled_slots, kinds, edits)
         return sampled
 
-    def _send_masks(self, rows: Sequence[SlotRow], served: Mapping[int, SamplingRow]) -> None:
+    def _send_masks(self, rows: Sequence[Row], served: Mapping[int, SamplingRow]) -> None:
         """Send what grammars allow; a row whose grammar fails does so alone. The device runs the network meanwhile."""
         masks, problems = masks_of(served)
         for index, problem in problems.items():
@@ -301,7 +301,7 @@ class GPURunner:
         inputs["seq_lens"] = self._inputs["seq_lens"][:num_rows]
         inputs["block_table"] = self._inputs["block_table"][:num_rows]
         inputs |= {"query_start_loc": staged.query_start_loc, "logits_indices": staged.logits_indices}
-        outputs = self._loaded.executor.run({**inputs, **self._loaded.caches()})
+        outputs = self._loaded.executor.run({**inputs, **self._loaded.caches})
         if not self._is_sampling:
             return self._no_logits(len(staged.logits_indices))
         logits = outputs["logits"]

@@ -132,7 +132,7 @@ def make_runner(
     if device == "cpu":
         from quire.runner.cpu_runner import CPURunner
 
-        return CPURunner(loaded, on_logits, grammars)
+        return CPURunner(loaded, config, on_logits, grammars)
     from quire.runner.gpu_runner import GPURunner
 
     return GPURunner(loaded, config, enforce_eager, on_logits, grammars)

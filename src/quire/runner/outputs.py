@@ -100,7 +100,7 @@ def row_output(
     if result.error is not None:
         return RowOutput(row_id, error=result.error)
     logprobs = None if result.logprobs is None else (result.logprobs,)
-    return RowOutput(row_id, (result.token_id,), logprobs, prompt, embedding=embedding)
+    return RowOutput(row_id, (result.token_id,), logprobs, prompt, None, embedding)
 
 
 def prompt_logprobs_of(

@@ -169,8 +169,9 @@ class Scheduler:
             is_due = any(row.num_in_flight for row in self._rows.values())
             assert is_due or not self._rows, f"{len(self._rows)} unfinished samples, but none can be scheduled"
             return SchedulerOutput()
+        rows = self._rows
         for share in step.rows:
-            row = self._rows[share.row_id]
+            row = rows[share.row_id]
             row.num_computed_tokens = share.num_computed_tokens + share.num_scheduled_tokens
             row.num_in_flight += 1
             row.num_unknown += share.is_sampled
@@ -190,31 +191,39 @@ class Scheduler:
 
     def _serve_running(self, step: Step) -> None:
         """Let each running row catch up its computed tokens to its known ones, in order, within the budget."""
-        rows, budget, num_served = self._running.rows, step.budget, 0
+        rows, shares, budget, num_served = self._running.rows, step.rows, step.budget, 0
         while num_served < len(rows) and budget > 0:
             row = rows[num_served]
             num_served += 1
-            start = row.num_computed_tokens
-            num_left = row.num_tokens - start
-            if row.must_wait or (num_left == 1 and step.places == 0):
+            if row.num_unknown and row.must_wait:
                 continue
-            num_tokens = 1
-            if num_left > 1:
-                num_behind = len(rows) - num_served
-                share = min(_share(row, budget - num_behind, step.logits - num_behind), step.prefill)
-                num_tokens = min(num_left, max(1, self._prefill_share(num_left, share, num_served)))
+            start = row.num_computed_tokens
+            num_left = len(row.token_ids) + row.num_unknown - start
+            if num_left == 1:
+                if step.places == 0:
+                    continue
+                num_tokens = 1
+            else:
+                num_tokens = self._next_share(row, num_left, budget, num_served, step)
             new_block_ids: tuple[int, ...] = ()
             if start + num_tokens > row.table.writable_end:
                 extension = self._extend(row, start + num_tokens, step)
                 if extension is None:
                     break
                 new_block_ids = extension.new_block_ids
-            step.rows.append(ScheduledRow(row.row_id, start, num_tokens, new_block_ids, num_tokens == num_left))
+            shares.append(ScheduledRow(row.row_id, start, num_tokens, new_block_ids, num_tokens == num_left))
             budget -= num_tokens
             step.places -= step.places > 0
-            step.prefill -= num_tokens if num_left > 1 else 0
-            step.logits -= _num_logits(row, num_tokens)
+            if num_left > 1:
+                step.prefill -= num_tokens
+            step.logits -= 1 if num_tokens == 1 else row.num_logits(num_tokens)
         step.budget = budget
+
+    def _next_share(self, row: Row, num_left: int, budget: int, num_served: int, step: Step) -> int:
+        """Return how many of the tokens that a running row has left it computes, at least one."""
+        num_behind = len(self._running) - num_served
+        share = min(row.share(budget - num_behind, step.logits - num_behind), step.prefill)
+        return min(num_left, max(1, self._prefill_share(num_left, share, num_served)))
 
     def _prefill_share(self, num_left: int, budget: int, num_running: int, num_waiting: int = 0) -> int:
         """Return how much of the budget for prompts one of them may take.
@@ -262,7 +271,7 @@ class Scheduler:
             prefix = self._find_prefix(row)
             start = len(prefix) * self._config.block_size if prefix else row.num_computed_tokens
             num_left = len(row.token_ids) - start
-            share = min(_share(row, step.budget, step.logits), step.prefill)
+            share = min(row.share(step.budget, step.logits), step.prefill)
             num_tokens = self._first_share(num_left, self._prefill_share(num_left, share, len(self._running), 1))
             extension = self._seat(row, prefix) if num_tokens else None
             if extension is None:
@@ -278,7 +287,7 @@ class Scheduler:
             step.budget -= num_tokens
             step.places -= 1
             step.prefill -= num_tokens
-            step.logits -= _num_logits(row, num_tokens)
+            step.logits -= row.num_logits(num_tokens)
 
     def _find_prefix(self, row: Row) -> list[int] | None:
         """Return cached blocks to start from; None for a fork, and for a row whose whole prompt must be computed."""
@@ -339,10 +348,10 @@ class Scheduler:
         Returns:
             One entry per sample with news.
         """
-        updates = []
+        updates, rows = [], self._rows
         for share, result in zip(scheduled.rows, output.rows, strict=True):
             assert result.row_id == share.row_id, f"expected the result of row {share.row_id}, got {result.row_id}"
-            row = self._rows.get(share.row_id)
+            row = rows.get(share.row_id)
             if row is None:
                 continue
             row.num_in_flight -= 1
@@ -369,7 +378,8 @@ class Scheduler:
         prompt_logprobs = None
         if is_running:
             # The last known token remains to be computed, even if nothing was sampled: next step needs its logits.
-            computed = min(share.num_computed_tokens + share.num_scheduled_tokens, len(row.token_ids) - 1)
+            computed, last = share.num_computed_tokens + share.num_scheduled_tokens, len(row.token_ids) - 1
+            computed = computed if computed < last else last
             if not row.num_in_flight:
                 row.num_computed_tokens = computed
             self.kv_cache.publish(row.table, row.token_ids, computed)
@@ -391,7 +401,8 @@ class Scheduler:
             reason,
             stop_reason,
             row.num_preemptions,
-            embedding=result.embedding,
+            None,
+            result.embedding,
         )
 
     def _absorb_prompt(self, row: Row, num_computed_tokens: int, result: RowOutput) -> tuple[TokenLogprobs, ...] | None:
@@ -484,13 +495,3 @@ class Scheduler:
             assert num_slots, f"row {row.row_id} runs without blocks"
         elif num_slots:
             assert num_computed == row.num_prompt_tokens - 1, f"row {row.row_id} waits with blocks, but is no fork"
-
-
-def _share(row: Row, budget: int, logits: int) -> int:
-    """Return how many tokens of a row may be computed within what is left of both budgets."""
-    return budget if row.params.prompt_logprobs is None else min(budget, logits)
-
-
-def _num_logits(row: Row, num_tokens: int) -> int:
-    """Return for how many tokens of a row logits are computed at most."""
-    return 1 if row.params.prompt_logprobs is None else num_tokens

@@ -26,6 +26,7 @@ from quire.distributed.endpoint import knock
 from quire.distributed.lifeline import answer_pings, die_with_parent
 from quire.distributed.process_group import joined
 from quire.distributed.torch_group import TorchCommunicator, Traffic
+from quire.plan.cores import use_cores
 from quire.plan.device import torch_device
 from quire.plan.memory import mib
 from quire.plan.plan import Plan
@@ -198,7 +199,7 @@ def _take_device(asked: Open) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(asked.local_rank)
         return torch.device("cuda", asked.local_rank)
-    torch.set_num_threads(max(1, torch.get_num_threads() // asked.num_local))
+    use_cores(asked.num_local)
     return device
 
 
