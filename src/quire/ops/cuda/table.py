@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from quire.ops.cpu.references import BYTES
 from quire.ops.cuda import vendor
-from quire.ops.op import Tactic
+from quire.ops.op import Fusion, Tactic
 from quire.ops.triton import attention, attention_tiles, elementwise, gather, linear, moe, norm, packing, peers, rope
 from quire.ops.triton import quantized_linear as quantized
+from quire.ops.triton.fused import gated_linear, rope_attention
 
 TACTICS: tuple[Tactic, ...] = (
     Tactic("embedding", "triton", gather.embedding),
@@ -42,3 +43,9 @@ TACTICS: tuple[Tactic, ...] = (
            workspace_bytes=attention_tiles.attention_bytes, prepare=attention.prepare,
            prepare_reads=("seq_lens", "query_start_loc", "window"), prepared_bytes=attention_tiles.items_bytes),
 )  # fmt: skip
+
+FUSIONS: tuple[Fusion, ...] = (
+    Fusion(("linear", "triton"), ("silu_mul", "triton"), "x", gated_linear.linear_silu_mul),
+    Fusion(("rope_append_kv", "rows"), ("attention", "splits"), "query", rope_attention.rope_attention),
+)
+"""Calls of these tactics that are one kernel where a step is small, and what runs both."""
