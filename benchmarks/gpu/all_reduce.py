@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from quire.core.mapping import Mapping
 from quire.distributed.communicator import use
@@ -40,13 +40,13 @@ def time_us(way: Way, x: torch.Tensor) -> float:
     for _ in range(_REPEATS):
         dist.barrier()
         torch.cuda.synchronize()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         graph.replay()
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) * 1e3 / _CALLS)
-    return sorted(times)[_REPEATS // 2]
+    return float(sorted(times)[_REPEATS // 2])
 
 
 def rank_main(rank: int, world_size: int, port: int, width: int, output: Path) -> None:
@@ -95,7 +95,7 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     world_size = torch.cuda.device_count()
-    mp.spawn(rank_main, (world_size, port, options.width, options.output), nprocs=world_size)
+    spawn(rank_main, (world_size, port, options.width, options.output), nprocs=world_size)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def step_inputs(plan, num_tokens=(5, 1, 17), block_size=16):
         block += used
     step = SchedulerOutput(tuple(scheduled), tuple(new))
     rows.apply(step)
-    tensors = InputBuilder(block_size).build(scheduled, rows.of(step), rows.tables).tensors
+    tensors = InputBuilder(block_size).build(scheduled, rows.of(step.rows), rows.tables).tensors
     spec = plan.spec
     shape = (2, block, spec.num_kv_heads, block_size, spec.head_dim)
     caches = {f"kv_cache.{i}": torch.zeros(shape, dtype=dtype_of(spec.dtype)) for i in range(spec.num_layers)}

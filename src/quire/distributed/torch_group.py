@@ -105,8 +105,10 @@ class TorchCommunicator:
             ranks = replace(mapping, rank=first).tp_group
             groups[first] = dist.new_group(ranks) if len(ranks) < mapping.world_size else dist.group.WORLD
         group = groups[mapping.tp_group[0]]
-        has_peers = device == "cuda" and mapping.tp_size > 1
-        return cls(mapping, group, open_peer_memory(group) if has_peers else None)
+        peers = None
+        if group is not None and device == "cuda" and mapping.tp_size > 1:
+            peers = open_peer_memory(group)
+        return cls(mapping, group, peers)
 
     def disconnect(self) -> None:
         """Leave all groups."""

@@ -13,9 +13,10 @@ import torch
 import triton
 
 from quire.distributed import peers as memory
+from quire.ops.collective.exchange import piece_start
 from quire.ops.triton import peers
 
-SHAPES = [(1, 64), (3, 192), (1, 1000)]
+SHAPES = [(1, 64), (3, 192), (1, 2500)]
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -29,6 +30,12 @@ def whole(step: int, shape: tuple[int, int], dtype: torch.dtype) -> tuple[torch.
     """Return what all ranks have alike: residual and norm weight."""
     generator = torch.Generator().manual_seed(777 + step)
     return torch.randn(shape, generator=generator).to(dtype), torch.randn(shape[1], generator=generator).to(dtype)
+
+
+def gathered(world: int, step: int, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """Return what ranks have pieces of, of `shape` each; what two of them have is the same."""
+    generator = torch.Generator().manual_seed(99 + step)
+    return torch.randn(shape[0], world * shape[1] - 7, generator=generator).to(dtype)
 
 
 class Peers:
@@ -52,7 +59,10 @@ def main(rank: int, world: int, directory: Path) -> None:
     found = []
     for step, (shape, dtype) in enumerate((shape, dtype) for shape in SHAPES for dtype in DTYPES):
         x, (residual, weight) = part(rank, step, shape, dtype), whole(step, shape, dtype)
-        found.append([peers.all_reduce(x), *peers.all_reduce_add_rms_norm(x, residual, weight, 1e-5)])
+        joined = gathered(world, step, shape, dtype)
+        start = piece_start(joined.shape[1], shape[1], rank)
+        pieces = peers.all_gather(joined[:, start : start + shape[1]].contiguous(), joined.shape[1])
+        found.append([peers.all_reduce(x), pieces, *peers.all_reduce_add_rms_norm(x, residual, weight, 1e-5)])
     torch.save([found, communicator.peers.turns], directory / f"{rank}.pt")
 
 

@@ -124,6 +124,8 @@ _DECODING, _PROMPTS = (16, 128, 4, 4), (128, 128, 8, 2)
 ROW_COMPILATIONS = (
     _all_reduce(8192, 8192, 16, True),
     _all_reduce(4096, 4096, 8, False),
+    _of("peers:_all_gather_kernel", {"bf16": "x out", "i64": "addresses", "i32": "turns"},
+        "rank num_chunks size:16 width:16", WORLD=8, CHUNK=4096, BLOCK=2048),
     # Prompts keep two sums of 128 x 128 in registers, half of what there are. Allowed is what Triton 3.6 or 3.9 needs.
     _attend(_DECODING, 128, "bf16", {80: 96}),
     _attend(_DECODING, 64, "bf16", {90: 24}, (90,)),

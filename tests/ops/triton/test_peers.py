@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from quire.ops.fused import add_rms_norm
-from tests.ops.triton.peer_rank import DTYPES, SHAPES, part, whole
+from tests.ops.triton.peer_rank import DTYPES, SHAPES, gathered, part, whole
 from tests.support.tolerance import assert_close
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_ranks_get_the_sum_in_order_of_ranks(world, tmp_path):
+def test_ranks_get_sums_in_order_of_ranks_and_each_others_pieces(world, tmp_path):
     command = [sys.executable, "-m", "tests.ops.triton.peer_rank"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     ranks = [
@@ -34,7 +34,8 @@ def test_ranks_get_the_sum_in_order_of_ranks(world, tmp_path):
         normed, added = add_rms_norm(total.to(dtype), residual, weight, 1e-5)
         for found, _ in saved:
             assert torch.equal(found[step][0], total.to(dtype))
-            assert torch.equal(found[step][2], added)
-            assert_close(found[step][1], normed)
-            assert torch.equal(found[step][1], saved[0][0][step][1])
-    assert all(turns[0] == 2 * len(cases) for _, turns in saved)
+            assert torch.equal(found[step][1], gathered(world, step, shape, dtype))
+            assert torch.equal(found[step][3], added)
+            assert_close(found[step][2], normed)
+            assert torch.equal(found[step][2], saved[0][0][step][2])
+    assert all(turns[0] == 3 * len(cases) for _, turns in saved)

@@ -34,6 +34,7 @@ TACTICS: tuple[Tactic, ...] = (
     Tactic("linear_w4a16", "triton", quantized.linear_w4a16, packing.pack_w4a16, ("weight", "scales", "zero_points"),
            packed_bytes=packing.packed_w4a16_bytes),
     Tactic("all_reduce", "peers", peers.all_reduce, workspace_bytes=BYTES["all_reduce"]),
+    Tactic("all_gather", "peers", peers.all_gather, workspace_bytes=BYTES["all_gather"]),
     Tactic("all_reduce_add_rms_norm", "peers", peers.all_reduce_add_rms_norm,
            workspace_bytes=BYTES["all_reduce_add_rms_norm"]),
     Tactic("rope", "rows", rope.rope),

@@ -1,4 +1,4 @@
-"""Sums over ranks in one kernel: each writes its rows where all read, says so, waits, and adds in order of ranks.
+"""Exchanges of ranks in one kernel: each writes its rows where all read, says so, waits, and adds or copies them.
 
 For few rows latency is all: this takes one trip between GPUs, where a library's kernels take two or more. Nobody waits
 at the end: a program's slots take turns, and when it writes to one again, all ranks have read what it held two turns
@@ -14,11 +14,15 @@ from torch import Tensor
 
 from quire.distributed.communicator import current
 from quire.distributed.peers import FLAG_BYTES, NUM_SLOTS, SLOT_BYTES, PeerMemory
+from quire.ops.collective import exchange
 from quire.ops.triton.elementwise import cast, round_to, tiles_of
 from quire.ops.triton.launch import let_next_start, overlap, wait_for_last
 from quire.ops.triton.norm import add_rms_norm, normed
 
 _FLAG_BYTES, _NUM_SLOTS, _SLOT_BYTES = tl.constexpr(FLAG_BYTES), tl.constexpr(NUM_SLOTS), tl.constexpr(SLOT_BYTES)
+
+
+_LEAST_CHUNK = 2048  # values of a row in one program: two loads of 16 bytes a thread in bfloat16
 
 
 @triton.jit
@@ -92,6 +96,33 @@ def _all_reduce_kernel(
             tl.store(out + row * WIDTH + columns, cast(normed(wide, root, weight, columns, WIDTH), dtype), kept)
 
 
+@triton.jit(do_not_specialize=["rank", "num_chunks"])
+def _all_gather_kernel(
+    x, out, addresses, turns, rank, num_chunks, size, width,
+    WORLD: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
+):  # fmt: skip
+    let_next_start(IS_OVERLAPPED)
+    wait_for_last(IS_OVERLAPPED)
+    dtype: tl.constexpr = x.dtype.element_ty
+    program = tl.program_id(0)
+    row, first = (program // num_chunks).to(tl.int64), program % num_chunks * CHUNK
+    turn = tl.load(turns + program)
+    mine = _slot(tl.load(addresses + rank), turn, program, dtype)
+    for start in range(0, CHUNK, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        kept = first + place < size
+        tl.store(mine + place, tl.load(x + row * size + first + place, kept), kept)
+    _exchange(addresses, rank, turn, program, WORLD)
+    tl.store(turns + program, turn + 1)
+    for peer in range(WORLD):
+        theirs = _slot(tl.load(addresses + peer), turn, program, dtype)
+        begin = row * width + tl.minimum(peer * size, width - size) + first  # `ops.collective.exchange.piece_start`
+        for start in range(0, CHUNK, BLOCK):
+            place = start + tl.arange(0, BLOCK)
+            kept = first + place < size
+            tl.store(out + begin + place, tl.load(theirs + place, kept), kept)
+
+
 def _launch(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, peers: PeerMemory) -> list[Tensor]:
     """Return the norm if there is a residual, and the sum."""
     width = x.shape[-1]
@@ -118,6 +149,22 @@ def all_reduce(x: Tensor) -> Tensor:
     """Return the sum over ranks; see `ops.collective.all_reduce`."""
     peers = _peers_for(x)
     return current().all_reduce(x) if peers is None else _launch(x, None, None, 0.0, peers)[0]
+
+
+def all_gather(x: Tensor, width: int) -> Tensor:
+    """Return the pieces of all ranks beside each other; see `ops.collective.all_gather`."""
+    peers, size = current().peers, x.shape[-1]
+    most = NUM_SLOTS // max(x.numel() // size, 1)  # programs of a row
+    chunk = max(_LEAST_CHUNK, triton.next_power_of_2(triton.cdiv(size, most))) if most else 0
+    if peers is None or not most or not x.numel() or not x.is_contiguous() or chunk * x.itemsize > SLOT_BYTES:
+        return exchange.all_gather.reference(x, width)
+    out = torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
+    num_chunks = triton.cdiv(size, chunk)
+    _all_gather_kernel[(x.numel() // size * num_chunks,)](
+        x, out, peers.addresses, peers.turns, peers.rank, num_chunks, size, width,
+        WORLD=len(peers.addresses), CHUNK=chunk, BLOCK=_LEAST_CHUNK, num_warps=4, **overlap(x),
+    )  # fmt: skip
+    return out
 
 
 def all_reduce_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
