@@ -48,7 +48,7 @@ def _attend(
 ):  # fmt: skip
     """Return attention over caches of a dtype, i16 of eight bits; `tile` is rows, positions, warps, stages."""
     block_m, block_n, warps, stages = tile
-    pointers = {"i32": "items counts block_table", "fp32": "partials peaks_sums", "bf16": "out query"}
+    pointers = {"i32": "items count arrivals block_table", "fp32": "partials peaks_sums", "bf16": "out query"}
     if kv == "bf16":
         pointers["bf16"] += " kv_cache"
     else:
@@ -110,13 +110,11 @@ ROW_COMPILATIONS = (
     _attend((16, 64, 2, 5), 128, "i16", {}, (90, 80), is_float8=True),
     _attend((128, 64, 8, 2), 128, "i16", {}, (90,)),
     _attend((64, 32, 8, 2), 256, "i16", {90: 320}, (90,), is_float8=True),
-    _attend(_PROMPTS, 128, "bf16", {90: 96, 80: 424}),
+    _attend(_PROMPTS, 128, "bf16", {90: 120, 80: 424}),
     _attend(_PROMPTS, 64, "bf16", {}, (90,)),
-    _of("attention:_merge_kernel", {"i32": "merges counts", "bf16": "out", "fp32": "partials peaks_sums"},
-        "num_programs", "kv_scales", 1, capabilities=(90,), **_HEADS, HEAD_DIM=128, PADDED=128, ROWS=4),
-    _of("attention_tiles:_cut_kernel", {"i32": "seq_lens query_start_loc items merges counts"},
-        "num_seqs num_tokens window max_slots", HAS_WINDOW=False, OF=1, TILE=4, SPLIT=512, BLOCK=256, STEP=64,
-        capabilities=(90,)),
+    _of("attention_tiles:_cut_kernel", {"i32": "seq_lens query_start_loc items count_of_items arrivals"},
+        "num_seqs num_tokens window max_slots", HAS_WINDOW=False, OF=1, TILE=4, SPLIT=512, HEAD_TILES=8, BLOCK=256,
+        STEP=64, capabilities=(90,)),
     _rope_append_kv("bf16"),
     _rope_append_kv("i8"),
     _rms_norm(4096, 4096, 8, None),
