@@ -8,7 +8,7 @@ to the next size that there is; any other launches its kernels one by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -328,8 +328,10 @@ def _on_host(sampled: Sampled, num_rows: int) -> Sampled:
 
     def copy(tensor: torch.Tensor | None) -> torch.Tensor | None:
         if tensor is None or not tensor.is_cuda:
-            return None if tensor is None else tensor[:num_rows]
-        shape = (num_rows, *tensor.shape[1:])
-        return torch.empty(shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor[:num_rows], non_blocking=True)
+            return tensor
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
-    return Sampled(*(copy(getattr(sampled, each.name)) for each in fields(sampled)))  # type: ignore[arg-type]
+    reported = (sampled.logprobs, sampled.logprob_ids, sampled.ranks)
+    outcomes = copy(sampled.outcomes)
+    assert outcomes is not None
+    return Sampled(outcomes[:, :num_rows], *(copy(None if each is None else each[:num_rows]) for each in reported))

@@ -44,7 +44,7 @@ def _of(
 
 def _attend(
     tile: tuple[int, int, int, int], head_dim: int, kv: str, most_spilled: dict[int, int],
-    capabilities: tuple[int, ...] = (90, 80), is_float8: bool = False,
+    capabilities: tuple[int, ...] = (90, 80), is_float8: bool = False, is_one_loop: bool = False,
 ):  # fmt: skip
     """Return attention over caches of a dtype, i16 of eight bits; `tile` is rows, positions, warps, stages."""
     block_m, block_n, warps, stages = tile
@@ -61,7 +61,7 @@ def _attend(
         "soft_cap" if "kv_scales" in pointers["fp32"] else "soft_cap kv_scales", warps, most_spilled, block_m >= 64,
         capabilities, HAS_WINDOW=False, **_HEADS, HEAD_DIM=head_dim, PADDED=head_dim, BLOCK_SIZE=16, MEMBERS=4,
         HEAD_TILES=1, BLOCK_M=block_m, BLOCK_N=block_n, SPLIT=512, NUM_STAGES=stages,
-        IS_FLOAT8=is_float8,
+        IS_ONE_LOOP=is_one_loop, IS_FLOAT8=is_float8,
     )  # fmt: skip
 
 
@@ -107,8 +107,9 @@ ROW_COMPILATIONS = (
     # Prompts keep two sums of 128 x 128 in registers, half of what there are. Allowed is what Triton 3.6 or 3.9 needs.
     _attend(_DECODING, 128, "bf16", {80: 96}),
     _attend(_DECODING, 64, "bf16", {90: 24}, (90,)),
+    _attend(_DECODING, 128, "bf16", {}, (90,), is_one_loop=True),
     _attend((16, 64, 2, 5), 128, "i16", {}, (90, 80), is_float8=True),
-    _attend((128, 64, 8, 2), 128, "i16", {}, (90,)),
+    _attend((64, 64, 4, 1), 128, "i16", {}, (90,)),
     _attend((64, 32, 8, 2), 256, "i16", {90: 320}, (90,), is_float8=True),
     _attend(_PROMPTS, 128, "bf16", {90: 120, 80: 424}),
     _attend(_PROMPTS, 64, "bf16", {}, (90,)),

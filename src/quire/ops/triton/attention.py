@@ -176,7 +176,7 @@ def _attend_byte_tiles(
 def _attend_split(
     q, position, keys, values, table, stride_block, first, full, end, low, high, window, inner, factor,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr, NUM_STAGES: tl.constexpr, IS_FLOAT8: tl.constexpr,
+    BLOCK_N: tl.constexpr, NUM_STAGES: tl.constexpr, IS_ONE_LOOP: tl.constexpr, IS_FLOAT8: tl.constexpr,
 ):  # fmt: skip
     """Return the state of a split: of tiles from `first` to `full`, of which every row sees all, and from there to
     `end`, of which it may not."""
@@ -185,10 +185,11 @@ def _attend_split(
         even, odd = tl.split(tl.reshape(q, [q.shape[0], HALF, 2]))
         m, s, a = _nothing(q.shape[0], HALF)
         b = tl.zeros_like(a)
-        m, s, a, b = _attend_byte_tiles(
-            m, s, a, b, even, odd, position, keys, values, table, stride_block, first, full, low, high, window, inner,
-            factor, False, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES, IS_FLOAT8,
-        )  # fmt: skip
+        if not IS_ONE_LOOP:
+            m, s, a, b = _attend_byte_tiles(
+                m, s, a, b, even, odd, position, keys, values, table, stride_block, first, full, low, high, window,
+                inner, factor, False, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES, IS_FLOAT8,
+            )  # fmt: skip
         m, s, a, b = _attend_byte_tiles(
             m, s, a, b, even, odd, position, keys, values, table, stride_block, full, end, low, high, window, inner,
             factor, True, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES, IS_FLOAT8,
@@ -196,10 +197,11 @@ def _attend_split(
         a = tl.reshape(tl.join(a, b), [q.shape[0], q.shape[1]])
     else:
         m, s, a = _nothing(q.shape[0], q.shape[1])
-        m, s, a = _attend_tiles(
-            m, s, a, q, position, keys, values, table, stride_block, first, full, low, high, window, inner, factor,
-            False, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES,
-        )  # fmt: skip
+        if not IS_ONE_LOOP:
+            m, s, a = _attend_tiles(
+                m, s, a, q, position, keys, values, table, stride_block, first, full, low, high, window, inner, factor,
+                False, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES,
+            )  # fmt: skip
         m, s, a = _attend_tiles(
             m, s, a, q, position, keys, values, table, stride_block, full, end, low, high, window, inner, factor,
             True, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES,
@@ -274,7 +276,8 @@ def _attend_item(
     stride_token, stride_head, stride_value, stride_block, stride_kv_head, stride_table,
     HAS_WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, NUM_STAGES: tl.constexpr, IS_FLOAT8: tl.constexpr,
+    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, NUM_STAGES: tl.constexpr, IS_ONE_LOOP: tl.constexpr,
+    IS_FLOAT8: tl.constexpr,
 ):  # fmt: skip
     """Compute an item for the query heads that read one KV head, or for as many of them as a tile holds."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
@@ -310,11 +313,13 @@ def _attend_item(
         first = tl.maximum(split * SPLIT, low // BLOCK_N * BLOCK_N)
         end = tl.minimum((split + 1) * SPLIT, high)
         full = tl.maximum(tl.minimum(end, first_position + 1) // BLOCK_N * BLOCK_N, first)
-        if HAS_WINDOW:
+        if IS_ONE_LOOP:
+            full = first
+        elif HAS_WINDOW:
             full = tl.where(first < low_of_last, first, full)
         m1, s1, a1 = _attend_split(
             q, position, keys, values, table, stride_block, first, full, end, low, high, window, inner, factor,
-            HAS_WINDOW, soft_cap is not None, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES, IS_FLOAT8,
+            HAS_WINDOW, soft_cap is not None, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES, IS_ONE_LOOP, IS_FLOAT8,
         )  # fmt: skip
         m, s, a = _merge(m, s, a, m1, s1, a1)
 
@@ -344,7 +349,7 @@ def _attend_kernel(
     HAS_WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, MEMBERS: tl.constexpr, HEAD_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, NUM_STAGES: tl.constexpr,
-    IS_FLOAT8: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
+    IS_ONE_LOOP: tl.constexpr, IS_FLOAT8: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """Compute every item for every tile of heads.
 
@@ -362,7 +367,7 @@ def _attend_kernel(
                 items + work // HEAD_TILES * ITEM_SIZE, work % HEAD_TILES, out, partials, peaks_sums, arrivals, query,
                 kv_cache, kv_scales, block_table, scale, soft_cap, window, stride_token, stride_head, stride_value,
                 stride_block, stride_kv_head, stride_table, HAS_WINDOW, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PADDED,
-                BLOCK_SIZE, MEMBERS, BLOCK_M, BLOCK_N, SPLIT, NUM_STAGES, IS_FLOAT8,
+                BLOCK_SIZE, MEMBERS, BLOCK_M, BLOCK_N, SPLIT, NUM_STAGES, IS_ONE_LOOP, IS_FLOAT8,
             )  # fmt: skip
 
 
@@ -440,7 +445,7 @@ def attend(
         block_table, scale, soft_cap, window or 0, num_programs, query.stride(0), query.stride(1), kv_cache.stride(0), kv_cache.stride(1),
         kv_cache.stride(2), block_table.stride(0), HAS_WINDOW=window is not None, **heads, BLOCK_SIZE=block_size,
         MEMBERS=members, HEAD_TILES=head_tiles, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, SPLIT=tile.split,
-        NUM_STAGES=tile.num_stages, IS_FLOAT8=is_float8, num_warps=tile.num_warps, enable_fp_fusion=False,
+        NUM_STAGES=tile.num_stages, IS_ONE_LOOP=tile.is_one_loop, IS_FLOAT8=is_float8, num_warps=tile.num_warps, enable_fp_fusion=False,
         **launch.overlap(query),
     )  # fmt: skip
 

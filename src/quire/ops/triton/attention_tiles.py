@@ -46,6 +46,8 @@ class Tile:
         num_stages: Key tiles in flight.
         programs: Programs of a multiprocessor.
         split: Positions of a split, a multiple of `block_n`.
+        is_one_loop: Whether tiles of which every row sees every key are masked like others. A second loop begins when
+            the first has ended: its first keys are asked for then, and its instructions.
     """
 
     block_m: int
@@ -54,6 +56,7 @@ class Tile:
     num_stages: int
     programs: int
     split: int = SPLIT
+    is_one_loop: bool = False
 
     def members(self, num_heads: int, num_kv_heads: int) -> int:
         """Return how many query heads of a KV head have rows in a tile."""
@@ -62,6 +65,9 @@ class Tile:
     def head_tiles(self, num_heads: int, num_kv_heads: int) -> int:
         """Return how many tiles the query heads of a token fill."""
         return num_kv_heads * -(-num_heads // num_kv_heads // self.members(num_heads, num_kv_heads))
+
+
+_FEW_SEQUENCES = 8  # whose items, of 8 KV heads, all begin at once, so that the slowest one is waited for
 
 
 def choose_tile(
@@ -78,13 +84,16 @@ def choose_tile(
     """
     if dtype == torch.float32:  # without tensor cores the order of sums follows the tile, so one serves all steps
         return Tile(32, 32, 8, 2, 1) if head_dim <= 128 else Tile(16, 16, 4, 2, 2)
+    is_small = num_seqs <= _FEW_SEQUENCES
     if head_dim > 128:  # two sums of 64 x 256 in float32 take half of all registers; 96 KB of shared memory
         return Tile(64, 32, 8, 2, 1)
     if kv_dtype is not None and kv_dtype.itemsize == 1:
+        if num_tokens != num_seqs:  # H100, float8: 8,192 tokens at 251 TFLOP/s; of 128 x 64, 8 warps, 2 stages: 227
+            return Tile(64, 64, 4, 1, 4)
         # H200, float8: 512 x 192 tokens 91 us, 512 x 1,152 522 us; of 64 x 64, 4 warps: 185 and 1,149 us.
-        return Tile(16, 64, 2, 5, 8) if num_tokens == num_seqs else Tile(128, 64, 8, 2, 1)
-    if num_tokens == num_seqs:  # H100: 64 x 4,096 tokens at 2.6 TB/s, one of 128 in 5.4 us, one of 4,096 in 21 us
-        return Tile(16, 128, 4, 4, 2)
+        return Tile(16, 64, 2, 5, 8, is_one_loop=is_small)
+    if num_tokens == num_seqs:  # H100: 64 x 4,096 tokens at 2.6 TB/s, one of 128 in 5.4 us, one of 4,096 in 17 us
+        return Tile(16, 128, 4, 4, 2, is_one_loop=is_small)
     return Tile(128, 128, 8, 2, 1)  # H100: 8,192 tokens at 337 TFLOP/s, 2,048 behind as many at 325
 
 

@@ -144,7 +144,7 @@ def narrow_kernel(
 @triton.jit(do_not_specialize=["num_rows"])
 def streamed_kernel(
     x, weight, out, scales, x_scales, bias, num_rows, out_features, in_features,
-    ROWS: tl.constexpr, FEATURES: tl.constexpr, CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr, FEATURES: tl.constexpr, CHANNELS: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """Compute tiles until there are none left, reading and writing by TMA, which leaves out what lies beyond the ends.
 
@@ -153,6 +153,8 @@ def streamed_kernel(
         out: Of [num_rows, out_features], in blocks that a tile is a few of.
         scales, x_scales, bias: See `finish`.
     """
+    let_next_start(IS_OVERLAPPED)
+    wait_for_last(IS_OVERLAPPED)
     num_tiles = tl.cdiv(num_rows, ROWS) * tl.cdiv(out_features, FEATURES)
     for place in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):
         first_row, first_feature = tile_at(place, num_rows, out_features, ROWS, FEATURES)
@@ -246,7 +248,7 @@ def _stream(x: Tensor, weight: Tensor, out: Tensor, epilogue: _Epilogue) -> None
         TensorDescriptor.from_tensor(x, [tile.rows, tile.channels]),
         TensorDescriptor.from_tensor(weight, [tile.features, tile.channels]),
         TensorDescriptor.from_tensor(out, [tile.rows, _STORED]),
-        *epilogue, x.shape[0], *weight.shape, tile.rows, tile.features, tile.channels,
+        *epilogue, x.shape[0], *weight.shape, tile.rows, tile.features, tile.channels, **overlap(x),
         **options(tile, is_fused=epilogue[0] is None),
     )  # fmt: skip
 
