@@ -199,5 +199,23 @@ class Tactic:
     keeps_bits: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """How two calls are one, where the second alone uses what the first makes.
+
+    Attributes:
+        first: Op and tactic of the first, which returns one tensor and packs and prepares nothing.
+        second: Op and tactic of the second; likewise.
+        argument: Name of the argument of the second that is the result of the first.
+        run: Takes the arguments of the first in order, then those of the second but for `argument`; returns what the
+            second would, the same bits.
+    """
+
+    first: tuple[str, str]
+    second: tuple[str, str]
+    argument: str
+    run: Callable[..., Any]
+
+
 REFERENCE = "reference"
 """Name of the tactic that every op has."""

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from quire.ops.cuda import vendor
-from quire.ops.op import Tactic
-from quire.ops.triton import attention, attention_tiles, elementwise, gather, linear, moe, norm, packing, rope
+from quire.ops.op import Fusion, Tactic
+from quire.ops.triton import (
+    attention,
+    attention_tiles,
+    elementwise,
+    gated_linear,
+    gather,
+    linear,
+    moe,
+    norm,
+    packing,
+    rope,
+)
 from quire.ops.triton import quantized_linear as quantized
 
 TACTICS: tuple[Tactic, ...] = (
@@ -38,3 +49,6 @@ TACTICS: tuple[Tactic, ...] = (
            workspace_bytes=attention_tiles.attention_bytes, prepare=attention.prepare,
            prepare_reads=("seq_lens", "query_start_loc", "window"), prepared_bytes=attention_tiles.items_bytes),
 )  # fmt: skip
+
+FUSIONS: tuple[Fusion, ...] = (Fusion(("linear", "triton"), ("silu_mul", "triton"), "x", gated_linear.linear_silu_mul),)
+"""Calls of these tactics that are one kernel where there are few rows."""

@@ -2,9 +2,10 @@
 
 The queries of a sequence are cut into tiles, and what a tile sees into splits of `split` positions. An item is a tile
 in one of its splits, or in all of them, and one program computes it. Items of all splits write their results, others
-partial results, which the last of a tile's items to end merges. Both give the same bits (see `attention.py`); some of the splits would
-not, since partial results of partial results are added in another order. So which it is may depend on the step: each
-split is an item of its own as far as there is space for partial results, which sequences of one tile get first.
+partial results, which the last of a tile's items to end merges. Both give the same bits (see `attention.py`); some of
+the splits would not, since partial results of partial results are added in another order. So which it is may depend on
+the step: each split is an item of its own as far as there is space for partial results, which sequences of one tile get
+first.
 
 Sequences of several tiles come first, each from its last tile, which sees the most, to its first: longest work first.
 
@@ -31,8 +32,8 @@ WORKSPACE_BYTES = 64 << 20
 
 ITEM_SIZE = tl.constexpr(8)
 """Integers of an item: sequence, first token, tokens, position of the first token, first split, end split, the tile's
-first slot and number of splits (0 for a tile in all its splits). Slots are those of the first split, one for each token,
-then those of the next."""
+first slot and number of splits (0 for a tile in all its splits). Slots are those of the first split, one for each
+token, then those of the next."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,17 @@ def tile_for(
     return Tile(rows, features, channels, warps, max(2, min(most, int(_shared_bytes(x) / stage_bytes))))
 
 
+def gated_tile_for(x: torch.Tensor) -> Tile:
+    """Return the tile of `gated_linear.gated_kernel` for few rows: as many features of gates and of what they gate.
+
+    Args:
+        x: [num_rows, in_features], bfloat16 | float16.
+    """
+    rows, features, channels = 16 if x.shape[0] <= 16 else FEW_ROWS, 64, 256 // x.dtype.itemsize
+    stage_bytes = channels * (rows + 2 * features) * x.dtype.itemsize
+    return Tile(rows, features, channels, 4, min(6, int(_shared_bytes(x) / stage_bytes)))
+
+
 def _num_waves(x: torch.Tensor, out_features: int, rows: int, features: int) -> int:
     return int(triton.cdiv(triton.cdiv(x.shape[0], rows) * triton.cdiv(out_features, features), num_programs(x)))
 
