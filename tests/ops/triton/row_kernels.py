@@ -45,8 +45,10 @@ def _of(
 def _attend(
     tile: tuple[int, int, int, int], head_dim: int, kv: str, most_spilled: dict[int, int],
     capabilities: tuple[int, ...] = (90, 80), is_float8: bool = False, is_one_loop: bool = False,
+    is_new: bool = False,
 ):  # fmt: skip
-    """Return attention over caches of a dtype, i16 of eight bits; `tile` is rows, positions, warps, stages."""
+    """Return attention over caches of a dtype, i16 of eight bits; `tile` is rows, positions, warps, stages; `is_new` if
+    it rotates and writes new keys itself."""
     block_m, block_n, warps, stages = tile
     pointers = {"i32": "items count arrivals block_table", "fp32": "partials peaks_sums", "bf16": "out query"}
     if kv == "bf16":
@@ -54,11 +56,19 @@ def _attend(
     else:
         pointers["fp32"] += " kv_scales"
         pointers[kv] = "kv_cache"
+    missing = "soft_cap" if "kv_scales" in pointers["fp32"] else "soft_cap kv_scales"
+    if is_new:
+        pointers["bf16"] += " key value"
+        pointers["fp32"] += " angles"
+        pointers["i32"] += " positions slot_mapping"
+    else:
+        missing += " key value positions angles slot_mapping"
     return _of(
         "attention:_attend_kernel", pointers,
-        "scale window num_programs stride_token:16 stride_head:16 stride_value:16 stride_block:16 stride_kv_head:16 "
+        "scale window num_programs stride_of_key:16 stride_of_value:16 stride_token:16 "
+        "stride_head:16 stride_value:16 stride_block:16 stride_kv_head:16 "
         "stride_table",
-        "soft_cap" if "kv_scales" in pointers["fp32"] else "soft_cap kv_scales", warps, most_spilled, block_m >= 64,
+        missing, warps, most_spilled, block_m >= 64,
         capabilities, HAS_WINDOW=False, **_HEADS, HEAD_DIM=head_dim, PADDED=head_dim, BLOCK_SIZE=16, MEMBERS=4,
         HEAD_TILES=1, BLOCK_M=block_m, BLOCK_N=block_n, SPLIT=512, NUM_STAGES=stages,
         IS_ONE_LOOP=is_one_loop, IS_FLOAT8=is_float8,
@@ -107,7 +117,9 @@ ROW_COMPILATIONS = (
     # Prompts keep two sums of 128 x 128 in registers, half of what there are. Allowed is what Triton 3.6 or 3.9 needs.
     _attend(_DECODING, 128, "bf16", {80: 96}),
     _attend(_DECODING, 64, "bf16", {90: 24}, (90,)),
-    _attend(_DECODING, 128, "bf16", {}, (90,), is_one_loop=True),
+    _attend(_DECODING, 128, "bf16", {}, (90,), is_one_loop=True, is_new=True),
+    _attend(_DECODING, 64, "bf16", {}, (90,), is_one_loop=True, is_new=True),
+    _attend(_DECODING, 128, "bf16", {}, (90,), is_new=True),
     _attend((16, 64, 2, 5), 128, "i16", {}, (90, 80), is_float8=True),
     _attend((64, 64, 4, 1), 128, "i16", {}, (90,)),
     _attend((64, 32, 8, 2), 256, "i16", {90: 320}, (90,), is_float8=True),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quire.ops.triton.elementwise import silu_mul
-from quire.ops.triton.gated_linear import linear_silu_mul
+from quire.ops.triton.fused.gated_linear import linear_silu_mul
 from quire.ops.triton.linear import linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,7 +8,6 @@ from quire.ops.triton import (
     attention,
     attention_tiles,
     elementwise,
-    gated_linear,
     gather,
     linear,
     moe,
@@ -17,6 +16,7 @@ from quire.ops.triton import (
     rope,
 )
 from quire.ops.triton import quantized_linear as quantized
+from quire.ops.triton.fused import gated_linear, rope_attention
 
 TACTICS: tuple[Tactic, ...] = (
     Tactic("embedding", "triton", gather.embedding),
@@ -50,5 +50,8 @@ TACTICS: tuple[Tactic, ...] = (
            prepare_reads=("seq_lens", "query_start_loc", "window"), prepared_bytes=attention_tiles.items_bytes),
 )  # fmt: skip
 
-FUSIONS: tuple[Fusion, ...] = (Fusion(("linear", "triton"), ("silu_mul", "triton"), "x", gated_linear.linear_silu_mul),)
-"""Calls of these tactics that are one kernel where there are few rows."""
+FUSIONS: tuple[Fusion, ...] = (
+    Fusion(("linear", "triton"), ("silu_mul", "triton"), "x", gated_linear.linear_silu_mul),
+    Fusion(("rope_append_kv", "rows"), ("attention", "splits"), "query", rope_attention.rope_attention),
+)
+"""Calls of these tactics that are one kernel where a step is small, and what runs both."""

@@ -24,6 +24,7 @@ from quire.ops.spec import TensorLike
 from quire.ops.triton import launch
 from quire.ops.triton.attention_tiles import ITEM_SIZE, StepItems, cut, layouts
 from quire.ops.triton.packing import unpack_byte
+from quire.ops.triton.rope import NewKeys, append, rotated
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -272,8 +273,9 @@ def _merge_rows(
 
 @triton.jit
 def _attend_item(
-    item, head_tile, out, partials, peaks_sums, arrivals, query, kv_cache, kv_scales, block_table, scale, soft_cap, window,
-    stride_token, stride_head, stride_value, stride_block, stride_kv_head, stride_table,
+    item, head_tile, out, partials, peaks_sums, arrivals, query, key, value, positions, angles, slot_mapping, kv_cache,
+    kv_scales, block_table, scale, soft_cap, window, stride_of_key, stride_of_value, stride_token, stride_head,
+    stride_value, stride_block, stride_kv_head, stride_table,
     HAS_WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, NUM_STAGES: tl.constexpr, IS_ONE_LOOP: tl.constexpr,
@@ -292,11 +294,19 @@ def _attend_item(
     position = first_position + token
     here = (token < num_tokens) & (member < GROUP)
     mask = here[:, None] & (dims < HEAD_DIM)[None, :]
-    of_row = (first_token + token).to(tl.int64) * stride_token + head * stride_head
-    q = tl.load(query + of_row[:, None] + dims[None, :], mask=mask, other=0.0)
-
+    of_row = query + (first_token + token).to(tl.int64) * stride_token + head * stride_head
     keys = kv_cache + kv_head.to(tl.int64) * stride_kv_head
     values = keys + stride_value
+    if key is None:
+        q = tl.load(of_row[:, None] + dims[None, :], mask=mask, other=0.0)
+    else:
+        q = rotated(of_row, positions + first_token + token, angles, here, HEAD_DIM)
+        if (first_split < end_split) & (end_split * SPLIT >= first_position + num_tokens):  # it sees the new key
+            slot = tl.load(slot_mapping + first_token).to(tl.int64)
+            place = slot // BLOCK_SIZE * stride_block + slot % BLOCK_SIZE * HEAD_DIM
+            new_key = key + first_token.to(tl.int64) * stride_of_key + kv_head * HEAD_DIM
+            new_value = value + first_token.to(tl.int64) * stride_of_value + kv_head * HEAD_DIM
+            append(new_key, new_value, keys + place, values + place, positions + first_token, angles, slot, HEAD_DIM)
     table = block_table + sequence.to(tl.int64) * stride_table
     if kv_scales is not None:
         scale = scale * tl.load(kv_scales + kv_head)
@@ -344,14 +354,15 @@ def _attend_item(
 
 @triton.jit(do_not_specialize=["window", "stride_table", "num_programs", "scale", "soft_cap"])
 def _attend_kernel(
-    items, count, out, partials, peaks_sums, arrivals, query, kv_cache, kv_scales, block_table, scale, soft_cap, window,
-    num_programs, stride_token, stride_head, stride_value, stride_block, stride_kv_head, stride_table,
+    items, count, out, partials, peaks_sums, arrivals, query, key, value, positions, angles, slot_mapping, kv_cache,
+    kv_scales, block_table, scale, soft_cap, window, num_programs, stride_of_key, stride_of_value, stride_token,
+    stride_head, stride_value, stride_block, stride_kv_head, stride_table,
     HAS_WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, MEMBERS: tl.constexpr, HEAD_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, NUM_STAGES: tl.constexpr,
     IS_ONE_LOOP: tl.constexpr, IS_FLOAT8: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
-    """Compute every item for every tile of heads.
+    """Compute every item for every tile of heads; given a key, rotate queries, and the new key into the cache, before.
 
     Programs take turns, in every other round backwards: items come longest first, so their shares are nearly alike.
     """
@@ -365,9 +376,10 @@ def _attend_kernel(
         if work < num_works:
             _attend_item(
                 items + work // HEAD_TILES * ITEM_SIZE, work % HEAD_TILES, out, partials, peaks_sums, arrivals, query,
-                kv_cache, kv_scales, block_table, scale, soft_cap, window, stride_token, stride_head, stride_value,
-                stride_block, stride_kv_head, stride_table, HAS_WINDOW, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PADDED,
-                BLOCK_SIZE, MEMBERS, BLOCK_M, BLOCK_N, SPLIT, NUM_STAGES, IS_ONE_LOOP, IS_FLOAT8,
+                key, value, positions, angles, slot_mapping, kv_cache, kv_scales, block_table, scale, soft_cap, window,
+                stride_of_key, stride_of_value, stride_token, stride_head, stride_value, stride_block, stride_kv_head,
+                stride_table, HAS_WINDOW, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PADDED, BLOCK_SIZE, MEMBERS, BLOCK_M,
+                BLOCK_N, SPLIT, NUM_STAGES, IS_ONE_LOOP, IS_FLOAT8,
             )  # fmt: skip
 
 
@@ -420,8 +432,13 @@ def attend(
     soft_cap: float | None,
     prepared: StepItems,
     out: Tensor,
+    new: NewKeys | None = None,
 ) -> None:
-    """Attend for the sequences of some items; fills their rows of `out` [num_tokens, num_heads, head_dim]."""
+    """Attend for the sequences of some items; fills their rows of `out` [num_tokens, num_heads, head_dim].
+
+    Args:
+        new: Keys and values that are not in the cache yet, one for each sequence; queries are not rotated yet, either.
+    """
     num_tokens, num_heads, head_dim = query.shape
     tile = prepared.tile
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
@@ -440,12 +457,15 @@ def attend(
     num_programs = min(tile.programs * launch.num_programs(query), prepared.items.shape[0] * head_tiles)
     heads = {"NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim,
              "PADDED": max(least, triton.next_power_of_2(head_dim))}  # fmt: skip
+    added = (None,) * 5 if new is None else (new.key, new.value, new.positions, new.angles, new.slot_mapping)
+    strides = (0, 0) if new is None else (new.key.stride(0), new.value.stride(0))
     _attend_kernel[(num_programs,)](
-        prepared.items, prepared.count, out, partials, peaks_sums, prepared.arrivals, query, kv_cache, kv_scales,
-        block_table, scale, soft_cap, window or 0, num_programs, query.stride(0), query.stride(1), kv_cache.stride(0), kv_cache.stride(1),
-        kv_cache.stride(2), block_table.stride(0), HAS_WINDOW=window is not None, **heads, BLOCK_SIZE=block_size,
-        MEMBERS=members, HEAD_TILES=head_tiles, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, SPLIT=tile.split,
-        NUM_STAGES=tile.num_stages, IS_ONE_LOOP=tile.is_one_loop, IS_FLOAT8=is_float8, num_warps=tile.num_warps, enable_fp_fusion=False,
+        prepared.items, prepared.count, out, partials, peaks_sums, prepared.arrivals, query, *added, kv_cache,
+        kv_scales, block_table, scale, soft_cap, window or 0, num_programs, *strides, query.stride(0), query.stride(1),
+        kv_cache.stride(0), kv_cache.stride(1), kv_cache.stride(2), block_table.stride(0),
+        HAS_WINDOW=window is not None, **heads, BLOCK_SIZE=block_size, MEMBERS=members, HEAD_TILES=head_tiles,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, SPLIT=tile.split, NUM_STAGES=tile.num_stages,
+        IS_ONE_LOOP=tile.is_one_loop, IS_FLOAT8=is_float8, num_warps=tile.num_warps, enable_fp_fusion=False,
         **launch.overlap(query),
     )  # fmt: skip
 

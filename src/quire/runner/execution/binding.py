@@ -88,7 +88,7 @@ class Binder:
         self._last_use = _last_uses(groups, network)
         for each in groups:
             if isinstance(each, FusedCalls):
-                self._bind_fused(each)
+                self._bind_fused(each, tactics[each.nodes[1]])
             elif isinstance(each, Group):
                 self._bind_program(each, tactics)
             else:
@@ -116,14 +116,20 @@ class Binder:
         is_flat = not any(isinstance(argument, tuple) for argument in arguments)
         self.calls.append(Call(tactic.run, arguments, is_flat, prepared, self.register(node), self._dead(node)))
 
-    def _bind_fused(self, fused: FusedCalls) -> None:
+    def _bind_fused(self, fused: FusedCalls, tactic: Tactic) -> None:
+        """Bind two calls that are one; `tactic` is that of the second."""
         first, second = fused.nodes
-        taken = [first.kwargs[name] for name in op_of(first).signature.parameters]
-        taken += [second.kwargs[name] for name in op_of(second).signature.parameters if name != fused.fusion.argument]
-        arguments = tuple(map(self._argument, taken))
+        taken = {name: self._argument(first.kwargs[name]) for name in op_of(first).signature.parameters}
+        rest = {name: self._argument(second.kwargs[name]) for name in op_of(second).signature.parameters
+                if name != fused.fusion.argument}  # fmt: skip
+        prepared = None
+        if tactic.prepare:
+            whole = {fused.fusion.argument: taken[fused.fusion.argument], **rest}
+            prepared = self._prepare(second, tactic, tuple(whole[name] for name in op_of(second).signature.parameters))
         for node in fused.nodes:
             self._release(node)
-        self.calls.append(Call(fused.fusion.run, arguments, True, None, self.register(second), self._dead(fused)))
+        arguments = (*taken.values(), *rest.values())
+        self.calls.append(Call(fused.fusion.run, arguments, True, prepared, self.register(second), self._dead(fused)))
 
     def _bind_program(self, group: Group, tactics: Mapping[fx.Node, Tactic]) -> None:
         constants: dict[fx.Node, Any] = {}
