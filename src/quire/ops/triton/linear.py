@@ -124,13 +124,16 @@ def narrow_kernel(
     """Compute the results of a few features for all rows, which are few, reading by TMA: a thread asks for what took
     all of them several instructions each.
 
+    The next kernel may start when a program has read its weight, not before: a token of an 8B model takes 4.22 instead
+    of 4.50 ms (H200). Likely since programs of the next product then take whatever multiprocessors the last tiles of
+    this one leave free, and 64 of them that lie side by side read more slowly than 64 that do not.
+
     Args:
         x, weight: Descriptors of [num_rows, in_features] and [out_features, in_features].
         lines: Pointer to the weight.
         out: Pointer to [num_rows, out_features].
         scales, x_scales, bias, AHEAD: As in `gathered_kernel`.
     """
-    let_next_start(IS_OVERLAPPED)
     first_feature = tl.program_id(0) * FEATURES
     row, feature = tl.arange(0, ROWS), first_feature + tl.arange(0, FEATURES)
     sums = tl.zeros((FEATURES, ROWS), dtype=tl.int32 if x.dtype == tl.int8 else tl.float32)
@@ -138,6 +141,7 @@ def narrow_kernel(
     wait_for_last(IS_OVERLAPPED)
     for start in range(0, in_features, CHANNELS):
         sums = dot(weight.load([first_feature, start]), x.load([0, start]).T, sums)
+    let_next_start(IS_OVERLAPPED)
     result = finish(tl.trans(sums), row, feature, scales, x_scales, bias, num_rows, out_features)
     store_tile(out, result, row, feature, num_rows, out_features)
 

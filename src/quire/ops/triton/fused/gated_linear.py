@@ -26,9 +26,8 @@ def gated_kernel(
         x, weight: Descriptors of [num_rows, in_features] and [2 * width, in_features], gates first.
         lines: Pointer to the weight.
         out: Pointer to [num_rows, width].
-        AHEAD: As for `linear.narrow_kernel`.
+        AHEAD: As for `linear.narrow_kernel`, which says as well why the next kernel starts late.
     """
-    let_next_start(IS_OVERLAPPED)
     first = tl.program_id(0) * FEATURES
     row, feature = tl.arange(0, ROWS), first + tl.arange(0, FEATURES)
     gate = tl.zeros((FEATURES, ROWS), dtype=tl.float32)
@@ -40,6 +39,7 @@ def gated_kernel(
         v = x.load([0, start]).T
         gate = dot(weight.load([first, start]), v, gate)
         up = dot(weight.load([width + first, start]), v, up)
+    let_next_start(IS_OVERLAPPED)
     store_tile(out, tl.trans(gated(gate, up, out.dtype.element_ty)), row, feature, num_rows, width)
 
 
