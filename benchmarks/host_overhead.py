@@ -25,6 +25,7 @@ from quire import LLM, SamplingParams
 from quire.ops.native import library
 from quire.runner import cpu_runner
 from quire.runner.execution.native_program import NativeProgram
+from quire.sampling.sampler import Sampler
 
 PROMPT_TOKENS = 16
 STEPS = 400
@@ -98,7 +99,7 @@ def stand_in(llm: LLM, watch: Stopwatch, max_rows: int) -> None:
     native = SimpleNamespace(call=watch.around("kernel", library.library().call))
     library.library = lambda: native  # type: ignore[assignment]
     executor.run = with_logits  # type: ignore[method-assign]
-    runner._sampler.sample = watch.around("sample", runner._sampler.sample)  # type: ignore[method-assign]
+    Sampler.sample = watch.around("sample", Sampler.sample)  # type: ignore[method-assign]
     runner.execute = watch.around("execute", runner.execute)  # type: ignore[method-assign]
     loop.scheduler.schedule = watch.around("schedule", loop.scheduler.schedule)  # type: ignore[method-assign]
     loop.scheduler.update = watch.around("update", loop.scheduler.update)  # type: ignore[method-assign]

@@ -102,6 +102,6 @@ def test_rows_of_the_host_agree():
         rows.apply(SchedulerOutput(**step))
     for row_id in (1, 2, 3):
         row = rows[row_id]
-        table = rows.tables[row.slot].tolist()
+        table = rows.tables.blocks[row.slot].tolist()
         assert table[: row.num_blocks] == world.blocks(row_id)
         assert table[row.num_blocks :] == [0] * (MAX_BLOCKS - row.num_blocks), "of nobody before"

@@ -50,8 +50,9 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
         trace.start()
         try:
             with trace.span("load"):
-                runner = cpu_runner.CPURunner(LoadedPlan(plan, config.num_blocks, config.block_size, "cpu"), config)
-            _record(runner, trace)
+                loaded = LoadedPlan(plan, config.num_blocks, config.block_size, "cpu")
+                runner = cpu_runner.CPURunner(loaded, with_seats(config))
+            _record(runner, trace, patch)
             for step in worst_steps(plan, config):
                 runner.execute(step)
         finally:
@@ -64,9 +65,9 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
     return Measured(load.left_tensors - probes - kv, kv, most + kept, largest)
 
 
-def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace) -> None:
+def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.MonkeyPatch) -> None:
     """Make a span of each call of the network and of sampling, and an empty one before the inputs of a step."""
-    build, sample = runner._inputs.build, runner._sample
+    build, sample = cpu_runner.InputBuilder.build, runner._sample
 
     def build_inputs(*args):
         with trace.span("start"):
@@ -86,7 +87,8 @@ def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace) -> None:
 
         return replace(call, run=run)
 
-    runner._inputs.build, runner._sample = build_inputs, sampled
+    patch.setattr(cpu_runner.InputBuilder, "build", build_inputs)
+    runner._sample = sampled
     executor_ = runner._loaded.executor
     executor_._calls = [recorded(call) for call in executor_._calls]
 
@@ -102,6 +104,11 @@ def _beside(spans: Sequence[Span], weights: int, scratch: int) -> Iterator[tuple
             python = span.most_python
         unrecorded = scratch if span.name == "sample" else 0
         yield span.most_tensors - weights + span.most_python - python + unrecorded, span.name
+
+
+def with_seats(config: SchedulerConfig) -> SchedulerConfig:
+    """Return a configuration with a slot for each row of the worst steps: one of them has a row too many."""
+    return replace(config, max_num_seqs=config.max_num_seqs + 1)
 
 
 def _sampling_scratch(vocab_size: int) -> int:

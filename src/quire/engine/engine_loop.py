@@ -88,8 +88,9 @@ class EngineLoop:
 
     def _take_seated(self) -> list[SampleUpdate]:
         """Return the news of samples that run for the first time, with the time."""
-        now = time.monotonic()
-        return [SampleUpdate(*sample, scheduled_time_s=now) for sample in self.scheduler.take_seated()]
+        seated = self.scheduler.take_seated()
+        now = time.monotonic() if seated else 0.0
+        return [SampleUpdate(*sample, scheduled_time_s=now) for sample in seated]
 
     def _start(self, scheduled: SchedulerOutput) -> Pending:
         try:

@@ -74,6 +74,8 @@ class CPURunner:
         """Run one step."""
         with torch.inference_mode():  # as a decorator it takes twice as long
             try:
+                if step.removed_row_ids:
+                    self._forget_last_step()
                 self._rows.apply(step)
                 self._prepare_blocks(step)
                 return Done(ModelOutput(tuple(self._outputs(step.rows))))
@@ -162,6 +164,10 @@ class CPURunner:
     def _forget_rows(self) -> None:
         max_blocks = -(-self._config.max_model_len // self._config.block_size)
         self._rows = Rows(self._config.max_num_seqs, max_blocks, self._grammars)
+        self._forget_last_step()
+
+    def _forget_last_step(self) -> None:
+        """Let go of what was found out about its rows, and so of those that are no more."""
         self._inputs, self._sampler = InputBuilder(self._config.block_size), Sampler()
 
     def _prepare_blocks(self, step: SchedulerOutput) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from quire.core.request import ScheduledRow
-from quire.runner.rows import IntArray, Row
+from quire.runner.rows import BlockTables, IntArray, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +38,13 @@ class InputBuilder:
         self._block_size = np.int32(block_size)
         self._layout: _Layout | None = None
 
-    def build(self, scheduled: Sequence[ScheduledRow], rows: Sequence[Row], tables: IntArray) -> StepInputs:
+    def build(self, scheduled: Sequence[ScheduledRow], rows: Sequence[Row], tables: BlockTables) -> StepInputs:
         """Lay out a step.
 
         Args:
             scheduled: Each row's share.
             rows: The rows themselves, in the same order.
-            tables: Block tables by slot, as in `Rows`.
+            tables: Their block tables.
         """
         shares = [(s.num_scheduled_tokens, s.is_sampled) for s in scheduled]
         layout = self._layout
@@ -55,10 +55,9 @@ class InputBuilder:
         np.add(starts[layout.row_of_token], layout.within_row, out=layout.positions)
         layout.input_ids[:] = _token_ids(scheduled, rows)
         in_table, in_block = np.divmod(layout.positions, self._block_size)
-        table = tables[layout.slots, : in_table.max() + 1]
+        table = layout.table(tables, in_table[in_table.argmax()] + 1)
         np.multiply(table[layout.row_of_token, in_table], self._block_size, out=layout.slot_mapping)
         layout.slot_mapping += in_block
-        layout.inputs.tensors["block_table"] = torch.from_numpy(table)
         return layout.inputs
 
 
@@ -98,6 +97,16 @@ class _Layout:
         }
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.inputs = StepInputs(tensors, sampled, prompt_logits)
+        self._table = np.zeros((0, 0), dtype=np.int32)
+        self._table_is_of = (-1, -1)
+
+    def table(self, tables: BlockTables, num_blocks: int) -> IntArray:
+        """Return the first columns of the rows' block tables, the network's input from now on."""
+        if self._table_is_of != (tables.num_changes, num_blocks):
+            self._table_is_of = (tables.num_changes, num_blocks)
+            self._table = tables.blocks[self.slots, :num_blocks]
+            self.inputs.tensors["block_table"] = torch.from_numpy(self._table)
+        return self._table
 
 
 def _token_ids(scheduled: Sequence[ScheduledRow], rows: Sequence[Row]) -> list[int]:

@@ -129,24 +129,48 @@ class Slots:
         return zip(range(first, first + len(block_ids)), block_ids, strict=True)
 
 
+class BlockTables:
+    """Block tables on the host, by slot.
+
+    Attributes:
+        blocks: [max_num_seqs, max_blocks], int32; 0, the null block, where a row has none.
+        num_changes: How often they changed.
+    """
+
+    def __init__(self, max_num_seqs: int, max_blocks: int) -> None:
+        self.blocks = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
+        self.num_changes = 0
+
+    def change(self, new_slots: Sequence[int], changes: IntArray) -> None:
+        """Clear the tables of slots that have a new row, then take in changes.
+
+        Args:
+            new_slots: Which.
+            changes: [num_updates, 2], int32, from `Slots.apply`.
+        """
+        if not new_slots and not len(changes):
+            return
+        self.num_changes += 1
+        for slot in new_slots:
+            self.blocks[slot] = 0
+        self.blocks.reshape(-1)[changes[:, 0]] = changes[:, 1]
+
+
 class Rows(Slots):
     """All rows, with their block tables on the host.
 
     Attributes:
-        tables: [max_num_seqs, max_blocks], int32; 0, the null block, where a row has none.
+        tables: The tables.
     """
 
     def __init__(self, max_num_seqs: int, max_blocks: int, grammars: GrammarCompiler | None = None) -> None:
         super().__init__(max_num_seqs, max_blocks, grammars)
-        self.tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
+        self.tables = BlockTables(max_num_seqs, max_blocks)
 
     def apply(self, step: SchedulerOutput) -> IntArray:
         """Take in a step's diff, the changes of block tables, too."""
         changes = super().apply(step)
-        for new in step.new_rows:
-            self.tables[self._rows[new.row_id].slot] = 0
-        if len(changes):
-            self.tables.reshape(-1)[changes[:, 0]] = changes[:, 1]
+        self.tables.change([self._rows[new.row_id].slot for new in step.new_rows], changes)
         return changes
 
 
