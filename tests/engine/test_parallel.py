@@ -28,7 +28,7 @@ from tests.support.equalities import params, prompts
 
 LAYOUTS = ((2, 1), (1, 2), (2, 2))
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True, detokenize=False)
-SHARED = {**LLAMA, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHARED = {**LLAMA, "vocab_size": 212, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 def load(path: Path | str, layout: tuple[int, int] = (1, 1), dtype: str = "float32", **options: object) -> LLM:
