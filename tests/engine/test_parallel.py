@@ -15,7 +15,7 @@ import pytest
 from quire import LLM, SamplingParams, StructuredOutputsParams
 from quire.builder.build import open_plan
 from quire.core.config import BuildConfig, EngineConfig
-from quire.core.errors import ConfigError, WorkerError
+from quire.core.errors import ConfigError, PlanError, WorkerError
 from quire.core.request import Request
 from quire.distributed.communicator import WHOLE_BYTES
 from quire.distributed.workers import PING_INTERVAL_S
@@ -107,6 +107,18 @@ def test_impossible_layouts_are_refused(model):
 def test_settings_that_fit_no_rank_are_told_as_for_one(model):
     with pytest.raises(ConfigError, match="max_model_len"):
         load(model, (2, 1), max_model_len=512, kv_cache_memory_bytes=1 << 14)
+
+
+@pytest.mark.multi
+def test_what_is_wrong_with_a_rank_is_the_error_that_it_was_there(model, tmp_path):
+    with load(model) as llm:
+        llm.plan.save(tmp_path / "engine", copy_weights=True)
+    weights = tmp_path / "engine" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-100] ^= 0xFF
+    weights.write_bytes(data)
+    with pytest.raises(PlanError, match=r"rank 0: .*weights.safetensors, tensor 'model.norm.weight': expected hash"):
+        load(tmp_path / "engine", (2, 1), "auto", load_format="auto")
 
 
 @pytest.mark.multi
