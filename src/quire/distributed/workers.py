@@ -164,7 +164,8 @@ class WorkerGroup:
         self._is_closing.set()
         for worker in self._workers:
             worker.commands.close()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # which may be who collects the garbage
+            self._thread.join()
 
     def _verdict(self, rank: int) -> WorkerError:
         """Return who is to blame for a channel that was closed; the thread that watches finds out."""
