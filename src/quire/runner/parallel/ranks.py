@@ -49,12 +49,12 @@ class Ranks:
         layout.check(device)
         self._layout, self._device = layout, device
         self.plans = [shard(plan, self._mapping(rank)) for rank in range(0, layout.world_size, layout.tp_size)]
-        meeting = MeetingPoint(layout.host)
+        self._meeting = MeetingPoint(layout.host)
         self._group = WorkerGroup(layout.start, on_lost)
         self._answers = msgspec.msgpack.Decoder(Answer)
         with self._closing_on_error(), _engine_directory(plan) as directory:
             for rank in range(layout.world_size):
-                self._group.send(rank, encode(self._open(directory, rank, meeting.address)))
+                self._group.send(rank, encode(self._open(directory, rank, self._meeting.address)))
             opened = [self._answer(rank, Opened) for rank in range(layout.world_size)]
         available = [each.available_bytes for each in opened]
         self.available_bytes = [min(available[i : i + layout.tp_size]) for i in range(0, len(opened), layout.tp_size)]
@@ -83,7 +83,7 @@ class Ranks:
                 self._group.send(rank, encode(replace(how, is_reporting=rank == reporter)))
             ready = [self._answer(rank, Ready, on_progress if rank == 0 else None) for rank in range(len(self._group))]
         self._group.watch_closely()
-        return DistributedRunner(self._group, self._layout, reporter, ready, grammars)
+        return DistributedRunner(self._group, self._layout, reporter, ready, grammars, self._meeting)
 
     def close(self) -> None:
         """End the workers."""
