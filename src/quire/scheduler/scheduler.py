@@ -23,7 +23,7 @@ within the token budget, and a row whose last known token is computed gets a sam
   step in flight samples; only its id is missing, which the runner has. A row that certainly ends with that token is
   passed over. One that is preempted waits for its results before it is admitted again.
 - Where several batches are to be in flight (`num_batches`), a row is passed over until its token is known, and a step
-  takes its share of the rows, so that the next ones find some, too.
+  takes its share of the rows, and of the tokens of long prompts, so that the next ones find some, too.
 - Without chunked prefill a row is admitted when all it has left fits in what is left of the budget. What exceeds
   the whole budget could never be, and the runner's buffers hold no more; so only that is still split.
 """
@@ -48,6 +48,7 @@ from quire.core.request import (
 )
 from quire.kv_cache.block_table import Extension
 from quire.kv_cache.cache import KVCache
+from quire.scheduler.budgets import open_step
 from quire.scheduler.capacity import check_fits
 from quire.scheduler.picture import draw_cache
 from quire.scheduler.row import Row, RowQueue
@@ -80,6 +81,7 @@ class Scheduler:
         self._removed_row_ids: list[int] = []
         self._seated: list[tuple[str, int]] = []
         self._next_row_id = 0
+        self._num_tokens_in_flight = 0
 
     @property
     def num_running(self) -> int:
@@ -161,8 +163,7 @@ class Scheduler:
         in this very step if shared blocks let it; so removals are applied first. With nothing to run the output is
         empty, and removals wait for a step; so it is while all that is left depends on results.
         """
-        config = self._config
-        step = Step(config.max_num_batched_tokens, config.max_num_logits, self._prefill_budget(), self._places())
+        step = open_step(self._config, self._running.rows, self._waiting.rows, self._num_tokens_in_flight)
         self._serve_running(step)
         self._serve_waiting(step)
         if not step.rows:
@@ -176,18 +177,9 @@ class Scheduler:
             row.num_in_flight += 1
             row.num_unknown += share.is_sampled
         removed, self._removed_row_ids = self._removed_row_ids, []
-        return step.output(removed)
-
-    def _prefill_budget(self) -> int:
-        """Return how many tokens the rows with more than one to compute may take together."""
-        is_limited = self._config.enable_chunked_prefill and any(row.is_decoding for row in self._running)
-        most = self._config.max_num_batched_tokens
-        return min(most, self._config.max_num_prefill_tokens) if is_limited else most
-
-    def _places(self) -> int:
-        """Return how many rows may enter a step: their share of all that can run, so that all batches have some."""
-        most = min(len(self._running) + len(self._waiting), self._config.max_num_seqs)
-        return -(-most // self._config.num_batches)
+        output = step.output(removed)
+        self._num_tokens_in_flight += output.num_scheduled_tokens
+        return output
 
     def _serve_running(self, step: Step) -> None:
         """Let each running row catch up its computed tokens to its known ones, in order, within the budget."""
@@ -349,6 +341,7 @@ class Scheduler:
             One entry per sample with news.
         """
         updates, rows = [], self._rows
+        self._num_tokens_in_flight -= scheduled.num_scheduled_tokens
         for share, result in zip(scheduled.rows, output.rows, strict=True):
             assert result.row_id == share.row_id, f"expected the result of row {share.row_id}, got {result.row_id}"
             row = rows.get(share.row_id)
