@@ -179,7 +179,7 @@ def test_who_looks_is_told_when_the_engine_process_dies():
         engine = AsyncEngine("quire-tiny", engine=EngineConfig(max_num_seqs=4, max_model_len=128))
         await engine.start()
         assert (await engine.picture()).num_running == 0
-        pid = engine._child.pid
+        pid = engine.replicas[0]._child.pid
         os.kill(pid, signal.SIGSTOP)  # it will not answer any more
         looking = [asyncio.create_task(engine.picture()) for _ in range(3)]
         await asyncio.sleep(0.1)

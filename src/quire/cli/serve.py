@@ -68,7 +68,7 @@ def serve_model(options: argparse.Namespace, limits: Limits) -> int:
     )
 
     def make_app(drain: Drain) -> Gate:
-        return build_app(engine, config, keys, drain, engine.prometheus.render, limits)
+        return build_app(engine, config, keys, drain, engine.metrics_text, limits)
 
     bound = bind(config)
     try:

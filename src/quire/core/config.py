@@ -18,7 +18,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def option(text: str, **more: Any) -> dict[str, Any]:
-    """Return a field's metadata: the help of its command line option, and more, such as `choices`."""
+    """Return a field's metadata: the help of its command line option, and more: `choices`, other `flags`."""
     return {"help": text, **more}
 
 

@@ -37,6 +37,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     health.VERSION,
     health.METRICS,
     page.KV_CACHE,
+    page.KV_CACHE_OF,
     *page.FILES,
 )
 """What is served, beside the documentation of itself."""

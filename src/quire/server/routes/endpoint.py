@@ -135,7 +135,7 @@ class Route:
             raise wrong_method(scope["method"], endpoint.method)
         if endpoint.is_work and context.drain.is_draining:
             raise draining()
-        request: Any = scope.get("path_params", {}).get("model")
+        request: Any = next(iter(scope.get("path_params", {}).values()), None)
         warnings: list[str] = []
         if endpoint.body is not None:
             raw = await exchange.read_body(scope, context.limits)
