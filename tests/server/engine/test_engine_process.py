@@ -328,7 +328,8 @@ def test_without_restart_the_death_is_told_and_nothing_is_left_open(runner: asyn
     async def run() -> str:
         engine = AsyncEngine(MODEL, engine=ENGINE, server=ServerConfig(restart=False))
         await engine.start()
-        assert (child := engine.replicas[0]._child) is not None
+        child = engine.replicas[0]._child
+        assert child is not None
         pid = child.pid
         child.kill("a test")
         reason = await asyncio.wait_for(engine.dead, 5)

@@ -197,8 +197,8 @@ function showSequences() {
 
 /** Lets people choose among a server's engines; the one that is shown stays chosen. */
 function offerEngines({ num_engines: count, engine }) {
-  chosen.hidden = count < 2;
-  if (chosen.options.length === count) return;
+  if (count < 2 || !chosen.hidden) return;
+  chosen.hidden = false;
   chosen.replaceChildren(...Array.from({ length: count }, (_, place) => new Option(`of engine ${place}`, place)));
   chosen.value = engine;
 }
@@ -212,7 +212,7 @@ function turn() {
 
 function show(view) {
   offerEngines(view);
-  if (chosen.value !== String(view.engine)) return; // another one was chosen meanwhile
+  if (!chosen.hidden && chosen.value !== String(view.engine)) return; // another one was chosen meanwhile
   const now = performance.now();
   picture = view.picture;
   for (const name of ["holders", "findable", "owners"]) picture[name] = bytes(picture[name]);
@@ -249,7 +249,7 @@ async function look() {
   const trouble = byId("trouble");
   if (isLookedAt()) {
     try {
-      show(await (await ask(chosen.value ? `kv_cache/${chosen.value}` : "kv_cache")).json());
+      show(await (await ask(chosen.hidden ? "kv_cache" : `kv_cache/${chosen.value}`)).json());
       trouble.hidden = true;
     } catch (error) {
       trouble.textContent = error.status ? error.message : "The server cannot be reached.";
