@@ -1,0 +1,155 @@
+"""`examine`: what all ranks do together; the first one gets the diagnosis."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TypeVar
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from quire.core.errors import ConfigError
+from quire.distributed.doctor.diagnosis import Finding, Pair, Reach, diagnose
+from quire.distributed.doctor.facts import Facts, gather_facts
+from quire.distributed.doctor.pairs import all_reduce_pair, rounds
+from quire.distributed.doctor.responder import Responder, reach
+
+T = TypeVar("T")
+
+_STAGE_S = 30.0  # for what takes milliseconds when all is well, and a timeout of 15 s when it is not
+_MAX_CONNECTIONS = 32
+
+
+class Launched(msgspec.Struct, frozen=True):
+    """Which rank a process is, and where the first one is found; what `torchrun` says in the environment.
+
+    Attributes:
+        rank: This one.
+        world_size: How many there are.
+        local_rank: Its place on its host.
+        master_address: Where the first rank listens.
+        master_port: At which port.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    master_address: str
+    master_port: int
+
+
+def examine(launched: Launched, timeout_s: float) -> list[Finding]:
+    """Examine a cluster together with all its other ranks.
+
+    Args:
+        launched: Which rank this is.
+        timeout_s: How long to wait for ranks that have not come yet.
+
+    Returns:
+        The diagnosis; empty on all ranks but the first.
+
+    Raises:
+        ConfigError: The first rank cannot be reached, or its address is none of this host.
+    """
+    store = _Stage(launched, timeout_s)
+    with Responder(store.address) as responder:
+        facts = store.share("facts", gather_facts(launched.rank, store.address, responder.port), Facts, timeout_s)
+        with ThreadPoolExecutor(_MAX_CONNECTIONS) as executor:
+            others = [each for each in facts if each.rank != launched.rank]
+            tries = list(executor.map(lambda each: reach(launched.rank, each), others))
+        reaches = store.share("reaches", tries, list[Reach])
+        pairs = store.share("pairs", list(_meet(store, launched, [each.rank for each in facts])), list[Pair])
+    if launched.rank:
+        return []
+    return diagnose(launched.world_size, facts, [*_flat(reaches)], [*_flat(pairs)])
+
+
+def _meet(store: _Stage, launched: Launched, ranks: list[int]) -> Iterable[Pair]:
+    """Yield the all-reduces of this rank with each other one."""
+    device = torch.device("cuda", launched.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda" and launched.local_rank >= torch.cuda.device_count():
+        error = f"it has no GPU of its own: {torch.cuda.device_count()} for {launched.local_rank + 1} ranks or more"
+        yield from (Pair(*sorted((launched.rank, other)), error=error) for other in ranks if other != launched.rank)
+        return
+    for meetings in rounds(ranks):
+        for pair in meetings:
+            if launched.rank in pair:
+                yield all_reduce_pair(store.store, launched.rank, pair, store.address, device)
+
+
+class _Stage:
+    """What ranks tell each other, through a store at the first one."""
+
+    def __init__(self, launched: Launched, timeout_s: float) -> None:
+        self._launched = launched
+        self.address = _own_address(launched, timeout_s)
+        try:
+            self.store = dist.TCPStore(
+                launched.master_address,
+                launched.master_port,
+                is_master=launched.rank == 0,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=timeout_s),
+            )
+        except dist.DistError as error:
+            raise _unreachable(launched, str(error).splitlines()[0]) from None
+
+    def share(self, name: str, mine: T, kind: type, timeout_s: float = _STAGE_S * 2) -> list[T]:
+        """Tell all ranks something, and return what those who spoke in time have told, in order of rank.
+
+        The first rank decides who has, so that all go on with the same.
+        """
+        self.store.set(f"{name}-{self._launched.rank}", msgspec.json.encode(mine))
+        if self._launched.rank == 0:
+            spoke = self._wait([f"{name}-{rank}" for rank in range(self._launched.world_size)], timeout_s)
+            self.store.set(name, msgspec.json.encode(spoke))
+        else:
+            self.store.wait([name], timedelta(seconds=timeout_s + _STAGE_S))
+        keys = msgspec.json.decode(self.store.get(name), type=list[str])
+        return [msgspec.json.decode(self.store.get(key), type=kind) for key in keys]
+
+    def _wait(self, keys: list[str], timeout_s: float) -> list[str]:
+        """Return the keys that were set in time."""
+        until_s, found = time.monotonic() + timeout_s, []
+        for key in keys:
+            left_s = max(0.001, until_s - time.monotonic())
+            try:
+                self.store.wait([key], timedelta(seconds=left_s))
+            except dist.DistStoreError:
+                continue
+            found.append(key)
+        return found
+
+
+def _own_address(launched: Launched, timeout_s: float) -> str:
+    """Return the address of this host that the first rank sees, once that one can be reached."""
+    if launched.rank == 0:
+        return socket.gethostbyname(launched.master_address)
+    until_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            with socket.create_connection((launched.master_address, launched.master_port), 3.0) as connection:
+                return str(connection.getsockname()[0])
+        except OSError as error:
+            if time.monotonic() > until_s:
+                raise _unreachable(launched, error.strerror or str(error)) from None
+            time.sleep(0.2)
+
+
+def _unreachable(launched: Launched, reason: str) -> ConfigError:
+    where = f"{launched.master_address}:{launched.master_port}"
+    if launched.rank == 0:
+        return ConfigError(f"port: expected to listen at {where}, got: {reason}. Take another port or address.")
+    return ConfigError(
+        f"rank {launched.rank} on {socket.gethostname()}: expected the first rank at {where}, got: {reason}. Is it "
+        "running there, and may this host connect to that port?"
+    )
+
+
+def _flat(parts: Iterable[list[T]]) -> Iterable[T]:
+    return (item for part in parts for item in part)
