@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from quire.core.errors import ConfigError, did_you_mean
@@ -57,3 +58,35 @@ def cache_dir() -> str:
     """Return the folder for converted checkpoints."""
     default = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "quire")
     return os.environ.get("QUIRE_CACHE_DIR", default)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedRank:
+    """What `torchrun` and its like say of a process that they start.
+
+    Attributes:
+        rank: Its number.
+        world_size: How many there are.
+        local_world_size: How many of them are on its machine.
+        host: Address of the machine of rank 0.
+        port: Where rank 0 is found there.
+        local_rank: Its place among those on its machine.
+    """
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    host: str
+    port: int = 29500
+    local_rank: int = 0
+
+
+def launched_rank() -> LaunchedRank | None:
+    """Return what a launcher said of this process; None if none started it."""
+    try:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        local_rank, port = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("MASTER_PORT", 29500))
+        return LaunchedRank(rank, world_size, local, os.environ["MASTER_ADDR"], port, local_rank)
+    except (KeyError, ValueError):
+        return None

@@ -219,8 +219,10 @@ def test_a_wish_for_threads_is_granted_to_each(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_fewer_gpus_than_engines_are_told() -> None:
-    with pytest.raises(ConfigError, match="replicas: expected at most 2, one for each GPU, got 3"):
+    with pytest.raises(ConfigError, match="replicas: expected at most 2, each of 1 of 2 GPUs, got 3"):
         divide_machine(3, EngineConfig(), range(8), ["0", "1"])
+    with pytest.raises(ConfigError, match="replicas: expected at most 1, each of 4 of 7 GPUs, got 2"):
+        divide_machine(2, EngineConfig(tensor_parallel_size=2, pipeline_parallel_size=2), range(8), list("0123456"))
 
 
 def test_a_process_runs_where_it_is_put(runner: asyncio.Runner) -> None:

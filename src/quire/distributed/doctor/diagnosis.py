@@ -122,8 +122,8 @@ def _check_missing(world_size: int, facts: Sequence[Facts]) -> Finding:
     return Finding(
         "error",
         "ranks",
-        f"{_ranks(missing)} of {world_size} did not come. Look at what {_they(missing)} printed; is the command running "
-        "there, with the same address and port, and may that host connect to the first one?",
+        f"{_ranks(missing)} of {world_size} did not come. Does the command run there, with the same address and port? "
+        "What it has printed says whether it could connect to the first rank.",
         tuple(missing),
     )
 
@@ -159,8 +159,8 @@ _HOST_CHECKS = (
         "shared memory",
         lambda each: 0 <= each.shared_memory_bytes < _LEAST_SHARED_BYTES,
         lambda each: (
-            f"expected {_LEAST_SHARED_BYTES >> 20} MiB free in /dev/shm, got {each.shared_memory_bytes >> 20}. Give the "
-            "container more (docker run --shm-size=2g)."
+            f"expected {_LEAST_SHARED_BYTES >> 20} MiB free in /dev/shm, got {each.shared_memory_bytes >> 20}. Give "
+            "a container more (docker run --shm-size=2g)."
         ),
     ),
     _HostCheck(
@@ -178,8 +178,8 @@ _OWN_NAME = _HostCheck(
     "own name",
     lambda each: not each.own_address or each.own_address.startswith("127."),
     lambda each: (
-        f"expected the host's own name to lead to an address that others see, got {each.own_address or 'none'}. Correct "
-        "/etc/hosts, or name the interface in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME."
+        f"expected the host's own name to lead to an address that others see, got {each.own_address or 'none'}. "
+        "Correct /etc/hosts, or name the interface in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME."
     ),
 )
 
@@ -280,7 +280,3 @@ def _check_speed(names: Mapping[int, str], pairs: Sequence[Pair]) -> Iterator[Fi
 
 def _ranks(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-
-
-def _they(ranks: Sequence[int]) -> str:
-    return "they" if len(ranks) > 1 else "it"

@@ -7,12 +7,15 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import combinations
 from typing import TypeVar
 
 import msgspec
 import torch
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed import DistError, DistStoreError
 
+from quire.core.env import LaunchedRank
 from quire.core.errors import ConfigError
 from quire.distributed.doctor.diagnosis import Finding, Pair, Reach, diagnose
 from quire.distributed.doctor.facts import Facts, gather_facts
@@ -25,25 +28,7 @@ _STAGE_S = 30.0  # for what takes milliseconds when all is well, and a timeout o
 _MAX_CONNECTIONS = 32
 
 
-class Launched(msgspec.Struct, frozen=True):
-    """Which rank a process is, and where the first one is found; what `torchrun` says in the environment.
-
-    Attributes:
-        rank: This one.
-        world_size: How many there are.
-        local_rank: Its place on its host.
-        master_address: Where the first rank listens.
-        master_port: At which port.
-    """
-
-    rank: int
-    world_size: int
-    local_rank: int
-    master_address: str
-    master_port: int
-
-
-def examine(launched: Launched, timeout_s: float) -> list[Finding]:
+def examine(launched: LaunchedRank, timeout_s: float) -> list[Finding]:
     """Examine a cluster together with all its other ranks.
 
     Args:
@@ -69,12 +54,12 @@ def examine(launched: Launched, timeout_s: float) -> list[Finding]:
     return diagnose(launched.world_size, facts, [*_flat(reaches)], [*_flat(pairs)])
 
 
-def _meet(store: _Stage, launched: Launched, ranks: list[int]) -> Iterable[Pair]:
+def _meet(store: _Stage, launched: LaunchedRank, ranks: list[int]) -> Iterable[Pair]:
     """Yield the all-reduces of this rank with each other one."""
     device = torch.device("cuda", launched.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda" and launched.local_rank >= torch.cuda.device_count():
         error = f"it has no GPU of its own: {torch.cuda.device_count()} for {launched.local_rank + 1} ranks or more"
-        yield from (Pair(*sorted((launched.rank, other)), error=error) for other in ranks if other != launched.rank)
+        yield from (Pair(*pair, error=error) for pair in combinations(ranks, 2) if launched.rank in pair)
         return
     for meetings in rounds(ranks):
         for pair in meetings:
@@ -85,18 +70,18 @@ def _meet(store: _Stage, launched: Launched, ranks: list[int]) -> Iterable[Pair]
 class _Stage:
     """What ranks tell each other, through a store at the first one."""
 
-    def __init__(self, launched: Launched, timeout_s: float) -> None:
+    def __init__(self, launched: LaunchedRank, timeout_s: float) -> None:
         self._launched = launched
         self.address = _own_address(launched, timeout_s)
         try:
-            self.store = dist.TCPStore(
-                launched.master_address,
-                launched.master_port,
+            self.store = TCPStore(
+                launched.host,
+                launched.port,
                 is_master=launched.rank == 0,
                 wait_for_workers=False,
                 timeout=timedelta(seconds=timeout_s),
             )
-        except dist.DistError as error:
+        except DistError as error:
             raise _unreachable(launched, str(error).splitlines()[0]) from None
 
     def share(self, name: str, mine: T, kind: type, timeout_s: float = _STAGE_S * 2) -> list[T]:
@@ -104,10 +89,10 @@ class _Stage:
 
         The first rank decides who has, so that all go on with the same.
         """
-        self.store.set(f"{name}-{self._launched.rank}", msgspec.json.encode(mine))
+        self.store.set(f"{name}-{self._launched.rank}", msgspec.json.encode(mine).decode())
         if self._launched.rank == 0:
             spoke = self._wait([f"{name}-{rank}" for rank in range(self._launched.world_size)], timeout_s)
-            self.store.set(name, msgspec.json.encode(spoke))
+            self.store.set(name, msgspec.json.encode(spoke).decode())
         else:
             self.store.wait([name], timedelta(seconds=timeout_s + _STAGE_S))
         keys = msgspec.json.decode(self.store.get(name), type=list[str])
@@ -120,20 +105,20 @@ class _Stage:
             left_s = max(0.001, until_s - time.monotonic())
             try:
                 self.store.wait([key], timedelta(seconds=left_s))
-            except dist.DistStoreError:
+            except DistStoreError:
                 continue
             found.append(key)
         return found
 
 
-def _own_address(launched: Launched, timeout_s: float) -> str:
+def _own_address(launched: LaunchedRank, timeout_s: float) -> str:
     """Return the address of this host that the first rank sees, once that one can be reached."""
     if launched.rank == 0:
-        return socket.gethostbyname(launched.master_address)
+        return socket.gethostbyname(launched.host)
     until_s = time.monotonic() + timeout_s
     while True:
         try:
-            with socket.create_connection((launched.master_address, launched.master_port), 3.0) as connection:
+            with socket.create_connection((launched.host, launched.port), 3.0) as connection:
                 return str(connection.getsockname()[0])
         except OSError as error:
             if time.monotonic() > until_s:
@@ -141,8 +126,8 @@ def _own_address(launched: Launched, timeout_s: float) -> str:
             time.sleep(0.2)
 
 
-def _unreachable(launched: Launched, reason: str) -> ConfigError:
-    where = f"{launched.master_address}:{launched.master_port}"
+def _unreachable(launched: LaunchedRank, reason: str) -> ConfigError:
+    where = f"{launched.host}:{launched.port}"
     if launched.rank == 0:
         return ConfigError(f"port: expected to listen at {where}, got: {reason}. Take another port or address.")
     return ConfigError(

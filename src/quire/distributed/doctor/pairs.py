@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
-import torch.distributed as dist
+from torch._C._distributed_c10d import Backend, PrefixStore, ProcessGroupGloo, ProcessGroupNCCL, Store
 
 from quire.distributed.doctor.diagnosis import Pair
 
@@ -33,7 +34,7 @@ def rounds(ranks: Sequence[int]) -> list[list[tuple[int, int]]]:
     return table
 
 
-def all_reduce_pair(store: dist.Store, rank: int, pair: tuple[int, int], address: str, device: torch.device) -> Pair:
+def all_reduce_pair(store: Store, rank: int, pair: tuple[int, int], address: str, device: torch.device) -> Pair:
     """Return what comes of an all-reduce with another rank, which calls this at the same time.
 
     Args:
@@ -44,7 +45,7 @@ def all_reduce_pair(store: dist.Store, rank: int, pair: tuple[int, int], address
         device: Where the tensors lie: a GPU for nccl, the CPU for gloo.
     """
     try:
-        group = _group(dist.PrefixStore(f"pair-{pair[0]}-{pair[1]}", store), pair.index(rank), address, device)
+        group = _group(PrefixStore(f"pair-{pair[0]}-{pair[1]}", store), pair.index(rank), address, device)
         latency_s = _seconds(group, _SMALL, device)
         large_s = _seconds(group, _LARGE, device)
     except Exception as error:  # whatever a library says of a broken link, it is what is to be told
@@ -52,18 +53,18 @@ def all_reduce_pair(store: dist.Store, rank: int, pair: tuple[int, int], address
     return Pair(*pair, latency_s=latency_s, bytes_per_s=_LARGE * 4 / large_s)
 
 
-def _group(store: dist.Store, place: int, address: str, device: torch.device) -> dist.ProcessGroup:
+def _group(store: Store, place: int, address: str, device: torch.device) -> Backend:
     if device.type == "cuda":
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = _TIMEOUT
-        return dist.ProcessGroupNCCL(store, place, 2, options)
-    gloo = dist.ProcessGroupGloo._Options()
-    gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
-    gloo._timeout = _TIMEOUT
-    return dist.ProcessGroupGloo(store, place, 2, gloo)
+        return ProcessGroupNCCL(store, place, 2, _TIMEOUT)
+    options: Any = ProcessGroupGloo.Options()  # its stubs lack what it has
+    options._devices = [ProcessGroupGloo.create_device(hostname=address)]
+    options._timeout = _TIMEOUT
+    make: Any = ProcessGroupGloo
+    group: Backend = make(store, place, 2, options)
+    return group
 
 
-def _seconds(group: dist.ProcessGroup, count: int, device: torch.device) -> float:
+def _seconds(group: Backend, count: int, device: torch.device) -> float:
     """Return the best time of some all-reduces, each of which is checked."""
     best = float("inf")
     for number in range(_TIMES):

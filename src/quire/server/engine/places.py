@@ -56,18 +56,18 @@ def divide_machine(
     num_threads = env.num_threads_wish() or max(1, len(cores) // num_engines)
     threads = {"OMP_NUM_THREADS": str(num_threads)}
     if gpus and config.device != "cpu":
-        groups = _groups(num_engines, gpus)
+        groups = _groups(num_engines, config.tensor_parallel_size * config.pipeline_parallel_size, gpus)
         return tuple(Place(None, {**threads, "CUDA_VISIBLE_DEVICES": ",".join(group)}) for group in groups)
     each = len(cores) // num_engines
     slices = (frozenset(cores[i * each : (i + 1) * each]) if each else None for i in range(num_engines))
     return tuple(Place(own, threads, 1 / num_engines) for own in slices)
 
 
-def _groups(num_engines: int, gpus: Sequence[str]) -> list[Sequence[str]]:
-    each = 1
+def _groups(num_engines: int, each: int, gpus: Sequence[str]) -> list[Sequence[str]]:
+    """Return as many GPUs as an engine has ranks for each engine."""
     if num_engines * each > len(gpus):
         raise ConfigError(
-            f"replicas: expected at most {len(gpus) // each}, one for each GPU, got {num_engines}. Lower it, or use "
-            "device='cpu'."
+            f"replicas: expected at most {len(gpus) // each}, each of {each} of {len(gpus)} GPUs, got {num_engines}. "
+            "Lower it, or use device='cpu'."
         )
     return [gpus[i * each : (i + 1) * each] for i in range(num_engines)]
