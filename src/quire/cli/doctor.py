@@ -1,52 +1,59 @@
-"""`quire doctor`: whether the ranks of this machine, or of several hosts, can work together, and if not, whose fault it is."""
+"""`quire doctor`: whether ranks of a machine, or of several hosts, can work together, and whose fault it is if not."""
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from quire.core import env
-from quire.core.env import LaunchedRank
-from quire.core.errors import ConfigError
-
 if TYPE_CHECKING:
     from quire.distributed.doctor.diagnosis import Finding
 
-_MARKS = {"ok": "ok", "warning": "WARN", "error": "FAIL"}
-_LOCAL = "127.0.0.1"
+_MARKS = {"ok": "ok", "warning": "WARNING", "error": "ERROR"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("--ranks", type=int, metavar="N", help="ranks on this machine (default: one for each GPU, or 2)")
-    parser.add_argument("--hosts", metavar="A,B", help="addresses of several hosts; run the same command on each of them")
-    parser.add_argument("--ray", metavar="ADDRESS", help="all hosts of a Ray cluster; auto: the one that runs here")
-    parser.add_argument("--port", type=int, default=29500, help="port of the first host (default: 29500)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--ranks", type=int, metavar="N", help="ranks on this machine (default: one a GPU, at least 2)")
+    where.add_argument("--hosts", metavar="A,B", help="addresses of all hosts; run the same command on each of them")
+    parser.add_argument("--port", type=int, default=29500, help="where the first host listens (default: 29500)")
     parser.add_argument("--timeout-s", type=float, default=60.0, help="how long to wait for other ranks (default: 60)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Examine, and print what was found; 1 if something is wrong."""
-    if options.ray is not None:
-        findings = _on_ray(options)
-    else:
-        launched = env.launched_rank() or _as_one_of(options) or _with_children(options)
-        findings = _examine(launched, options)
-    return _print(findings, options) if findings else 0
+    """Examine together with the other ranks; the first one prints what was found.
 
+    Returns:
+        1 if something keeps the ranks from working together.
 
-def _examine(launched: LaunchedRank, options: argparse.Namespace) -> list[Finding]:
+    Raises:
+        ConfigError: The first rank cannot be reached, or none of the hosts is this one.
+    """
+    from quire.core import env
     from quire.distributed.doctor.examine import examine
+    from quire.distributed.doctor.launching import examine_here, rank_of_host
 
-    with ExitStack() as stack:
-        if options.hosts is None and env.launched_rank() is None:
-            for rank in range(1, launched.world_size):
-                stack.callback(_end, _start(launched, rank, options))
-        return examine(launched, options.timeout_s)
+    launched = env.launched_rank()
+    if launched is None and options.hosts is not None:
+        launched = rank_of_host([name.strip() for name in options.hosts.split(",")], options.port)
+    if launched is None:
+        findings = examine_here(options.ranks, options.timeout_s)
+    else:
+        findings = examine(launched, options.timeout_s)
+    if findings:
+        print(msgspec.json.encode(findings).decode() if options.json else _text(findings))
+    return int(any(finding.level == "error" for finding in findings))
+
+
+def _text(findings: Sequence[Finding]) -> str:
+    """Return a line for each finding, and a verdict."""
+    rows = [(finding.check, f"{_MARKS[finding.level]:8}{finding.message}") for finding in findings]
+    width = max(len(check) for check, _ in rows)
+    levels = [finding.level for finding in findings]
+    verdict = f"{levels.count('error')} errors, {levels.count('warning')} warnings"
+    return "\n".join([*(f"{check:{width}}  {text}" for check, text in rows), verdict])

@@ -90,3 +90,15 @@ def launched_rank() -> LaunchedRank | None:
         return LaunchedRank(rank, world_size, local, os.environ["MASTER_ADDR"], port, local_rank)
     except (KeyError, ValueError):
         return None
+
+
+def launch_variables(rank: LaunchedRank) -> dict[str, str]:
+    """Return what a launcher sets for a process: what `launched_rank` reads."""
+    return {
+        "RANK": str(rank.rank),
+        "WORLD_SIZE": str(rank.world_size),
+        "LOCAL_RANK": str(rank.local_rank),
+        "LOCAL_WORLD_SIZE": str(rank.local_world_size),
+        "MASTER_ADDR": rank.host,
+        "MASTER_PORT": str(rank.port),
+    }

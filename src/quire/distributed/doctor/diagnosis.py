@@ -93,7 +93,8 @@ def diagnose(world_size: int, facts: Sequence[Facts], reaches: Sequence[Reach], 
 def blame(failed: Iterable[tuple[int, int]], ranks: Collection[int]) -> tuple[list[int], list[tuple[int, int]]]:
     """Return the ranks that explain the most failed pairs, and the pairs that are left: links of two sound ranks.
 
-    A rank is to blame if it failed with more than one other, and with more than any that is left; among as many, all.
+    A rank is to blame if it failed with more than one other, and with no fewer than any other; then the rest is looked
+    at without it. Of three ranks or more; two can blame each other only.
 
     Args:
         failed: Pairs of ranks.
@@ -107,11 +108,11 @@ def blame(failed: Iterable[tuple[int, int]], ranks: Collection[int]) -> tuple[li
     guilty: list[int] = []
     while left:
         counts = Counter(rank for pair in left for rank in pair)
-        rank, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
-        if count < 2 or len(ranks) < 3:
+        most = max(counts.values())
+        if most < 2 or len(ranks) < 3:
             break
-        guilty.append(rank)
-        left = {pair for pair in left if rank not in pair}
+        guilty += [rank for rank, count in counts.items() if count == most]
+        left = {pair for pair in left if not set(pair) & set(guilty)}
     return sorted(guilty), sorted(left)
 
 
@@ -240,6 +241,10 @@ def _check_pairs(names: Mapping[int, str], pairs: Sequence[Pair]) -> Iterator[Fi
     failed = {(pair.first, pair.second): pair.error for pair in pairs if pair.error}
     failed |= {pair: "neither said how it went" for pair in combinations(sorted(names), 2) if pair not in told}
     guilty, links = blame(failed, names)
+    if len(guilty) == len(names):
+        message = f"every pair fails: {next(iter(failed.values()))}. {_CULPRIT}"
+        yield Finding("error", "all-reduce", message, tuple(guilty))
+        return
     for rank in guilty:
         error = next(error for pair, error in failed.items() if rank in pair)
         message = f"{names[rank]} fails with {sum(rank in pair for pair in failed)} others: {error}. {_CULPRIT}"

@@ -6,8 +6,9 @@ import socket
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
-from itertools import combinations
+from itertools import chain, combinations
 from typing import TypeVar
 
 import msgspec
@@ -24,7 +25,7 @@ from quire.distributed.doctor.responder import Responder, reach
 
 T = TypeVar("T")
 
-_STAGE_S = 30.0  # for what takes milliseconds when all is well, and a timeout of 15 s when it is not
+_STAGE_S = 40.0  # for what takes milliseconds when all is well, and some timeouts of 15 s when it is not
 _MAX_CONNECTIONS = 32
 
 
@@ -41,20 +42,22 @@ def examine(launched: LaunchedRank, timeout_s: float) -> list[Finding]:
     Raises:
         ConfigError: The first rank cannot be reached, or its address is none of this host.
     """
-    store = _Stage(launched, timeout_s)
-    with Responder(store.address) as responder:
-        facts = store.share("facts", gather_facts(launched.rank, store.address, responder.port), Facts, timeout_s)
+    stage = _Stage(launched, timeout_s)
+    with Responder(stage.address) as responder:
+        stage.tell("facts", gather_facts(launched.rank, stage.address, responder.port))
+        facts = stage.facts(timeout_s)
+        others = [each for each in facts if each.rank != launched.rank]
         with ThreadPoolExecutor(_MAX_CONNECTIONS) as executor:
-            others = [each for each in facts if each.rank != launched.rank]
-            tries = list(executor.map(lambda each: reach(launched.rank, each), others))
-        reaches = store.share("reaches", tries, list[Reach])
-        pairs = store.share("pairs", list(_meet(store, launched, [each.rank for each in facts])), list[Pair])
-    if launched.rank:
-        return []
-    return diagnose(launched.world_size, facts, [*_flat(reaches)], [*_flat(pairs)])
+            stage.tell("reaches", list(executor.map(lambda each: reach(launched.rank, each), others)))
+        stage.tell("pairs", list(_meet(stage, launched, [each.rank for each in facts])))
+        if launched.rank:
+            return []
+        reaches = stage.collect("reaches", list[Reach], _STAGE_S)
+        pairs = stage.collect("pairs", list[Pair], _STAGE_S)
+    return diagnose(launched.world_size, facts, list(chain(*reaches)), list(chain(*pairs)))
 
 
-def _meet(store: _Stage, launched: LaunchedRank, ranks: list[int]) -> Iterable[Pair]:
+def _meet(stage: _Stage, launched: LaunchedRank, ranks: list[int]) -> Iterable[Pair]:
     """Yield the all-reduces of this rank with each other one."""
     device = torch.device("cuda", launched.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda" and launched.local_rank >= torch.cuda.device_count():
@@ -64,7 +67,7 @@ def _meet(store: _Stage, launched: LaunchedRank, ranks: list[int]) -> Iterable[P
     for meetings in rounds(ranks):
         for pair in meetings:
             if launched.rank in pair:
-                yield all_reduce_pair(store.store, launched.rank, pair, store.address, device)
+                yield all_reduce_pair(stage.store, launched.rank, pair, stage.address, device)
 
 
 class _Stage:
@@ -84,31 +87,46 @@ class _Stage:
         except DistError as error:
             raise _unreachable(launched, str(error).splitlines()[0]) from None
 
-    def share(self, name: str, mine: T, kind: type, timeout_s: float = _STAGE_S * 2) -> list[T]:
-        """Tell all ranks something, and return what those who spoke in time have told, in order of rank.
+    def tell(self, name: str, what: object) -> None:
+        """Tell the first rank something.
 
-        The first rank decides who has, so that all go on with the same.
+        Raises:
+            ConfigError: It has ended.
         """
-        self.store.set(f"{name}-{self._launched.rank}", msgspec.json.encode(mine).decode())
-        if self._launched.rank == 0:
-            spoke = self._wait([f"{name}-{rank}" for rank in range(self._launched.world_size)], timeout_s)
-            self.store.set(name, msgspec.json.encode(spoke).decode())
-        else:
-            self.store.wait([name], timedelta(seconds=timeout_s + _STAGE_S))
-        keys = msgspec.json.decode(self.store.get(name), type=list[str])
-        return [msgspec.json.decode(self.store.get(key), type=kind) for key in keys]
+        try:
+            self.store.set(f"{name}-{self._launched.rank}", msgspec.json.encode(what).decode())
+        except DistError:
+            raise self._abandoned() from None
 
-    def _wait(self, keys: list[str], timeout_s: float) -> list[str]:
-        """Return the keys that were set in time."""
+    def facts(self, timeout_s: float) -> list[Facts]:
+        """Return the facts of the ranks that came in time; the first one decides which, so all go on with the same.
+
+        Raises:
+            ConfigError: The first rank has ended.
+        """
+        if self._launched.rank == 0:
+            found = self.collect("facts", Facts, timeout_s)
+            self.store.set("facts", msgspec.json.encode(found).decode())
+            return found
+        try:
+            self.store.wait(["facts"], timedelta(seconds=timeout_s + _STAGE_S))
+            return msgspec.json.decode(self.store.get("facts"), type=list[Facts])
+        except DistError:
+            raise self._abandoned() from None
+
+    def collect(self, name: str, kind: type[T], timeout_s: float) -> list[T]:
+        """Return what the ranks have told by then, in order, as the first rank."""
         until_s, found = time.monotonic() + timeout_s, []
-        for key in keys:
-            left_s = max(0.001, until_s - time.monotonic())
-            try:
+        for rank in range(self._launched.world_size):
+            key, left_s = f"{name}-{rank}", max(0.001, until_s - time.monotonic())
+            with suppress(DistStoreError):  # too late
                 self.store.wait([key], timedelta(seconds=left_s))
-            except DistStoreError:
-                continue
-            found.append(key)
+                found.append(msgspec.json.decode(self.store.get(key), type=kind))
         return found
+
+    def _abandoned(self) -> ConfigError:
+        rank = self._launched.rank
+        return ConfigError(f"rank {rank}: expected the first rank to wait for it, got: it has ended. It may say why.")
 
 
 def _own_address(launched: LaunchedRank, timeout_s: float) -> str:
@@ -134,7 +152,3 @@ def _unreachable(launched: LaunchedRank, reason: str) -> ConfigError:
         f"rank {launched.rank} on {socket.gethostname()}: expected the first rank at {where}, got: {reason}. Is it "
         "running there, and may this host connect to that port?"
     )
-
-
-def _flat(parts: Iterable[list[T]]) -> Iterable[T]:
-    return (item for part in parts for item in part)

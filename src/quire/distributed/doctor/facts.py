@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import socket
+from typing import Any
 
 import msgspec
 import torch
@@ -86,9 +87,14 @@ def driver_version() -> str:
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "quire": __version__, "torch": str(torch.__version__)}
     if torch.cuda.is_available():
-        found |= {"nccl": ".".join(map(str, torch.cuda.nccl.version())), "driver": driver_version()}
+        found |= {"nccl": _nccl_version(), "driver": driver_version()}
         found |= {"gpu": torch.cuda.get_device_name(0)}
     return found
+
+
+def _nccl_version() -> str:
+    version: Any = torch.cuda.nccl.version  # without types
+    return ".".join(map(str, version()))
 
 
 def _own_address() -> str:

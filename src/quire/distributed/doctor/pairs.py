@@ -8,7 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch._C._distributed_c10d import Backend, PrefixStore, ProcessGroupGloo, ProcessGroupNCCL, Store
+from torch._C import _distributed_c10d as c10d
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from quire.distributed.doctor.diagnosis import Pair
 
@@ -53,18 +54,20 @@ def all_reduce_pair(store: Store, rank: int, pair: tuple[int, int], address: str
     return Pair(*pair, latency_s=latency_s, bytes_per_s=_LARGE * 4 / large_s)
 
 
-def _group(store: Store, place: int, address: str, device: torch.device) -> Backend:
+def _group(store: Store, place: int, address: str, device: torch.device) -> Any:
+    """Return a group of two; torch's stubs lack half of what such groups have."""
+    library: Any = c10d
     if device.type == "cuda":
-        return ProcessGroupNCCL(store, place, 2, _TIMEOUT)
-    options: Any = ProcessGroupGloo.Options()  # its stubs lack what it has
-    options._devices = [ProcessGroupGloo.create_device(hostname=address)]
+        options = library.ProcessGroupNCCL.Options()
+        options._timeout = _TIMEOUT
+        return library.ProcessGroupNCCL(store, place, 2, options)
+    options = library.ProcessGroupGloo._Options()
     options._timeout = _TIMEOUT
-    make: Any = ProcessGroupGloo
-    group: Backend = make(store, place, 2, options)
-    return group
+    options._devices = [library.ProcessGroupGloo.create_device(hostname=address)]
+    return library.ProcessGroupGloo(store, place, 2, options)
 
 
-def _seconds(group: Backend, count: int, device: torch.device) -> float:
+def _seconds(group: Any, count: int, device: torch.device) -> float:
     """Return the best time of some all-reduces, each of which is checked."""
     best = float("inf")
     for number in range(_TIMES):
