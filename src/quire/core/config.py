@@ -15,7 +15,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCHEMES = ("w8a16", "w8a8", "w4a16", "fp8")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
-EXECUTOR_BACKENDS = ("mp", "external_launcher")
+EXECUTOR_BACKENDS = ("mp", "ray", "external_launcher")
 
 
 def option(text: str, **more: Any) -> dict[str, Any]:
@@ -131,7 +131,8 @@ class EngineConfig:
     distributed_executor_backend: str | None = field(
         default=None,
         metadata=option(
-            "who starts the ranks: mp, this process; external_launcher, torchrun; None: mp", choices=EXECUTOR_BACKENDS
+            "who starts the ranks: mp, this process; ray, on its hosts; external_launcher, torchrun; None: mp",
+            choices=EXECUTOR_BACKENDS,
         ),
     )
     max_model_len: int | None = field(default=None, metadata=option("longest prompt plus output, in tokens"))

@@ -39,6 +39,11 @@ def child_environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **more}
 
 
+def keep_ray_quiet() -> None:
+    """Have Ray, which is about to be imported, tell nobody about its use unless the user has said otherwise."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
 def num_threads_wish() -> int | None:
     """Return how many threads an op is to have, if the user has said so with OMP_NUM_THREADS."""
     text = os.environ.get("OMP_NUM_THREADS", "")

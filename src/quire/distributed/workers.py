@@ -35,7 +35,7 @@ class _Worker:
     """One worker, and what is known of it."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.rank, self.process = endpoint.rank, endpoint.process
+        self.rank, self.process, self.remote = endpoint.rank, endpoint.process, endpoint.remote
         self.commands = Channel(endpoint.commands)
         self.health = endpoint.health
         self.health.setblocking(False)
@@ -63,8 +63,17 @@ class _Worker:
         """Return how its process ended, None if it lives or is not ours."""
         return None if self.process is None else self.process.poll()
 
+    def kill(self) -> None:
+        """End its process at once."""
+        if self.process is not None:
+            self.process.kill()
+        elif self.remote is not None:
+            self.remote.end(0)
+
     def bury(self, timeout_s: float) -> None:
         """Wait for its process, kill it if it takes too long, and close everything."""
+        if self.remote is not None:
+            self.remote.end(timeout_s)
         if self.process is not None:
             try:
                 self.process.communicate(timeout=timeout_s)
@@ -241,9 +250,11 @@ class WorkerGroup:
     def _lose(self, worker: _Worker, reason: str) -> None:
         """End all, and say who is to blame."""
         code = worker.exit_code()
+        if worker.remote is not None:
+            code = worker.remote.exit_code()
+            worker.lines.extend(worker.remote.last_lines())
         for each in self._workers:
-            if each.process is not None:
-                each.process.kill()
+            each.kill()
         if worker.process is not None:
             while worker.take_log():
                 pass

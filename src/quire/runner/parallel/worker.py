@@ -52,7 +52,7 @@ from quire.runner.parallel.messages import (
 from quire.sampling.grammar.compiler import GrammarCompiler, TokenVocabulary
 from quire.sharding.shard import shard
 
-_log = get_logger(__name__)
+_log = get_logger("quire.runner.parallel.worker")  # its name is __main__ here
 _POLL_S = 50e-6  # a step of a GPU takes milliseconds
 _LEAVING_S = 2.0
 T = TypeVar("T")
@@ -229,8 +229,8 @@ def _leave() -> None:
 def main(*arguments: str) -> int:
     """Run a worker for sockets that are open, or for `join ADDRESS RANK`, the secret on standard input."""
     log.configure()
+    die_with_parent()
     if arguments[0] != "join":
-        die_with_parent()
         commands, health = (Channel(socket.socket(fileno=int(fd))) for fd in arguments)
         return serve(commands, health)
     return serve(*knock(arguments[1], sys.stdin.readline().strip(), int(arguments[2])))
