@@ -19,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--ranks", type=int, metavar="N", help="ranks on this machine (default: one a GPU, at least 2)")
     where.add_argument("--hosts", metavar="A,B", help="addresses of all hosts; run the same command on each of them")
+    where.add_argument("--ray", action="store_true", help="all hosts of the Ray cluster that this one belongs to")
     parser.add_argument("--port", type=int, default=29500, help="where the first host listens (default: 29500)")
     parser.add_argument("--timeout-s", type=float, default=60.0, help="how long to wait for other ranks (default: 60)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -36,12 +37,14 @@ def run(options: argparse.Namespace) -> int:
     """
     from quire.core import env
     from quire.distributed.doctor.examine import examine
-    from quire.distributed.doctor.launching import examine_here, rank_of_host
+    from quire.distributed.doctor.launching import examine_cluster, examine_here, rank_of_host
 
     launched = env.launched_rank()
     if launched is None and options.hosts is not None:
         launched = rank_of_host([name.strip() for name in options.hosts.split(",")], options.port)
-    if launched is None:
+    if options.ray:
+        findings = examine_cluster(options.timeout_s)
+    elif launched is None:
         findings = examine_here(options.ranks, options.timeout_s)
     else:
         findings = examine(launched, options.timeout_s)

@@ -39,6 +39,11 @@ def child_environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **more}
 
 
+def network_interface() -> str | None:
+    """Return the interface that ranks are to use between hosts, if the user has named one for gloo."""
+    return os.environ.get("GLOO_SOCKET_IFNAME")
+
+
 def keep_ray_quiet() -> None:
     """Have Ray, which is about to be imported, tell nobody about its use unless the user has said otherwise."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -7,7 +7,9 @@ other goes over sockets of their own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from quire.core import env
 from quire.core.errors import ConfigError, WorkerError
 from quire.core.log import get_logger
 from quire.distributed.endpoint import Door, Endpoint
-from quire.distributed.starter import Host, Starter
+from quire.distributed.starter import Host, Starter, this_host
 
 _log = get_logger(__name__)
 _PLACE_TIMEOUT_S = 60.0
@@ -90,7 +92,7 @@ class RayPlacement:
         self._resource = _RESOURCES[device]
         self._starters: list[Any] = []
         self._is_closed = False
-        self.host = str(self._ray.util.get_node_ip_address())
+        self.host = this_host().address
         most = max((int(count) for _, count in self._devices()), default=0)
         size = bundle_size(tp_size, most)
         if size < tp_size:
@@ -119,7 +121,8 @@ class RayPlacement:
         try:
             for rank, place in enumerate(self.places):
                 starter = self._starters[place.starter]
-                started = starter.start.remote(module, rank, door.address, door.secret, self._variables(place))
+                arguments = [module, "join", door.address, str(rank)]
+                started = starter.start.remote(rank, arguments, door.secret, self._variables(place))
                 self._ask(started, _PLACE_TIMEOUT_S)
             endpoints = door.admit(set(range(len(self.places))), _JOIN_TIMEOUT_S, self._problem)
         except BaseException:
@@ -281,8 +284,46 @@ def join_cluster() -> Any:
             "'quire[ray]'` on every host."
         ) from None
     if not ray.is_initialized():
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(include_dashboard=False, logging_level=logging.ERROR, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"ray: expected to join or start a cluster, got: {error}. See `ray status`.") from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray sets one that ends this process
     return ray
+
+
+def start_on_each_host(arguments: Sequence[str], variables: Sequence[Mapping[str, str]]) -> Callable[[], None]:
+    """Start a process on each host of the cluster but this one, with a GPU if the host has any.
+
+    Args:
+        arguments: A module, and what it is given.
+        variables: Of the environment of each, beside those of its host; as many as `other_hosts`.
+
+    Returns:
+        What ends them.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ray, starters = join_cluster(), []
+    for rank, (node, more) in enumerate(zip(other_hosts(), variables, strict=True), 1):
+        where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        num_gpus = min(1, node["Resources"].get("GPU", 0))
+        starter = ray.remote(Starter).options(num_cpus=0, num_gpus=num_gpus, scheduling_strategy=where).remote()
+        starter.start.remote(rank, list(arguments), "", dict(more))
+        starters.append(starter)
+
+    def end() -> None:
+        ray.wait([each.end.remote(_ANSWER_TIMEOUT_S) for each in starters], num_returns=len(starters), timeout=10)
+        for starter in starters:
+            ray.kill(starter)
+
+    return end
+
+
+def other_hosts() -> list[dict[str, Any]]:
+    """Return what Ray knows of the hosts of the cluster but this one."""
+    ray = join_cluster()
+    mine = this_host().node
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != mine]

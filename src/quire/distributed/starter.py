@@ -11,11 +11,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from quire.core import env
 
@@ -40,8 +40,8 @@ class Host:
 @dataclass(slots=True)
 class _Child:
     process: subprocess.Popen[bytes]
-    lines: deque[str] = field(default_factory=lambda: deque(maxlen=_NUM_LINES))
-    reader: threading.Thread | None = None
+    lines: deque[str]
+    reader: threading.Thread
 
 
 class Starter:
@@ -52,7 +52,7 @@ class Starter:
     """
 
     def __init__(self, host: Host | None = None) -> None:
-        self._host = host or _this_host()
+        self._host = host or this_host()
         self._children: dict[int, _Child] = {}
         self._published: list[Path] = []
 
@@ -60,19 +60,18 @@ class Starter:
         """Return where this is."""
         return self._host
 
-    def start(self, module: str, rank: int, driver: str, secret: str, variables: Mapping[str, str]) -> None:
-        """Start a worker: `python -m MODULE join DRIVER RANK`.
+    def start(self, rank: int, arguments: Sequence[str], secret: str, variables: Mapping[str, str]) -> None:
+        """Start a worker: `python -m ARGUMENTS`.
 
         Args:
-            module: What it runs.
             rank: Which it is.
-            driver: "host:port" of its driver's door.
-            secret: What to say there; it goes over standard input, where no other user reads it.
+            arguments: A module, and what it is given.
+            secret: A line for its standard input, where no other user reads it.
             variables: Of its environment, beside those of this process.
         """
         interface = interface_of(self._host.address)
         sockets = {} if interface is None else {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
-        command = [sys.executable, "-P", "-m", module, "join", driver, str(rank)]
+        command = [sys.executable, "-P", "-m", *arguments]
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -82,9 +81,10 @@ class Starter:
         assert process.stdin is not None, "it is a pipe"
         with process.stdin as pipe, suppress(BrokenPipeError):  # it has ended; its exit code is told when asked for
             pipe.write(secret.encode() + b"\n")
-        child = self._children[rank] = _Child(process)
-        child.reader = threading.Thread(target=_read_log, args=(rank, child), daemon=True)
-        child.reader.start()
+        lines: deque[str] = deque(maxlen=_NUM_LINES)
+        reader = threading.Thread(target=_read_log, args=(rank, process, lines), daemon=True)
+        reader.start()
+        self._children[rank] = _Child(process, lines, reader)
 
     def exit_codes(self) -> dict[int, int]:
         """Return how workers ended that have, by rank."""
@@ -93,7 +93,7 @@ class Starter:
     def last_lines(self, rank: int) -> list[str]:
         """Return the last lines that a worker wrote."""
         child = self._children[rank]
-        if child.process.poll() is not None and child.reader is not None:
+        if child.process.poll() is not None:
             child.reader.join(_LAST_LINES_S)
         return list(child.lines)
 
@@ -122,6 +122,7 @@ class Starter:
                 child.process.wait(max(0.0, until_s - time.monotonic()))
             child.process.kill()
             child.process.wait()
+            child.reader.join(_LAST_LINES_S)
         for path in self._published:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -137,17 +138,19 @@ def interface_of(address: str) -> str | None:
     return None
 
 
-def _this_host() -> Host:
+def this_host() -> Host:
+    """Return where this process is, which Ray has started, or which has joined its cluster."""
     import ray
 
-    address: Any = ray.util.get_node_ip_address  # without types
-    return Host(ray.get_runtime_context().get_node_id(), str(address()))
+    node, nodes = ray.get_runtime_context().get_node_id(), cast(Any, ray.nodes)()
+    return Host(node, next(str(each["NodeManagerAddress"]) for each in nodes if each["NodeID"] == node))
 
 
-def _read_log(rank: int, child: _Child) -> None:
+def _read_log(rank: int, process: subprocess.Popen[bytes], lines: deque[str]) -> None:
     """Keep the last lines, and pass all on to Ray's log, which shows them to the driver."""
-    assert child.process.stderr is not None, "it is a pipe"
-    for line in child.process.stderr:
-        text = line.decode(errors="replace").rstrip("\n")
-        child.lines.append(text)
-        print(f"[rank {rank}] {text}", file=sys.stderr, flush=True)
+    assert process.stderr is not None, "it is a pipe"
+    with process.stderr as pipe:
+        for line in pipe:
+            text = line.decode(errors="replace").rstrip("\n")
+            lines.append(text)
+            print(f"[rank {rank}] {text}", file=sys.stderr, flush=True)

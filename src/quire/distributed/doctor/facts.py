@@ -13,6 +13,7 @@ import msgspec
 import torch
 
 from quire import __version__
+from quire.core import env
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -24,7 +25,7 @@ class Facts(msgspec.Struct, frozen=True):
         address: Where other ranks are to find it.
         port: Where it answers there, during the examination.
         versions: Of what must be the same everywhere, by name.
-        own_address: What the host's own name leads to; empty if to nothing.
+        own_address: What the host's own name leads to, or the interface that the user has named; empty if to nothing.
         num_gpus: GPUs that torch can use.
         shared_memory_bytes: Free in /dev/shm; -1 where there is none.
         max_files: Descriptors that a process may have open.
@@ -65,7 +66,7 @@ def gather_facts(rank: int, address: str, port: int) -> Facts:
         address=address,
         port=port,
         versions=_versions(),
-        own_address=_own_address(),
+        own_address=env.network_interface() or _own_address(),
         num_gpus=torch.cuda.device_count(),
         shared_memory_bytes=_free_shared_memory(),
         max_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],

@@ -1,4 +1,4 @@
-"""The ways in which the ranks of an examination come to be: children of this process, or a process on each host."""
+"""How the ranks of an examination come to be: children of this process, or started on each host by a person or Ray."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from quire.core.env import LaunchedRank
 from quire.core.errors import ConfigError
 from quire.distributed.doctor.diagnosis import Finding
 from quire.distributed.doctor.examine import examine
+from quire.distributed.ray_cluster import other_hosts, start_on_each_host
+from quire.distributed.starter import this_host
 
 _LOCAL = "127.0.0.1"
 _EXIT_TIMEOUT_S = 5.0
@@ -27,7 +29,7 @@ def examine_here(num_ranks: int | None, timeout_s: float) -> list[Finding]:
         timeout_s: How long to wait for them.
     """
     count = num_ranks or max(2, torch.cuda.device_count())
-    port = _free_port()
+    port = _free_port(_LOCAL)
     ranks = [LaunchedRank(rank, count, count, _LOCAL, port, rank) for rank in range(count)]
     children = [_start(rank, timeout_s) for rank in ranks[1:]]
     try:
@@ -35,6 +37,28 @@ def examine_here(num_ranks: int | None, timeout_s: float) -> list[Finding]:
     finally:
         for child in children:
             _end(child)
+
+
+def examine_cluster(timeout_s: float) -> list[Finding]:
+    """Examine all hosts of the Ray cluster that this one belongs to, a rank on each.
+
+    Args:
+        timeout_s: How long to wait for them.
+
+    Raises:
+        ConfigError: Ray is not installed, or this is the only host.
+    """
+    others = other_hosts()
+    if not others:
+        raise ConfigError("ray: expected a cluster of several hosts, got this one. Join others: `ray start --address`.")
+    address = this_host().address
+    count, port = len(others) + 1, _free_port(address)
+    ranks = [LaunchedRank(rank, count, 1, address, port) for rank in range(count)]
+    end = start_on_each_host(_arguments(timeout_s), [env.launch_variables(rank) for rank in ranks[1:]])
+    try:
+        return examine(ranks[0], timeout_s)
+    finally:
+        end()
 
 
 def rank_of_host(addresses: Sequence[str], port: int) -> LaunchedRank:
@@ -57,7 +81,7 @@ def rank_of_host(addresses: Sequence[str], port: int) -> LaunchedRank:
 
 
 def _start(rank: LaunchedRank, timeout_s: float) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "quire", "doctor", "--timeout-s", str(timeout_s)]
+    command = [sys.executable, "-P", "-m", *_arguments(timeout_s)]
     variables = env.child_environment(env.launch_variables(rank))
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=variables)
 
@@ -70,8 +94,12 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _free_port() -> int:
-    with socket.create_server((_LOCAL, 0)) as sock:
+def _arguments(timeout_s: float) -> list[str]:
+    return ["quire", "doctor", "--timeout-s", str(timeout_s)]
+
+
+def _free_port(address: str) -> int:
+    with socket.create_server((address, 0)) as sock:
         return int(sock.getsockname()[1])
 
 

@@ -53,6 +53,8 @@ def divide_machine(
     """
     if num_engines == 1:
         return (Place(),)
+    if config.distributed_executor_backend == "ray":  # it finds devices; of a CPU's memory each takes its part
+        return (Place(memory_share=1.0 if gpus and config.device != "cpu" else 1 / num_engines),) * num_engines
     num_threads = env.num_threads_wish() or max(1, len(cores) // num_engines)
     threads = {"OMP_NUM_THREADS": str(num_threads)}
     if gpus and config.device != "cpu":
