@@ -81,6 +81,7 @@ class LaunchedRank:
         host: Address of the machine of rank 0.
         port: Where rank 0 is found there.
         local_rank: Its place among those on its machine.
+        has_store: Whether the launcher itself listens there.
     """
 
     rank: int
@@ -89,6 +90,7 @@ class LaunchedRank:
     host: str
     port: int = 29500
     local_rank: int = 0
+    has_store: bool = False
 
 
 def launched_rank() -> LaunchedRank | None:
@@ -97,7 +99,8 @@ def launched_rank() -> LaunchedRank | None:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         local_rank, port = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("MASTER_PORT", 29500))
-        return LaunchedRank(rank, world_size, local, os.environ["MASTER_ADDR"], port, local_rank)
+        has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        return LaunchedRank(rank, world_size, local, os.environ["MASTER_ADDR"], port, local_rank, has_store)
     except (KeyError, ValueError):
         return None
 

@@ -57,7 +57,26 @@ def test_two_ranks_of_this_machine() -> None:
 
 
 @pytest.mark.slow
-def test_what_torchrun_starts_examines_itself_and_names_who_is_killed() -> None:
+def test_torchrun_starts_ranks_that_examine_themselves() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "quire",
+        "doctor",
+        "--json",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert msgspec.json.decode(done.stdout, type=list[Finding])[0].message == "2 of 2 came"
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_nothing_more_is_named() -> None:
     port = free_port()
     ranks = [LaunchedRank(rank, 3, 3, "127.0.0.1", port, rank) for rank in range(3)]
     processes = [doctor("--timeout-s", "30", **launch_variables(rank)) for rank in ranks[:2]]

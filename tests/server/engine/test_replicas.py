@@ -169,6 +169,7 @@ def test_two_engines_say_what_one_does(runner) -> None:  # type: ignore[no-untyp
         ]
 
 
+@pytest.mark.slow
 def test_without_restart_the_server_ends_with_the_last_engine(runner) -> None:  # type: ignore[no-untyped-def]
     async def run() -> str:
         engine = FrontEnd(MODEL, server=ServerConfig(replicas=2, restart=False, standby=False))
@@ -186,6 +187,7 @@ def test_without_restart_the_server_ends_with_the_last_engine(runner) -> None:  
     assert runner.run(run()) == "a test (exit code -9)"
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_is_told_once(runner) -> None:  # type: ignore[no-untyped-def]
     config = EngineConfig(max_model_len=10**6)
     with pytest.raises(ConfigError, match="max_model_len: expected at most 2048"):

@@ -80,7 +80,7 @@ class _Stage:
             self.store = TCPStore(
                 launched.host,
                 launched.port,
-                is_master=launched.rank == 0,
+                is_master=launched.rank == 0 and not launched.has_store,
                 wait_for_workers=False,
                 timeout=timedelta(seconds=timeout_s),
             )
