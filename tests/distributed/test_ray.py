@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from quire.distributed.doctor.diagnosis import Finding
-from tests.support.hosts import Host, can_make_namespaces, end, namespaces, own_address, ray_nodes
+from tests.support.hosts import Host, can_make_namespaces, namespaces, own_address, ray_nodes, running
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 # Generates for ever; tells when it has begun, then the error, then that another model finds the devices free.
 DEATH = """
-import pathlib, sys, tempfile, time
+import pathlib, sys, tempfile
 from quire.core.errors import WorkerError
 from tests.engine.test_parallel import GREEDY, SHARED, load, prompts, tokens, write_model
 batch = prompts(4, seed=3, low=10, high=20)
@@ -44,9 +44,8 @@ with tempfile.TemporaryDirectory() as folder:
     try:
         while True:
             tokens(llm, batch)
-            last_s = time.monotonic()
     except WorkerError as error:
-        print("ERROR", time.monotonic() - last_s, repr(str(error)), flush=True)
+        print("ERROR", repr(str(error)), flush=True)
     llm.close()
     if sys.argv[1:] == ["again"]:
         with load(model, (1, 2), distributed_executor_backend="ray") as llm:
@@ -104,15 +103,15 @@ def test_two_nodes_say_what_one_process_does(here) -> None:  # type: ignore[no-u
 @pytest.mark.parametrize("number", (signal.SIGKILL, signal.SIGSTOP))
 def test_a_lost_worker_is_named_and_its_device_is_free_again(here, number) -> None:  # type: ignore[no-untyped-def]
     host, address = here
-    process = host.python("-c", DEATH, "again", RAY_ADDRESS=address)
-    until_said(process, "BEGUN")
-    time.sleep(0.5)
-    os.kill(workers()[1], number)
-    began_s = time.monotonic()
-    told = until_said(process, "ERROR")
-    assert time.monotonic() - began_s < 8, "five seconds, and what a busy machine adds"
-    assert "rank 1 of 2" in told and "layers" in told, "the last lines of its log"
-    assert lines(process, "AGAIN") == ["4"] and not workers()
+    with running(host.python("-c", DEATH, "again", RAY_ADDRESS=address)) as process:
+        until_said(process, "BEGUN")
+        time.sleep(0.5)
+        os.kill(workers()[1], number)
+        began_s = time.monotonic()
+        told = until_said(process, "ERROR")
+        assert time.monotonic() - began_s < 8, "five seconds, and what a busy machine adds"
+        assert "rank 1 of 2" in told and "layers" in told, "the last lines of its log"
+        assert lines(process, "AGAIN") == ["4"] and not workers()
 
 
 def test_too_few_devices_are_told_with_what_there_is(here) -> None:  # type: ignore[no-untyped-def]
@@ -138,10 +137,9 @@ def test_the_doctor_examines_the_cluster(here) -> None:  # type: ignore[no-untyp
 
 def test_a_server_on_two_nodes_outlives_a_worker(here) -> None:  # type: ignore[no-untyped-def]
     host, address = here
-    process = host.python("-u", "-m", "quire", "serve", "quire-tiny", "--port", "0", "--max-model-len", "512",
-                          "--device", "cpu", "-pp", "2", "--distributed-executor-backend", "ray", "--no-standby",
-                          RAY_ADDRESS=address)  # fmt: skip
-    try:
+    options = ("--max-model-len", "512", "--device", "cpu", "-pp", "2", "--distributed-executor-backend", "ray")
+    command = ("-u", "-m", "quire", "serve", "quire-tiny", "--port", "0", "--no-standby", *options)
+    with running(host.python(*command, RAY_ADDRESS=address)) as process:
         url = until_said(process, "serving").split()[1]
         ask = ["curl", "-sS", "-m", "60", f"{url}/completions", "-H", "content-type: application/json", "-d",
                '{"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}']  # fmt: skip
@@ -154,16 +152,16 @@ def test_a_server_on_two_nodes_outlives_a_worker(here) -> None:  # type: ignore[
             assert time.monotonic() < until_s
             time.sleep(0.2)
         assert msgspec.json.decode(subprocess.check_output(ask))["choices"][0]["text"] == text
-    finally:
-        end(process)
     time.sleep(3)
     assert not workers()
 
 
 def test_a_host_that_is_lost_is_an_error() -> None:
     host = Host(own_address())
-    with ray_nodes([host, host]) as (address, nodes):
-        process = host.python("-c", DEATH, RAY_ADDRESS=address)
+    with (
+        ray_nodes([host, host]) as (address, nodes),
+        running(host.python("-c", DEATH, RAY_ADDRESS=address)) as process,
+    ):
         until_said(process, "BEGUN")
         os.killpg(nodes[1].pid, signal.SIGKILL)
         told = until_said(process, "ERROR")

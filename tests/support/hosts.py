@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,11 +117,20 @@ def _wait_for(process: subprocess.Popen, words: str) -> None:
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a process and what it has started."""
+    """End a process, and what is left of what it has started."""
     process.send_signal(signal.SIGTERM)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(20)
-    except subprocess.TimeoutExpired:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
     process.stdout.close()
+
+
+@contextmanager
+def running(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+    """End a process with the block."""
+    try:
+        yield process
+    finally:
+        end(process)
