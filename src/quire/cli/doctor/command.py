@@ -1,4 +1,4 @@
-"""`quire doctor`: whether ranks of a machine, or of several hosts, can work together, and whose fault it is if not."""
+"""The command: options, run, and what is printed."""
 
 from __future__ import annotations
 
