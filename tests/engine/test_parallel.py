@@ -175,6 +175,20 @@ def test_quantized(tmp_path, scheme, layout):
 
 
 @pytest.mark.multi
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gpu_ranks_are_one(tmp_path, gpu, layout):
+    """On a GPU, or its kernels interpreted: tokens wait there for the host only where stages must learn them."""
+    model = write_model(tmp_path / "llama", LLAMA)
+    batch, few = [[3, 14, 15], [9, 2]], SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, detokenize=False)
+    options = {"device": gpu, "max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 64}
+    with load(model, **options) as llm:
+        expected = tokens(llm, batch, few)
+    with load(model, layout, **options) as llm:
+        assert tokens(llm, batch, few) == expected
+
+
+@pytest.mark.multi
 @pytest.mark.parametrize("layout", ((2, 1), (1, 2)))
 def test_structured_outputs(layout):
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -232,3 +246,19 @@ def test_workers_do_not_outlive_their_driver(model, tmp_path):
     while any(map(is_alive, pids)) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert not any(map(is_alive, pids)) and not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.multi
+def test_torchrun(model, tmp_path):
+    """Every process runs the script; the first one drives, the others leave in the middle of it."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom tests.engine.test_parallel import load, prompts, tokens\n"
+        "with load(sys.argv[1], (2, 1), distributed_executor_backend='external_launcher') as llm:\n"
+        "    print(tokens(llm, prompts(4)))\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, str(script), str(model)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with load(model) as llm:
+        assert done.stdout.splitlines() == [str(tokens(llm, prompts(4)))]
