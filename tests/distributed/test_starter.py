@@ -42,15 +42,16 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_a_worker_gets_its_secret_its_arguments_and_its_interface(starter: Starter) -> None:
     starter.start(4, ["says", "join", "host:1", "4"], "the secret", {"MORE": "more"})
-    until(lambda: starter.exit_codes() == {4: 3})
-    assert starter.last_lines(4) == ["the secret join host:1 4 lo more"]
+    until(lambda: starter.last_words(4)[0] is not None)
+    assert starter.last_words(4) == (3, ["the secret join host:1 4 lo more"])
 
 
 def test_the_last_lines_are_kept(starter: Starter) -> None:
     starter.start(0, ["talks"], "", {})
     starter.start(1, ["sleeps"], "", {})
-    until(lambda: starter.exit_codes() == {0: 0})
-    assert starter.last_lines(0) == [str(i) for i in range(80, 100)] and starter.last_lines(1) == []
+    until(lambda: starter.last_words(0)[0] is not None)
+    assert starter.last_words(0) == (0, [str(i) for i in range(80, 100)])
+    assert starter.last_words(1) == (None, [])
 
 
 def test_nothing_is_left(starter: Starter, tmp_path) -> None:  # type: ignore[no-untyped-def]

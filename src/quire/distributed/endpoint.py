@@ -25,12 +25,8 @@ _KNOCK_TIMEOUT_S = 10.0  # from a connection to its name: it is sent at once
 class RemoteProcess(Protocol):
     """A worker that somebody else started, and watches on its host."""
 
-    def exit_code(self) -> int | None:
-        """Return how it ended; None if it lives, or if nobody can tell."""
-        ...
-
-    def last_lines(self) -> list[str]:
-        """Return the last lines that it wrote."""
+    def last_words(self) -> tuple[int | None, list[str]]:
+        """Return its exit code, None if it lives or if nobody can tell, and the last lines that it wrote; soon."""
         ...
 
     def end(self, timeout_s: float) -> None:

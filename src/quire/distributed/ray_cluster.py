@@ -10,7 +10,6 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ _log = get_logger(__name__)
 _PLACE_TIMEOUT_S = 60.0
 _JOIN_TIMEOUT_S = 300.0  # the slowest host of a cluster reads its libraries
 _ANSWER_TIMEOUT_S = 5.0
+_LAST_WORDS_TIMEOUT_S = 2.0  # a lost worker is to be told of within 5 s, 3 of which are gone if it was silent
 _MOST_PUBLISHED_BYTES = 256 << 20
 _RESOURCES = {"cpu": "CPU", "cuda": "GPU"}
 
@@ -156,19 +156,13 @@ class RayPlacement:
         for starter in lacking:
             self._ask(starter.publish.remote(str(directory), files), _PLACE_TIMEOUT_S)
 
-    def exit_code(self, rank: int) -> int | None:
-        """Return how a worker ended; None if it lives, or if its host does not answer."""
-        with suppress(WorkerError):
-            codes: dict[int, int] = self._ask(self._of(rank).exit_codes.remote(), _ANSWER_TIMEOUT_S)
-            return codes.get(rank)
-        return None
-
-    def last_lines(self, rank: int) -> list[str]:
-        """Return the last lines that a worker wrote."""
-        with suppress(WorkerError):
-            lines: list[str] = self._ask(self._of(rank).last_lines.remote(rank), _ANSWER_TIMEOUT_S)
-            return lines
-        return ["(its host does not answer)"]
+    def last_words(self, rank: int) -> tuple[int | None, list[str]]:
+        """Return a worker's exit code, None if it lives or nobody can tell, and the last lines that it wrote."""
+        try:
+            code, lines = self._ask(self._of(rank).last_words.remote(rank), _LAST_WORDS_TIMEOUT_S)
+        except WorkerError:
+            return None, ["(its host does not answer)"]
+        return code, lines
 
     def close(self, timeout_s: float) -> None:
         """End all workers, and give their devices back. Nothing if that was done.
@@ -239,8 +233,9 @@ class RayPlacement:
     def _problem(self) -> str | None:
         """Return why a worker will never come, None if all may."""
         for rank in range(len(self.places)):
-            if (code := self.exit_code(rank)) is not None:
-                return f"rank {rank} ended with exit code {code}. Its last lines:\n" + "\n".join(self.last_lines(rank))
+            code, lines = self.last_words(rank)
+            if code is not None:
+                return f"rank {rank} ended with exit code {code}. Its last lines:\n" + "\n".join(lines)
         return None
 
 
@@ -256,13 +251,9 @@ class RemoteWorker:
     placement: RayPlacement
     rank: int
 
-    def exit_code(self) -> int | None:
-        """Return how it ended; None if it lives, or if its host does not answer."""
-        return self.placement.exit_code(self.rank)
-
-    def last_lines(self) -> list[str]:
-        """Return the last lines that it wrote."""
-        return self.placement.last_lines(self.rank)
+    def last_words(self) -> tuple[int | None, list[str]]:
+        """Return its exit code, None if it lives or its host does not answer, and the last lines that it wrote."""
+        return self.placement.last_words(self.rank)
 
     def end(self, timeout_s: float) -> None:
         """End it and all others of its placement."""

@@ -86,16 +86,13 @@ class Starter:
         reader.start()
         self._children[rank] = _Child(process, lines, reader)
 
-    def exit_codes(self) -> dict[int, int]:
-        """Return how workers ended that have, by rank."""
-        return {rank: code for rank, child in self._children.items() if (code := child.process.poll()) is not None}
-
-    def last_lines(self, rank: int) -> list[str]:
-        """Return the last lines that a worker wrote."""
+    def last_words(self, rank: int) -> tuple[int | None, list[str]]:
+        """Return a worker's exit code, None if it lives, and the last lines that it wrote."""
         child = self._children[rank]
-        if child.process.poll() is not None:
+        code = child.process.poll()
+        if code is not None:
             child.reader.join(_LAST_LINES_S)
-        return list(child.lines)
+        return code, list(child.lines)
 
     def has(self, directory: str) -> bool:
         """Return whether a directory is there."""

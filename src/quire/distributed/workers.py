@@ -63,13 +63,6 @@ class _Worker:
         """Return how its process ended, None if it lives or is not ours."""
         return None if self.process is None else self.process.poll()
 
-    def kill(self) -> None:
-        """End its process at once."""
-        if self.process is not None:
-            self.process.kill()
-        elif self.remote is not None:
-            self.remote.end(0)
-
     def bury(self, timeout_s: float) -> None:
         """Wait for its process, kill it if it takes too long, and close everything."""
         if self.remote is not None:
@@ -250,11 +243,12 @@ class WorkerGroup:
     def _lose(self, worker: _Worker, reason: str) -> None:
         """End all, and say who is to blame."""
         code = worker.exit_code()
-        if worker.remote is not None:
-            code = worker.remote.exit_code()
-            worker.lines.extend(worker.remote.last_lines())
         for each in self._workers:
-            each.kill()
+            if each.process is not None:
+                each.process.kill()
+        if worker.remote is not None:
+            code, lines = worker.remote.last_words()
+            worker.lines.extend(lines)
         if worker.process is not None:
             while worker.take_log():
                 pass
@@ -271,4 +265,7 @@ class WorkerGroup:
         self._is_judged.set()
         for each in self._workers:
             each.commands.wake()
+        for each in self._workers:
+            if each.remote is not None:  # its host may be gone, and nobody is to wait for that
+                each.remote.end(0)
         self._on_lost()
