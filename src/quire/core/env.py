@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,3 +116,10 @@ def launch_variables(rank: LaunchedRank) -> dict[str, str]:
         "MASTER_ADDR": rank.host,
         "MASTER_PORT": str(rank.port),
     }
+
+
+def stay_on_loopback() -> None:
+    """Have gloo listen on this machine's loopback interface alone, unless it was told where; it knows who comes by no
+    secret."""
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

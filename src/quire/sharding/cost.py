@@ -16,14 +16,22 @@ from collections.abc import Mapping as Dictionary
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from torch import fx
+
 from quire.core.mapping import Mapping
 from quire.graph.network import Network
-from quire.graph.nodes import is_call, spec
+from quire.graph.nodes import is_call, op_of, spec
 from quire.ops.spec import num_bytes
 from quire.plan.plan import Plan
 from quire.sharding.shard import shard
 
-_KINDS = ("all_reduce", "all_gather", "send")
+_KINDS = {
+    "all_reduce": "all_reduce",
+    "all_reduce_add_rms_norm": "all_reduce",
+    "all_gather": "all_gather",
+    "send": "send",
+}
+"""Kind of exchange by op."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +158,14 @@ def exchanges(network: Network, mapping: Mapping) -> list[Exchange]:
     for node in network.calls():
         if not is_call(node, *_KINDS):
             continue
-        x = node.kwargs["x"] if is_call(node, "send") else node
-        tensor = spec(x)  # type: ignore[arg-type]
-        ranks = (mapping.rank, int(str(node.kwargs["rank"]))) if is_call(node, "send") else tuple(mapping.tp_group)
+        kind = _KINDS[op_of(node).name]
+        tensor = spec(node) if kind == "all_gather" else spec(_node(node.kwargs["x"]))
+        ranks = (mapping.rank, int(str(node.kwargs["rank"]))) if kind == "send" else tuple(mapping.tp_group)
         row_bytes = int(tensor.shape[-1]) * tensor.dtype.itemsize
-        kind = next(kind for kind in _KINDS if is_call(node, kind))
         found.append(Exchange(kind, ranks, row_bytes, str(tensor.shape[0]), mapping.tp_size))
     return found
+
+
+def _node(value: object) -> fx.Node:
+    assert isinstance(value, fx.Node), f"{value} is no node"
+    return value

@@ -15,6 +15,7 @@ from quire.distributed.ray_cluster import RayPlacement
 from quire.distributed.torchrun import Launched
 from quire.plan.device import num_devices
 
+LOOPBACK = "127.0.0.1"
 WORKER = "quire.runner.parallel.worker"
 
 
@@ -35,7 +36,7 @@ class Layout:
     tp_size: int
     pp_size: int
     num_local: int
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     launched: LaunchedRank | None = None
     is_on_ray: bool = False
     placement: RayPlacement | None = None
