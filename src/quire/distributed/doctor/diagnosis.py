@@ -86,8 +86,14 @@ def diagnose(world_size: int, facts: Sequence[Facts], reaches: Sequence[Reach], 
     found = [_check_missing(world_size, facts), *_check_versions(facts), *_check_hosts(facts)]
     found += _check_reaches(names, reaches)
     found += _check_clocks(names, reaches)
-    found += _check_pairs(names, pairs)
+    found += _check_pairs(names, connected(names, reaches), pairs)
     return found
+
+
+def connected(ranks: Iterable[int], reaches: Iterable[Reach]) -> set[tuple[int, int]]:
+    """Return the pairs of ranks, the lower first, that reach each other both ways."""
+    good = {(reach.source, reach.target) for reach in reaches if not reach.error}
+    return {pair for pair in combinations(sorted(ranks), 2) if pair in good and pair[::-1] in good}
 
 
 def blame(failed: Iterable[tuple[int, int]], ranks: Collection[int]) -> tuple[list[int], list[tuple[int, int]]]:
@@ -235,12 +241,14 @@ def _check_clocks(names: Mapping[int, str], reaches: Sequence[Reach]) -> Iterato
         yield Finding("ok", "clocks", f"{apart_s * 1e3:.0f} ms apart at most")
 
 
-def _check_pairs(names: Mapping[int, str], pairs: Sequence[Pair]) -> Iterator[Finding]:
-    """Yield the ranks and links whose all-reduce fails, or is slow."""
+def _check_pairs(
+    names: Mapping[int, str], links: Collection[tuple[int, int]], pairs: Sequence[Pair]
+) -> Iterator[Finding]:
+    """Yield the ranks and links whose all-reduce fails, or is slow; of those that are not connected none was tried."""
     told = {(pair.first, pair.second) for pair in pairs}
     failed = {(pair.first, pair.second): pair.error for pair in pairs if pair.error}
-    failed |= {pair: "neither said how it went" for pair in combinations(sorted(names), 2) if pair not in told}
-    guilty, links = blame(failed, names)
+    failed |= {pair: "neither said how it went" for pair in links if pair not in told}
+    guilty, bad_links = blame(failed, names)
     if len(guilty) == len(names):
         message = f"every pair fails: {next(iter(failed.values()))}. {_CULPRIT}"
         yield Finding("error", "all-reduce", message, tuple(guilty))
@@ -249,7 +257,7 @@ def _check_pairs(names: Mapping[int, str], pairs: Sequence[Pair]) -> Iterator[Fi
         error = next(error for pair, error in failed.items() if rank in pair)
         message = f"{names[rank]} fails with {sum(rank in pair for pair in failed)} others: {error}. {_CULPRIT}"
         yield Finding("error", "all-reduce", message, (rank,))
-    for first, second in links:
+    for first, second in bad_links:
         message = f"between {names[first]} and {names[second]}: {failed[first, second]}. {_CULPRIT}"
         yield Finding("error", "all-reduce", message, (first, second))
     good = [pair for pair in pairs if not pair.error]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
-from itertools import chain, combinations
+from itertools import chain
 from typing import TypeVar
 
 import msgspec
@@ -18,7 +18,7 @@ from torch.distributed import DistError, DistStoreError
 
 from quire.core.env import LaunchedRank
 from quire.core.errors import ConfigError
-from quire.distributed.doctor.diagnosis import Finding, Pair, Reach, diagnose
+from quire.distributed.doctor.diagnosis import Finding, Pair, Reach, connected, diagnose
 from quire.distributed.doctor.facts import Facts, gather_facts
 from quire.distributed.doctor.pairs import all_reduce_pair, rounds
 from quire.distributed.doctor.responder import Responder, reach
@@ -44,37 +44,44 @@ def examine(launched: LaunchedRank, timeout_s: float) -> list[Finding]:
     """
     stage = _Stage(launched, timeout_s)
     with Responder(stage.address) as responder:
-        stage.tell("facts", gather_facts(launched.rank, stage.address, responder.port))
-        facts = stage.facts(timeout_s)
+        facts = stage.share("facts", gather_facts(launched.rank, stage.address, responder.port), Facts, timeout_s)
+        stage.ranks = [each.rank for each in facts]
         others = [each for each in facts if each.rank != launched.rank]
         with ThreadPoolExecutor(_MAX_CONNECTIONS) as executor:
-            stage.tell("reaches", list(executor.map(lambda each: reach(launched.rank, each), others)))
-        stage.tell("pairs", list(_meet(stage, launched, [each.rank for each in facts])))
+            tries = list(executor.map(lambda each: reach(launched.rank, each), others))
+        reaches = list(chain(*stage.share("reaches", tries, list[Reach], _STAGE_S)))
+        stage.tell("pairs", list(_meet(stage, launched, connected(stage.ranks, reaches))))
         if launched.rank:
             return []
-        reaches = stage.collect("reaches", list[Reach], _STAGE_S)
-        pairs = stage.collect("pairs", list[Pair], _STAGE_S)
-    return diagnose(launched.world_size, facts, list(chain(*reaches)), list(chain(*pairs)))
+        pairs = list(chain(*stage.collect("pairs", list[Pair], _STAGE_S)))
+    return diagnose(launched.world_size, facts, reaches, pairs)
 
 
-def _meet(stage: _Stage, launched: LaunchedRank, ranks: list[int]) -> Iterable[Pair]:
-    """Yield the all-reduces of this rank with each other one."""
+def _meet(stage: _Stage, launched: LaunchedRank, links: Collection[tuple[int, int]]) -> Iterable[Pair]:
+    """Yield the all-reduces of this rank with each other one that it is connected with."""
     device = torch.device("cuda", launched.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda" and launched.local_rank >= torch.cuda.device_count():
         error = f"it has no GPU of its own: {torch.cuda.device_count()} for {launched.local_rank + 1} ranks or more"
-        yield from (Pair(*pair, error=error) for pair in combinations(ranks, 2) if launched.rank in pair)
+        yield from (Pair(*pair, error=error) for pair in links if launched.rank in pair)
         return
-    for meetings in rounds(ranks):
+    for meetings in rounds(stage.ranks):
         for pair in meetings:
-            if launched.rank in pair:
+            if launched.rank in pair and pair in links:
                 yield all_reduce_pair(stage.store, launched.rank, pair, stage.address, device)
 
 
 class _Stage:
-    """What ranks tell each other, through a store at the first one."""
+    """What ranks tell each other, through a store at the first one.
+
+    Attributes:
+        address: This host's.
+        store: At the first rank.
+        ranks: Those from whom something is expected.
+    """
 
     def __init__(self, launched: LaunchedRank, timeout_s: float) -> None:
         self._launched = launched
+        self.ranks: Sequence[int] = range(launched.world_size)
         self.address = _own_address(launched, timeout_s)
         try:
             self.store = TCPStore(
@@ -98,26 +105,28 @@ class _Stage:
         except DistError:
             raise self._abandoned() from None
 
-    def facts(self, timeout_s: float) -> list[Facts]:
-        """Return the facts of the ranks that came in time; the first one decides which, so all go on with the same.
+    def share(self, name: str, mine: T, kind: type[T], timeout_s: float) -> list[T]:
+        """Tell all ranks something, and return what all have told in time; the first one decides who has.
 
         Raises:
             ConfigError: The first rank has ended.
         """
+        self.tell(name, mine)
         if self._launched.rank == 0:
-            found = self.collect("facts", Facts, timeout_s)
-            self.store.set("facts", msgspec.json.encode(found).decode())
+            found = self.collect(name, kind, timeout_s)
+            self.store.set(name, msgspec.json.encode(found).decode())
             return found
         try:
-            self.store.wait(["facts"], timedelta(seconds=timeout_s + _STAGE_S))
-            return msgspec.json.decode(self.store.get("facts"), type=list[Facts])
+            self.store.wait([name], timedelta(seconds=timeout_s + _STAGE_S))
+            everything = self.store.get(name)
         except DistError:
             raise self._abandoned() from None
+        return [msgspec.convert(each, kind) for each in msgspec.json.decode(everything)]
 
     def collect(self, name: str, kind: type[T], timeout_s: float) -> list[T]:
         """Return what the ranks have told by then, in order, as the first rank."""
         until_s, found = time.monotonic() + timeout_s, []
-        for rank in range(self._launched.world_size):
+        for rank in self.ranks:
             key, left_s = f"{name}-{rank}", max(0.001, until_s - time.monotonic())
             with suppress(DistStoreError):  # too late
                 self.store.wait([key], timedelta(seconds=left_s))

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch._C import _distributed_c10d as c10d
 from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import DistError
 
 from quire.distributed.doctor.diagnosis import Pair
 
 _SMALL, _LARGE = 8, 1 << 20  # float32: latency; 4 MiB, some layers' worth of activations
 _TIMES = 3
 _TIMEOUT = timedelta(seconds=15)
+_PARTNER_TIMEOUT = timedelta(seconds=25)  # it may wait for another, which fails
 
 
 def rounds(ranks: Sequence[int]) -> list[list[tuple[int, int]]]:
@@ -45,6 +47,12 @@ def all_reduce_pair(store: Store, rank: int, pair: tuple[int, int], address: str
         address: Of this rank, which the other is to connect to.
         device: Where the tensors lie: a GPU for nccl, the CPU for gloo.
     """
+    other = pair[1 - pair.index(rank)]
+    try:
+        store.set(_seat(pair, rank), "here")
+        store.wait([_seat(pair, other)], _PARTNER_TIMEOUT)
+    except DistError:
+        return Pair(*pair, error=f"rank {other} did not come to it")
     try:
         group = _group(PrefixStore(f"pair-{pair[0]}-{pair[1]}", store), pair.index(rank), address, device)
         latency_s = _seconds(group, _SMALL, device)
@@ -52,6 +60,10 @@ def all_reduce_pair(store: Store, rank: int, pair: tuple[int, int], address: str
     except Exception as error:  # whatever a library says of a broken link, it is what is to be told
         return Pair(*pair, error=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
     return Pair(*pair, latency_s=latency_s, bytes_per_s=_LARGE * 4 / large_s)
+
+
+def _seat(pair: tuple[int, int], rank: int) -> str:
+    return f"pair-{pair[0]}-{pair[1]}-{rank}"
 
 
 def _group(store: Store, place: int, address: str, device: torch.device) -> Any:
