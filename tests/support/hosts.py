@@ -27,7 +27,14 @@ class Host:
     def popen(self, *command: str, **variables: str) -> subprocess.Popen:
         """Start a process there, in a group of its own; its output is text."""
         paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
-        env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **variables}
+        env = {
+            **os.environ,
+            "PYTHONPATH": paths,
+            "OMP_NUM_THREADS": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "120",
+            **variables,
+        }  # a busy machine
         return subprocess.Popen([*self.prefix, *command], env=env, cwd=ROOT, text=True, start_new_session=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
