@@ -11,7 +11,7 @@ import msgspec
 
 from quire import __version__
 from quire.cli.options import table
-from quire.core.env import KNOWN, check_environment, has_num_threads
+from quire.core.env import KNOWN, check_environment, num_threads_wish
 
 PACKAGES = (
     "torch", "triton", "numpy", "tokenizers", "sentencepiece", "safetensors", "huggingface_hub", "jinja2", "msgspec",
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
         "instruction sets": " ".join(isa_flags()) or "none of those that Quire looks for",
         "compiled kernels": ", ".join(native.isas()) if (native := library()) else "none: torch computes",
         "cores": str(cores),
-        "threads": str(min(num_threads(), cores.num_threads) if not has_num_threads() else num_threads()),
+        "threads": str(min(num_threads(), cores.num_threads) if num_threads_wish() is None else num_threads()),
         "huge pages": huge_pages(),
         "memory": _memory("cpu"),
         **_gpu(),

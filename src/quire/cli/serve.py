@@ -71,7 +71,7 @@ def serve_model(options: argparse.Namespace, limits: Limits) -> int:
     def make_app(drain: Drain) -> Gate:
         from quire.server.app import build_app
 
-        return build_app(engine, config, keys, drain, lambda: engine.prometheus.render(), limits, traces)
+        return build_app(engine, config, keys, drain, engine.metrics_text, limits, traces)
 
     bound = bind(config)
     try:

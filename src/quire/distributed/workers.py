@@ -35,7 +35,7 @@ class _Worker:
     """One worker, and what is known of it."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.rank, self.process = endpoint.rank, endpoint.process
+        self.rank, self.process, self.remote = endpoint.rank, endpoint.process, endpoint.remote
         self.commands = Channel(endpoint.commands)
         self.health = endpoint.health
         self.health.setblocking(False)
@@ -65,6 +65,8 @@ class _Worker:
 
     def bury(self, timeout_s: float) -> None:
         """Wait for its process, kill it if it takes too long, and close everything."""
+        if self.remote is not None:
+            self.remote.end(timeout_s)
         if self.process is not None:
             try:
                 self.process.communicate(timeout=timeout_s)
@@ -245,6 +247,9 @@ class WorkerGroup:
         for each in self._workers:
             if each.process is not None:
                 each.process.kill()
+        if worker.remote is not None:
+            code, lines = worker.remote.last_words()
+            worker.lines.extend(lines)
         if worker.process is not None:
             while worker.take_log():
                 pass
@@ -261,4 +266,7 @@ class WorkerGroup:
         self._is_judged.set()
         for each in self._workers:
             each.commands.wake()
+        for each in self._workers:
+            if each.remote is not None:  # its host may be gone, and nobody is to wait for that
+                each.remote.end(0)
         self._on_lost()

@@ -84,7 +84,7 @@ def use_cores(num_sharing: int = 1) -> Cores:
         num_sharing: Processes that share the cores, each with an equal part of the threads, on any node.
     """
     cores = find_cores()
-    if not env.has_num_threads() and torch.get_num_threads() > cores.num_threads:
+    if env.num_threads_wish() is None and torch.get_num_threads() > cores.num_threads:
         torch.set_num_threads(cores.num_threads)
     if num_sharing > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // num_sharing))

@@ -38,6 +38,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     health.VERSION,
     health.METRICS,
     page.KV_CACHE,
+    page.KV_CACHE_OF,
     *page.FILES,
 )
 """What is served, beside the documentation of itself."""

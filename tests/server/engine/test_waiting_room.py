@@ -25,7 +25,7 @@ class Clock:
 
 
 def room_of(clock: Clock | None = None, **limits: int) -> WaitingRoom:
-    return WaitingRoom(ServerConfig(**limits), SCHEDULER, clock or Clock())  # type: ignore[arg-type]
+    return WaitingRoom(ServerConfig(**limits), [SCHEDULER], clock or Clock())  # type: ignore[arg-type]
 
 
 def test_defaults_come_from_what_the_engine_holds() -> None:

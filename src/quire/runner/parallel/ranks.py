@@ -46,15 +46,16 @@ class Ranks:
     """
 
     def __init__(self, plan: Plan, layout: Layout, device: str, on_lost: Callable[[], object] = lambda: None) -> None:
-        layout.check(device)
         self._layout, self._device = layout, device
         self.plans = [
             shard(plan, self._mapping(rank), device=device) for rank in range(0, layout.world_size, layout.tp_size)
         ]
+        self._layout = layout = layout.placed(device)
         self._meeting = MeetingPoint(layout.host)
         self._group = WorkerGroup(layout.start, on_lost)
         self._answers = msgspec.msgpack.Decoder(Answer)
         with self._closing_on_error(), _engine_directory(plan) as directory:
+            layout.publish(directory)
             for rank in range(layout.world_size):
                 self._group.send(rank, encode(self._open(directory, rank, self._meeting.address)))
             opened = [self._answer(rank, Opened) for rank in range(layout.world_size)]
@@ -96,7 +97,7 @@ class Ranks:
         return Mapping(layout.world_size, rank, layout.num_local, tp_size=layout.tp_size, pp_size=layout.pp_size)
 
     def _open(self, directory: Path, rank: int, store: str) -> Open:
-        layout, mapping = self._layout, self._mapping(rank)
+        layout = self._layout
         return Open(
             str(directory.absolute()),
             rank,
@@ -104,8 +105,7 @@ class Ranks:
             layout.pp_size,
             self._device,
             store,
-            layout.num_local,
-            mapping.local_rank,
+            *layout.local(rank),
         )
 
     def _answer(self, rank: int, kind: type[T], on_progress: Callable[[int], None] | None = None) -> T:

@@ -242,8 +242,8 @@ def _leave() -> None:
 def main(*arguments: str) -> int:
     """Run a worker for sockets that are open, or for `join ADDRESS RANK`, the secret on standard input."""
     log.configure()
+    die_with_parent()
     if arguments[0] != "join":
-        die_with_parent()
         commands, health = (Channel(socket.socket(fileno=int(fd))) for fd in arguments)
         return serve(commands, health)
     return serve(*knock(arguments[1], sys.stdin.readline().strip(), int(arguments[2])))

@@ -1,9 +1,9 @@
-"""`ServerMetrics`: what `/metrics` shows, in a registry of its own."""
+"""`EngineMetrics`: what `/metrics` shows of an engine, in a registry of its own; `render` shows it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
@@ -50,18 +50,20 @@ _HISTOGRAMS = {
 }
 
 
-class ServerMetrics:
-    """Counts and times requests. Names are the field's, below `quire:`.
+_LABELS = ("model_name", "engine")
+
+
+class EngineMetrics:
+    """Counts and times the requests of one engine. Names are the field's; `render` shows those of all engines.
 
     Args:
         model_name: Label of every series.
-        compat: "vllm" shows everything below `vllm:` as well.
+        engine: The other label: which of a server's engines.
     """
 
-    def __init__(self, model_name: str, compat: str = "none") -> None:
+    def __init__(self, model_name: str, engine: int = 0) -> None:
         self._registry = CollectorRegistry()
-        self._model_name = model_name
-        self._compat = compat
+        self._labels = (model_name, str(engine))
         self._last: dict[str, float] = {}
         self._gauges = {name: self._gauge(name, text) for name, text in _GAUGES.items()}
         self._counters = {name: self._counter(name, text) for name, text in _COUNTERS.items()}
@@ -70,7 +72,7 @@ class ServerMetrics:
         self._success = Counter(
             "request_success",
             "Finished sequences.",
-            ("model_name", "finished_reason"),
+            (*_LABELS, "finished_reason"),
             registry=self._registry,
         )
 
@@ -109,7 +111,7 @@ class ServerMetrics:
     def note_finished(self, stream: RequestStream, output: RequestOutput) -> None:
         """Note the last output of a request."""
         for completion in output.outputs:
-            self._success.labels(self._model_name, completion.finish_reason).inc()
+            self._success.labels(*self._labels, completion.finish_reason).inc()
         self._histograms["request_prompt_tokens"].observe(stream.num_prompt_tokens)
         self._histograms["request_generation_tokens"].observe(stream.num_generated)
         for name, seconds in _phases(output.metrics):
@@ -117,12 +119,11 @@ class ServerMetrics:
 
     def note_abort(self) -> None:
         """Note that a reader left before the end."""
-        self._success.labels(self._model_name, "abort").inc()
+        self._success.labels(*self._labels, "abort").inc()
 
-    def render(self) -> bytes:
-        """Return all series in Prometheus' text format, of type `CONTENT_TYPE`."""
-        prefixes = ("quire:",) if self._compat == "none" else ("quire:", f"{self._compat}:")
-        return b"".join(generate_latest(_Prefixed(self._registry, prefix)) for prefix in prefixes)
+    def collect(self) -> Iterator[Metric]:
+        """Yield each family, in an order that is the same for all engines."""
+        yield from self._registry.collect()
 
     def _increase(self, metrics: Mapping[str, float], name: str) -> float:
         increase = metrics[name] - self._last.get(name, 0)
@@ -130,29 +131,41 @@ class ServerMetrics:
         return max(0.0, increase)
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, ("model_name",), registry=self._registry).labels(self._model_name)
+        return Gauge(name, text, _LABELS, registry=self._registry).labels(*self._labels)
 
     def _counter(self, name: str, text: str) -> Counter:
-        return Counter(name, text, ("model_name",), registry=self._registry).labels(self._model_name)
+        return Counter(name, text, _LABELS, registry=self._registry).labels(*self._labels)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        made = Histogram(name, text, {"model_name": self._model_name}, buckets)
+        made = Histogram(name, text, dict(zip(_LABELS, self._labels, strict=True)), buckets)
         self._registry.register(made)
         return made
 
 
-class _Prefixed(Collector):
-    """The series of a registry below a prefix, without the times at which they were made."""
+def render(engines: Sequence[EngineMetrics], compat: str = "none") -> bytes:
+    """Return all series of all engines in Prometheus' text format, of type `CONTENT_TYPE`, below `quire:`.
 
-    def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
-        self._registry = registry
+    Args:
+        engines: Those of one server.
+        compat: "vllm" shows everything below `vllm:` as well.
+    """
+    prefixes = ("quire:",) if compat == "none" else ("quire:", f"{compat}:")
+    return b"".join(generate_latest(_Prefixed(engines, prefix)) for prefix in prefixes)
+
+
+class _Prefixed(Collector):
+    """The series of engines below a prefix, without the times at which they were made."""
+
+    def __init__(self, engines: Sequence[EngineMetrics], prefix: str) -> None:
+        self._engines = engines
         self._prefix = prefix
 
     def collect(self) -> Iterator[Metric]:
-        """Yield each family, renamed."""
-        for family in self._registry.collect():
+        """Yield each family, renamed, with the samples of all engines."""
+        for families in zip(*(engine.collect() for engine in self._engines), strict=True):
+            family = families[0]
             renamed = Metric(self._prefix + family.name, family.documentation, family.type)
-            kept = (sample for sample in family.samples if not sample.name.endswith("_created"))
+            kept = (sample for each in families for sample in each.samples if not sample.name.endswith("_created"))
             renamed.samples = [Sample(self._prefix + sample.name, sample.labels, sample.value) for sample in kept]
             yield renamed
 

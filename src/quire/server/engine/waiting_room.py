@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from quire.core.config import SchedulerConfig
 from quire.core.log import get_logger
@@ -21,9 +21,11 @@ _RETRY_RANGE_S = (1.0, 60.0)
 class WaitingRoom:
     """Counts what was taken in: all that is unfinished in sequences, what has no seat yet in tokens as well.
 
+    One room is before all engines of a server; which of them a request goes to is decided behind it.
+
     Args:
         config: Its limits; None is filled in.
-        scheduler: What the engine holds.
+        engines: What each engine holds.
         clock: Monotonic seconds.
 
     Attributes:
@@ -31,24 +33,35 @@ class WaitingRoom:
         max_waiting_tokens: Most tokens without a seat, prompt plus n times max_tokens.
     """
 
+    max_num_seqs: int
+    max_waiting_tokens: int
+
     def __init__(
-        self, config: ServerConfig, scheduler: SchedulerConfig, clock: Callable[[], float] = time.monotonic
+        self, config: ServerConfig, engines: Sequence[SchedulerConfig], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        seats, longest = scheduler.max_num_seqs, scheduler.max_model_len
-        waiting = config.max_num_waiting
-        if waiting is None:
-            waiting = max(seats, _LEAST_WAITING)
-        in_kv_cache = (scheduler.num_blocks - 1) * scheduler.block_size
-        self.max_num_seqs = seats + waiting
-        self.max_waiting_tokens = config.max_waiting_tokens or max(
-            _NUM_KV_CACHES * in_kv_cache, _LEAST_WAITING * longest
-        )
-        _log.info("at most %d sequences and %d tokens wait for a seat", waiting, self.max_waiting_tokens)
+        self._config = config
         self._clock = clock
         self._num_seqs: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
         self._ends: deque[tuple[float, int]] = deque()
         self._num_unfinished = self._num_waiting_tokens = self._num_ended = 0
+        self.resize(engines)
+
+    def resize(self, engines: Sequence[SchedulerConfig]) -> None:
+        """Set the bounds by what the engines that live hold; without one they stay."""
+        if not engines:
+            return
+        seats = sum(engine.max_num_seqs for engine in engines)
+        waiting = self._config.max_num_waiting
+        if waiting is None:
+            waiting = max(seats, _LEAST_WAITING)
+        in_kv_caches = sum((engine.num_blocks - 1) * engine.block_size for engine in engines)
+        longest = max(engine.max_model_len for engine in engines)
+        self.max_num_seqs = seats + waiting
+        self.max_waiting_tokens = self._config.max_waiting_tokens or max(
+            _NUM_KV_CACHES * in_kv_caches, _LEAST_WAITING * longest
+        )
+        _log.info("at most %d sequences and %d tokens wait for a seat", waiting, self.max_waiting_tokens)
 
     def check(self) -> None:
         """Find out whether there is room for anybody, which costs less than to read what is asked.

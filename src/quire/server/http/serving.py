@@ -78,5 +78,5 @@ async def _serve(
 async def _stop_when_dead(engine: AsyncEngine, server: HttpServer) -> None:
     """End the server once the engine has died and is not to be started again."""
     reason = await asyncio.shield(engine.dead)
-    _log.error("the engine process died: %s; the server ends", reason)
+    _log.error("no engine process is left: %s; the server ends", reason)
     server.should_exit = True

@@ -140,7 +140,7 @@ class Route:
             raise draining()
         if endpoint.is_work:
             context.engine.check_room()
-        request: Any = scope.get("path_params", {}).get("model")
+        request: Any = next(iter(scope.get("path_params", {}).values()), None)
         warnings: list[str] = []
         if endpoint.body is not None:
             raw = await exchange.read_body(scope, context.limits)
