@@ -79,7 +79,7 @@ class Link:
 HOPPER = Efficiency(
     products=0.65, reading=0.88, attention=0.5, cache_reading=0.65, call_s=2e-6, step_s=1e-3, row_s=8e-6
 )
-"""Chosen so that steps of Llama-3.1-8B take what they took on an H200; docs/simulate.md has what is left of an error."""
+"""What makes steps of Llama-3.1-8B take what they took on an H200; docs/simulate.md has the errors that are left."""
 
 _NVIDIA = "https://www.nvidia.com/en-us/data-center"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from quire.core.config import SchedulerConfig
@@ -178,9 +179,9 @@ def sessions(config: SchedulerConfig) -> Iterator[list[Probe]]:
 
 def _falling(most: int, num_prompt_tokens: int) -> list[Probe]:
     """Return rows of which so many end at a time that every knot below is the number of rows for some steps."""
-    counts = [most, *(knot for knot in reversed(KNOTS) if knot < most)]
-    lengths = [_STEPS_EACH * (i + 1) for i, count in enumerate(counts) for _ in range(count - (counts + [0])[i + 1])]
-    return [Probe(num_prompt_tokens, length + 1) for length in lengths]
+    counts = [most, *(knot for knot in reversed(KNOTS) if knot < most), 0]
+    ends = [(count - after, _STEPS_EACH * place) for place, (count, after) in enumerate(pairwise(counts), 1)]
+    return [Probe(num_prompt_tokens, length + 1) for ending, length in ends for _ in range(ending)]
 
 
 def measure(engine: Engine, recorder: Recorder, config: SchedulerConfig, vocab_size: int, limit_s: float) -> list[
