@@ -17,7 +17,7 @@ import msgspec
 from quire.builder.build import open_plan
 from quire.core.config import SchedulerConfig
 from quire.core.request import Request, SampleUpdate
-from quire.server.engine.channel import Channel, ChannelError
+from quire.distributed.channel import Channel, ChannelError
 from quire.server.engine.messages import Abort, Add, Command, Opened, Pong, Ready, Start, StepDone, encode
 
 STEP_VARIABLE = "STAND_IN_STEP_S"

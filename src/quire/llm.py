@@ -20,6 +20,7 @@ from quire.core.sampling_params import BeamSearchParams, RequestOutputKind, Samp
 from quire.engine.admission import Prompt
 from quire.engine.beam_search import BeamSearchOutput, beam_search
 from quire.engine.loading import load_engine
+from quire.engine.runners import follow_driver
 from quire.plan.plan import Plan
 from quire.tokenizer.tokenizer import Tokenizer
 
@@ -27,9 +28,6 @@ Messages = Sequence[Mapping[str, Any]]
 
 # Arguments of vLLM's `LLM` with the only value that is honoured so far.
 _NOT_YET = {
-    "tensor_parallel_size": 1,
-    "pipeline_parallel_size": 1,
-    "distributed_executor_backend": None,
     "speculative_config": None,
     "enable_lora": False,
 }
@@ -51,6 +49,7 @@ class LLM:
         ConfigError: An argument is unknown or cannot be honoured.
         PlanError: The model is incomplete or damaged.
         CapacityError: It does not fit into memory.
+        WorkerError: Several ranks were asked for, and the process of one is lost; later, from any method.
 
     Example:
         >>> with LLM("quire-tiny") as llm:
@@ -69,6 +68,7 @@ class LLM:
         log.configure()
         env.check_environment()
         build_config, self._config = _configs(options)
+        follow_driver(self._config)
         with stages() as on_progress:
             plan = open_plan(model, build_config, on_progress)
             total = len(plan.network.weights)

@@ -15,6 +15,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCHEMES = ("w8a16", "w8a8", "w4a16", "fp8")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
+EXECUTOR_BACKENDS = ("mp", "external_launcher")
 
 
 def option(text: str, **more: Any) -> dict[str, Any]:
@@ -120,6 +121,18 @@ class EngineConfig:
         metadata=option("keep every request's bits whatever else runs; without it kernels may be used that do not"),
     )
     enforce_eager: bool = field(default=False, metadata=option("on a GPU, launch every kernel: no captured graphs"))
+    tensor_parallel_size: int = field(
+        default=1, metadata=option("ranks that share every layer, each a process with a device of its own", short="-tp")
+    )
+    pipeline_parallel_size: int = field(
+        default=1, metadata=option("stages into which the layers are cut, each of so many ranks", short="-pp")
+    )
+    distributed_executor_backend: str | None = field(
+        default=None,
+        metadata=option(
+            "who starts the ranks: mp, this process; external_launcher, torchrun; None: mp", choices=EXECUTOR_BACKENDS
+        ),
+    )
     max_model_len: int | None = field(default=None, metadata=option("longest prompt plus output, in tokens"))
     max_num_seqs: int = field(default=256, metadata=option("most sequences running at once"))
     max_num_batched_tokens: int = field(default=2048, metadata=option("token budget of one step"))
@@ -127,7 +140,9 @@ class EngineConfig:
     gpu_memory_utilization: float = field(
         default=0.9, metadata=option("share of the device's memory for weights, workspace and KV cache")
     )
-    kv_cache_memory_bytes: int | None = field(default=None, metadata=option("bytes of KV cache, instead of the share"))
+    kv_cache_memory_bytes: int | None = field(
+        default=None, metadata=option("bytes of KV cache, of each rank, instead of the share")
+    )
     enable_prefix_caching: bool = field(default=True, metadata=option("share the blocks of common prefixes"))
     enable_chunked_prefill: bool = field(default=True, metadata=option("split long prompts over several steps"))
     max_num_prefill_tokens: int | None = field(
@@ -148,8 +163,12 @@ class EngineConfig:
             "max_num_prefill_tokens",
             "block_size",
             "kv_cache_memory_bytes",
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
         ):
             at_least(name, getattr(self, name), 1)
+        if self.distributed_executor_backend is not None:
+            choice("distributed_executor_backend", self.distributed_executor_backend, EXECUTOR_BACKENDS)
         choice("device", self.device, DEVICES)
         choice("scheduling_policy", self.scheduling_policy, ("fcfs", "priority"))
         share = self.gpu_memory_utilization
@@ -173,6 +192,8 @@ class SchedulerConfig:
         max_num_logits: Tokens of one step whose logits are computed: sampled ones, and prompt tokens whose logprobs are
             wanted; at least `max_num_seqs`, or no less than the token budget.
         max_num_prefill_tokens: Tokens of one step for rows with more than one to compute, while another row has one.
+        num_batches: Steps that are to be in flight with rows of their own each. With more than one a row waits for its
+            token before the next is computed, and a step takes only its share of the rows.
     """
 
     max_model_len: int
@@ -185,3 +206,4 @@ class SchedulerConfig:
     scheduling_policy: str = "fcfs"
     max_num_logits: int = 1 << 30
     max_num_prefill_tokens: int = 1 << 30
+    num_batches: int = 1

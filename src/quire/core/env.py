@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from quire.core.errors import ConfigError, did_you_mean
 
@@ -35,3 +36,30 @@ def cache_dir() -> str:
     """Return the folder for converted checkpoints."""
     default = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "quire")
     return os.environ.get("QUIRE_CACHE_DIR", default)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedRank:
+    """What `torchrun` and its like say of a process that they start.
+
+    Attributes:
+        rank: Its number.
+        world_size: How many there are.
+        local_world_size: How many of them are on its machine.
+        host: Address of the machine of rank 0.
+    """
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    host: str
+
+
+def launched_rank() -> LaunchedRank | None:
+    """Return what a launcher said of this process; None if none started it."""
+    try:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        return LaunchedRank(rank, world_size, local, os.environ["MASTER_ADDR"])
+    except (KeyError, ValueError):
+        return None

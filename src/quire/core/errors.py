@@ -38,6 +38,19 @@ class CapacityError(QuireError):
     """The memory budget does not hold what was asked for."""
 
 
+class WorkerError(QuireError):
+    """A process that computes a part of a model is lost, and what it computed with it.
+
+    Args:
+        message: As for every error.
+        rank: Whose process, None if that of none in particular.
+    """
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the known word closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1)

@@ -37,14 +37,13 @@ def needs_of(config: EngineConfig, plan: Plan, max_model_len: int) -> MemoryNeed
     """
     device = device_kind(config.device)
     table(device)  # raises where what a device's kernels are written in is missing
-    logits = spec(plan.network.outputs["logits"])
-    num_logits, vocab_size = max_num_logits(config), plan.spec.vocab_size
+    num_logits = max_num_logits(config)
     is_gathered = "logits_indices" in plan.network.inputs
     return memory_needs(
         plan.network,
         StepLimits(config.max_num_batched_tokens, config.max_num_seqs, num_logits, max_model_len, config.block_size),
         sampling_bytes=_sampling_bytes(config, plan, max_model_len, device),
-        chosen_bytes=0 if is_gathered else num_logits * vocab_size * logits.dtype.itemsize,
+        chosen_bytes=0 if is_gathered else num_logits * _logits_row_bytes(plan),
         held_bytes=_held_bytes(config, plan, max_model_len) if device == "cuda" else 0,
         process=GPU_PROCESS if device == "cuda" else PROCESS,
         device=device,
@@ -52,8 +51,16 @@ def needs_of(config: EngineConfig, plan: Plan, max_model_len: int) -> MemoryNeed
     )
 
 
+def _logits_row_bytes(plan: Plan) -> int:
+    """Return the bytes of the logits of one token; none in a part of a model that leaves them to others."""
+    logits = plan.network.outputs.get("logits")
+    return plan.spec.vocab_size * spec(logits).dtype.itemsize if logits is not None else 0
+
+
 def _sampling_bytes(config: EngineConfig, plan: Plan, max_model_len: int, device: str) -> int:
     """Return what sampling takes beside the logits."""
+    if "logits" not in plan.network.outputs:
+        return 0
     num_sampled, vocab_size = min(config.max_num_seqs, config.max_num_batched_tokens), plan.spec.vocab_size
     if device == "cuda":
         return gpu_sampling_bytes(num_sampled, vocab_size)
@@ -69,7 +76,7 @@ def _held_bytes(config: EngineConfig, plan: Plan, max_model_len: int) -> int:
     step runs; and of captured graphs their logits and the most that one of them needs: they share one pool.
     """
     num_seqs, vocab_size = config.max_num_seqs, plan.spec.vocab_size
-    row_bytes = vocab_size * spec(plan.network.outputs["logits"]).dtype.itemsize
+    row_bytes = _logits_row_bytes(plan)
     held = 2 * num_seqs * -(-max_model_len // config.block_size) * 4
     held += gpu_state_bytes(num_seqs, vocab_size) + max_num_logits(config) * row_bytes
     if config.enforce_eager:

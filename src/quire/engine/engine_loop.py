@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from quire.core.config import EngineConfig
-from quire.core.errors import ConfigError, RequestError
-from quire.core.request import Request, SampleUpdate, SchedulerOutput
-from quire.engine.resolve import resolve
+from quire.core.errors import ConfigError, RequestError, WorkerError
+from quire.core.request import ModelOutput, Request, SampleUpdate, SchedulerOutput
+from quire.engine.runners import load_runner
 from quire.engine.stats_log import StatsLog
-from quire.plan.device import device_kind
 from quire.plan.plan import Plan
-from quire.runner.model_runner import Pending, make_runner
+from quire.runner.model_runner import Pending
 from quire.sampling.grammar.compiler import GrammarCompiler
 from quire.scheduler.scheduler import Scheduler
 
@@ -26,11 +26,13 @@ class EngineLoop:
         config: How.
         on_progress: Called with the number of weights loaded so far.
         grammars: Of the model's vocabulary, for requests with structured outputs.
+        on_lost: Called once, from another thread, when a worker process is lost.
 
     Raises:
         ConfigError: A setting contradicts the model.
         CapacityError: The model does not fit.
         PlanError: A weight is missing or damaged.
+        WorkerError: A worker process cannot be started; from other methods, it is lost, and all requests with it.
     """
 
     def __init__(
@@ -39,17 +41,9 @@ class EngineLoop:
         config: EngineConfig,
         on_progress: Callable[[int], None] | None = None,
         grammars: GrammarCompiler | None = None,
+        on_lost: Callable[[], object] = lambda: None,
     ) -> None:
-        self.scheduler_config, self.memory = resolve(config, plan)
-        self.runner = make_runner(
-            plan,
-            self.scheduler_config,
-            device_kind(config.device),
-            deterministic=config.deterministic,
-            enforce_eager=config.enforce_eager,
-            on_progress=on_progress,
-            grammars=grammars,
-        )
+        self.scheduler_config, self.memory, self.runner = load_runner(plan, config, on_progress, grammars, on_lost)
         self.scheduler = Scheduler(self.scheduler_config)
         self.in_flight: deque[tuple[SchedulerOutput, Pending]] = deque()
         self._stats_log = None if config.disable_log_stats else StatsLog()
@@ -76,7 +70,7 @@ class EngineLoop:
         """
         scheduled = self.scheduler.schedule()  # requests -> integers
         if scheduled.rows:
-            self.in_flight.append((scheduled, self.runner.execute(scheduled)))  # integers -> tensors -> integers
+            self.in_flight.append((scheduled, self._start(scheduled)))  # integers -> tensors -> integers
         seated = self._take_seated()
         is_full = len(self.in_flight) > self.runner.max_ahead
         if not self.in_flight or (scheduled.rows and not is_full):
@@ -88,19 +82,33 @@ class EngineLoop:
         now = time.monotonic()
         return [SampleUpdate(*sample, scheduled_time_s=now) for sample in self.scheduler.take_seated()]
 
+    def _start(self, scheduled: SchedulerOutput) -> Pending:
+        try:
+            return self.runner.execute(scheduled)
+        except WorkerError:
+            self.in_flight.clear()  # no result will come any more
+            raise
+
     def _take_result(self) -> list[SampleUpdate]:
         """Wait for the oldest step in flight."""
-        scheduled, pending = self.in_flight.popleft()
-        updates = self.scheduler.update(scheduled, pending.result())
+        scheduled, output = self._next_result()
+        updates = self.scheduler.update(scheduled, output)
         self._count(scheduled, updates)
         self._drain()
         return updates
 
+    def _next_result(self) -> tuple[SchedulerOutput, ModelOutput]:
+        scheduled, pending = self.in_flight.popleft()
+        try:
+            return scheduled, pending.result()
+        except WorkerError:
+            self.in_flight.clear()
+            raise
+
     def _drain(self) -> None:
         """Wait for steps that were started in vain, once nobody is left who needs their results."""
         while self.in_flight and not self.scheduler.has_unfinished():
-            scheduled, pending = self.in_flight.popleft()
-            self.scheduler.update(scheduled, pending.result())
+            self.scheduler.update(*self._next_result())
 
     def abort(self, request_id: str) -> list[SampleUpdate]:
         """End a request at once; returns the last news of its unfinished samples."""
@@ -119,6 +127,14 @@ class EngineLoop:
         """
         self.scheduler.finish(request_id, index, reason, stop_reason)
         self._drain()
+
+    def check_workers(self) -> None:
+        """See whether all processes live that this engine needs, while none of them is asked for anything.
+
+        Raises:
+            WorkerError: One is lost.
+        """
+        self.runner.check()
 
     def has_unfinished(self) -> bool:
         """Return whether there is anything left to do."""
@@ -144,6 +160,7 @@ class EngineLoop:
             "prefix_cache_queries": cache.num_query_tokens,
             "prefix_cache_hits": cache.num_hit_tokens,
             "kv_cache_usage_perc": 1 - cache.num_free_blocks / cache.num_blocks,
+            **self.runner.metrics(),
         }
 
     def sleep(self, level: int) -> None:
@@ -166,9 +183,10 @@ class EngineLoop:
     def close(self) -> None:
         """End all requests and return all memory."""
         self.scheduler = Scheduler(self.scheduler_config)
-        while self.in_flight:
-            self.in_flight.popleft()[1].result()
-        self.runner.sleep(2)
+        with suppress(WorkerError):  # there is nothing to wait for then
+            while self.in_flight:
+                self._next_result()
+        self.runner.close()
 
     def _count(self, scheduled: SchedulerOutput, updates: Sequence[SampleUpdate]) -> None:
         """Count a step, and log the load every few seconds if asked to."""

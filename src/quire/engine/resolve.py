@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from quire.core.config import EngineConfig, SchedulerConfig
 from quire.core.errors import ConfigError
 from quire.core.log import get_logger
@@ -30,8 +32,26 @@ def resolve(config: EngineConfig, plan: Plan, available_bytes: int | None = None
         CapacityError: The model does not fit.
     """
     available = available_memory_bytes(device_kind(config.device)) if available_bytes is None else available_bytes
-    longest = longest_sequence(config, plan, available)
-    memory = divide(config, plan, longest, available)
+    return resolve_parts(config, [(plan, available)])
+
+
+def resolve_parts(config: EngineConfig, parts: Sequence[tuple[Plan, int]]) -> tuple[SchedulerConfig, MemoryPlan]:
+    """Turn every None into a value that fits all parts of a model: one block table serves them all.
+
+    Args:
+        config: What was set.
+        parts: Of the model, each with the memory that there is for it.
+
+    Returns:
+        The scheduler's settings, and where the bytes go in the part that holds the fewest blocks.
+
+    Raises:
+        ConfigError: A setting contradicts the model or another setting.
+        CapacityError: A part does not fit.
+    """
+    longest = min(longest_sequence(config, part, available) for part, available in parts)
+    divided = [(divide(config, part, longest, available), part) for part, available in parts]
+    memory, plan = min(divided, key=lambda each: each[0].num_blocks)
     length = _fitting_length(config, plan, longest, memory)
     _check_ranges(config, plan, memory, -(-length // config.block_size))
     needs = memory.needs
@@ -56,6 +76,7 @@ def resolve(config: EngineConfig, plan: Plan, available_bytes: int | None = None
             scheduling_policy=config.scheduling_policy,
             max_num_logits=max_num_logits(config),
             max_num_prefill_tokens=config.max_num_prefill_tokens or config.max_num_batched_tokens,
+            num_batches=config.pipeline_parallel_size,
         ),
         memory,
     )

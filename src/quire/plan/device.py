@@ -69,6 +69,11 @@ def device_kind(wanted: str) -> str:
     return ("cuda" if has_gpu else "cpu") if wanted == "auto" else wanted
 
 
+def num_devices(kind: str) -> int | None:
+    """Return how many devices of a kind this machine has; None for processors, which any number of ranks may share."""
+    return torch.cuda.device_count() if torch_device(kind).type == "cuda" else None
+
+
 def torch_device(kind: str) -> torch.device:
     """Return where the tensors of a device kind lie; without a GPU, kernels for one are interpreted on the CPU."""
     return torch.device("cuda" if kind == "cuda" and torch.cuda.is_available() else "cpu")

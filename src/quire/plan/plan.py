@@ -57,7 +57,7 @@ class Plan:
     def kv_cache(self) -> TensorSpec:
         """Shape and dtype of the KV cache of one layer, the same for all: [2, num_blocks, num_kv_heads, block_size,
         head_dim]."""
-        return self.network.inputs["kv_cache.0"]
+        return next(spec for name, spec in self.network.inputs.items() if name.startswith("kv_cache."))
 
     @property
     def kv_bytes_per_token(self) -> int:

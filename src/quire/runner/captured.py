@@ -37,10 +37,10 @@ class CapturedSteps:
 
     Args:
         sizes: Numbers of rows, ascending; none captures nothing.
-        logits: [max(sizes), vocab_size]: where all of them leave their logits.
+        logits: [max(sizes), vocab_size]: where all of them leave their logits; without columns if there are none.
         padding: Returns a step of so many rows of padding, in the memory that every step of this size is staged in.
         forward: Lays out a staged step and runs the network; returns its logits.
-        sample: Samples from logits for slots.
+        sample: Samples from logits for slots; None without logits.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class CapturedSteps:
         logits: torch.Tensor,
         padding: Callable[[int], StagedStep],
         forward: Forward,
-        sample: Sample,
+        sample: Sample | None,
     ) -> None:
         self._sizes = list(sizes)
         self._logits = logits
@@ -77,9 +77,11 @@ class CapturedSteps:
         graph.replay()
         return sampled
 
-    def _capture(self, size: int, staged: StagedStep, forward: Forward, sample: Sample) -> None:
+    def _capture(self, size: int, staged: StagedStep, forward: Forward, sample: Sample | None) -> None:
         logits = self._logits[:size]
         self._steps[size], _ = self._graph(lambda: logits.copy_(forward(staged)))
+        if sample is None:
+            return
         for kinds in (GREEDY, FILTERED):
             self._samples[size, kinds] = self._graph(partial(sample, logits, staged.sampled_slots, kinds))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,10 @@ class Done:
 
     def __init__(self, output: ModelOutput) -> None:
         self._output = output
+
+    def is_ready(self) -> bool:
+        """Return that it is over."""
+        return True
 
     def result(self) -> ModelOutput:
         """Return what the step produced."""
@@ -71,6 +75,8 @@ class CPURunner:
         rows = [self._rows[s.row_id] for s in step.rows]
         inputs = build_inputs(step.rows, rows, self._loaded.block_size)
         outputs = self._loaded.executor.run({**inputs.tensors, **self._loaded.caches()})
+        if "logits" not in outputs:  # a part of a network: others sample, and `learn` tells what
+            return Done(ModelOutput())
         logits = outputs.pop("logits")  # nothing else holds on to them: where rows are chosen, the rest is free
         if "logits_indices" not in self._loaded.plan.network.inputs:  # the network computed those of all tokens
             logits = logits[inputs.tensors["logits_indices"]]
@@ -78,9 +84,22 @@ class CPURunner:
             self._on_logits(logits)
         return Done(self._sample(step, rows, inputs, logits, outputs.get("hidden_states")))
 
+    def learn(self, sampled: Sequence[tuple[int, int]]) -> None:
+        """Take in tokens that others have sampled, of a network without logits."""
+        for row_id, token_id in sampled:
+            if row_id in self._rows:
+                self._rows[row_id].append_token(token_id)
+
     def num_bytes(self) -> int:
         """Return the bytes of weights and KV cache that this runner holds."""
         return self._loaded.num_bytes()
+
+    def check(self) -> None:
+        """Do nothing: it needs no other process."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return nothing: it counts nothing."""
+        return {}
 
     def sleep(self, level: int) -> None:
         """Free the KV cache (level 1), at level 2 the weights as well; all rows are forgotten."""
@@ -90,6 +109,10 @@ class CPURunner:
     def wake_up(self) -> None:
         """Take back what `sleep` freed."""
         self._loaded.wake_up()
+
+    def close(self) -> None:
+        """Return everything."""
+        self.sleep(2)
 
     def _prepare_blocks(self, step: SchedulerOutput) -> None:
         """Copy shared blocks, then clear those that were somebody else's, so that nothing of theirs can leak."""

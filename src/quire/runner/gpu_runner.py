@@ -83,6 +83,7 @@ class GPURunner:
         self._on_logits = on_logits
         self._device = torch_device(loaded.device)
         self._is_gathered = "logits_indices" in loaded.plan.network.inputs
+        self._is_sampling = "logits" in loaded.plan.network.outputs  # or a part of a network, and others sample
         self._enforce_eager = enforce_eager or self._device.type != "cuda"
         self._start()
 
@@ -108,10 +109,15 @@ class GPURunner:
 
     @torch.inference_mode()
     def _capture(self, sizes: list[int]) -> CapturedSteps:
-        logits = spec(self._loaded.plan.network.outputs["logits"])
-        shape = (max(sizes, default=0), self._loaded.plan.spec.vocab_size)
-        kept = torch.empty(shape, dtype=logits.dtype, device=self._device)
-        return CapturedSteps(sizes, kept, self._staging.padding, self._forward, self._sample)
+        kept = self._no_logits(max(sizes, default=0))
+        if self._is_sampling:
+            logits = spec(self._loaded.plan.network.outputs["logits"])
+            kept = kept.new_empty(len(kept), self._loaded.plan.spec.vocab_size, dtype=logits.dtype)
+        sample = self._sample if self._is_sampling else None
+        return CapturedSteps(sizes, kept, self._staging.padding, self._forward, sample)
+
+    def _no_logits(self, num_rows: int) -> torch.Tensor:
+        return torch.empty(num_rows, 0, device=self._device)
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> PendingStep:
@@ -125,6 +131,8 @@ class GPURunner:
         staged = self._stage(shares, updates, size)
         update_tables(staged.updates, self._tables)
         logits = self._captured.run(size) if size else self._forward(staged)
+        if not self._is_sampling:
+            return PendingStep((), None, None)
         if self._on_logits is not None:
             self._on_logits(logits)
         rows = [share.row for share in shares if share.place >= 0]
@@ -171,9 +179,22 @@ class GPURunner:
         keep_tokens(sampled.token_ids, slots, self._last_tokens)
         return sampled
 
+    def learn(self, sampled: Sequence[tuple[int, int]]) -> None:
+        """Take in tokens that others have sampled, of a network without logits."""
+        for row_id, token_id in sampled:
+            if row_id in self._slots:
+                self._slots[row_id].token_ids.append(token_id)
+
     def num_bytes(self) -> int:
         """Return the bytes of weights and KV cache that this runner holds."""
         return self._loaded.num_bytes()
+
+    def check(self) -> None:
+        """Do nothing: it needs no other process."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return nothing: it counts nothing."""
+        return {}
 
     def sleep(self, level: int) -> None:
         """Free the KV cache (level 1), at level 2 the weights as well; all rows are forgotten.
@@ -188,6 +209,10 @@ class GPURunner:
         """Take back what `sleep` freed."""
         self._loaded.wake_up()
         self._start()
+
+    def close(self) -> None:
+        """Return everything."""
+        self.sleep(2)
 
     def _zeros(self, *sizes: int) -> torch.Tensor:
         return torch.zeros(sizes, dtype=torch.int32, device=self._device)
@@ -252,7 +277,7 @@ class GPURunner:
         )
 
     def _forward(self, staged: StagedStep) -> torch.Tensor:
-        """Lay out a step and run the network; returns logits [num_logits, vocab_size]."""
+        """Lay out a step and run the network; returns logits [num_logits, vocab_size], or without columns."""
         num_rows = len(staged.rows)
         lay_out(
             staged.rows,
@@ -267,7 +292,10 @@ class GPURunner:
         inputs["seq_lens"] = self._inputs["seq_lens"][:num_rows]
         inputs["block_table"] = self._inputs["block_table"][:num_rows]
         inputs |= {"query_start_loc": staged.query_start_loc, "logits_indices": staged.logits_indices}
-        logits = self._loaded.executor.run({**inputs, **self._loaded.caches()})["logits"]
+        outputs = self._loaded.executor.run({**inputs, **self._loaded.caches()})
+        if not self._is_sampling:
+            return self._no_logits(len(staged.logits_indices))
+        logits = outputs["logits"]
         return logits if self._is_gathered else logits[staged.logits_indices]
 
 
@@ -294,6 +322,10 @@ class PendingStep:
         if torch.cuda.is_available():
             self._is_done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._is_done.record()
+
+    def is_ready(self) -> bool:
+        """Return whether the GPU is done with it."""
+        return self._is_done is None or bool(self._is_done.query())  # type: ignore[no-untyped-call]
 
     def result(self) -> ModelOutput:
         """Wait for the step, and return what it produced."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -16,6 +16,10 @@ from quire.sampling.grammar.compiler import GrammarCompiler
 
 class Pending(Protocol):
     """A step that has been started."""
+
+    def is_ready(self) -> bool:
+        """Return whether `result` would return at once."""
+        ...
 
     def result(self) -> ModelOutput:
         """Wait for the step, and return what it produced."""
@@ -56,12 +60,40 @@ class ModelRunner(Protocol):
         """Return the bytes of weights and KV cache that this runner holds."""
         ...
 
+    def check(self) -> None:
+        """See whether steps can be run.
+
+        Raises:
+            WorkerError: A process is lost that is needed.
+        """
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Return what this runner has counted, if anything."""
+        ...
+
     def sleep(self, level: int) -> None:
         """Free the KV cache (level 1), at level 2 the weights as well; all rows are forgotten."""
         ...
 
     def wake_up(self) -> None:
         """Take back what `sleep` freed."""
+        ...
+
+    def close(self) -> None:
+        """Return everything; nothing can be run afterwards."""
+        ...
+
+
+class LocalRunner(ModelRunner, Protocol):
+    """A `ModelRunner` of this process, for a whole network or a part of one."""
+
+    def learn(self, sampled: Sequence[tuple[int, int]]) -> None:
+        """Take in tokens that others have sampled, of a network without logits.
+
+        Args:
+            sampled: Row ids and their newest tokens; a row that is not known any more is passed over.
+        """
         ...
 
 
@@ -75,7 +107,7 @@ def make_runner(
     on_progress: Callable[[int], None] | None = None,
     on_logits: Callable[[torch.Tensor], None] | None = None,
     grammars: GrammarCompiler | None = None,
-) -> ModelRunner:
+) -> LocalRunner:
     """Load a Plan onto a device.
 
     Args:

@@ -65,6 +65,9 @@ class Rows:
     def __getitem__(self, row_id: int) -> Row:
         return self._rows[row_id]
 
+    def __contains__(self, row_id: int) -> bool:
+        return row_id in self._rows
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -145,6 +148,9 @@ class Slots:
 
     def __getitem__(self, row_id: int) -> SlotRow:
         return self._rows[row_id]
+
+    def __contains__(self, row_id: int) -> bool:
+        return row_id in self._rows
 
     def __len__(self) -> int:
         return len(self._rows)

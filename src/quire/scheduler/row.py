@@ -35,6 +35,7 @@ class Row:
         num_unknown: How many of them sample a token: it counts as known, though nobody has seen its id.
         num_preemptions: How often its blocks were taken.
         num_cached_tokens: Prompt tokens that came from the prefix cache at first admission; None before.
+        must_be_known: Whether its tokens are computed only when their ids are here.
         prompt_logprobs: The pieces so far.
         queue: Where it is now.
     """
@@ -54,6 +55,7 @@ class Row:
     num_unknown: int = 0
     num_preemptions: int = 0
     num_cached_tokens: int | None = None
+    must_be_known: bool = False
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     queue: RowQueue | None = None
 
@@ -67,7 +69,9 @@ class Row:
         """Whether nothing can be computed before a result is here: the row ends with it, or it says what may follow."""
         if not self.num_unknown:
             return False
-        is_looked_at = bool(self.request.bad_words_ids) or self.params.structured_outputs is not None
+        is_looked_at = (
+            self.must_be_known or bool(self.request.bad_words_ids) or self.params.structured_outputs is not None
+        )
         return is_looked_at or self.num_tokens >= self.max_num_tokens
 
     @property
@@ -161,6 +165,7 @@ def row_of(request: Request, index: int, row_id: int, config: SchedulerConfig) -
         max_num_tokens=max_num_tokens(request, config),
         end_token_ids=end_token_ids,
         table=BlockTable(salt=request.cache_salt),
+        must_be_known=config.num_batches > 1,
     )
 
 

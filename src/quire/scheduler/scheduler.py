@@ -20,6 +20,8 @@ within the token budget, and a row whose last known token is computed gets a sam
 - Steps may be scheduled ahead of results. A row counts as computed what is in flight, and as known the token that a
   step in flight samples; only its id is missing, which the runner has. A row that certainly ends with that token is
   passed over. One that is preempted waits for its results before it is admitted again.
+- Where several batches are to be in flight (`num_batches`), a row is passed over until its token is known, and a step
+  takes its share of the rows, so that the next ones find some, too.
 - Without chunked prefill a row is admitted when all it has left fits in what is left of the budget. What exceeds
   the whole budget could never be, and the runner's buffers hold no more; so only that is still split.
 """
@@ -157,7 +159,8 @@ class Scheduler:
         in this very step if shared blocks let it; so removals are applied first. With nothing to run the output is
         empty, and removals wait for a step; so it is while all that is left depends on results.
         """
-        step = Step(self._config.max_num_batched_tokens, self._config.max_num_logits, self._prefill_budget())
+        config = self._config
+        step = Step(config.max_num_batched_tokens, config.max_num_logits, self._prefill_budget(), self._places())
         self._serve_running(step)
         self._serve_waiting(step)
         if not step.rows:
@@ -178,16 +181,21 @@ class Scheduler:
         most = self._config.max_num_batched_tokens
         return min(most, self._config.max_num_prefill_tokens) if is_limited else most
 
+    def _places(self) -> int:
+        """Return how many rows may enter a step: their share of all that can run, so that all batches have some."""
+        most = min(len(self._running) + len(self._waiting), self._config.max_num_seqs)
+        return -(-most // self._config.num_batches)
+
     def _serve_running(self, step: Step) -> None:
         """Let each running row catch up its computed tokens to its known ones, in order, within the budget."""
         rows, budget, num_served = self._running.rows, step.budget, 0
         while num_served < len(rows) and budget > 0:
             row = rows[num_served]
             num_served += 1
-            if row.must_wait:
-                continue
             start = row.num_computed_tokens
             num_left = row.num_tokens - start
+            if row.must_wait or (num_left == 1 and step.places == 0):
+                continue
             num_behind = len(rows) - num_served
             share = min(_share(row, budget - num_behind, step.logits - num_behind), step.prefill)
             num_tokens = min(num_left, max(1, share))
@@ -199,6 +207,7 @@ class Scheduler:
                 new_block_ids = extension.new_block_ids
             step.rows.append(ScheduledRow(row.row_id, start, num_tokens, new_block_ids, num_tokens == num_left))
             budget -= num_tokens
+            step.places -= step.places > 0
             step.prefill -= num_tokens if num_left > 1 else 0
             step.logits -= _num_logits(row, num_tokens)
         step.budget = budget
@@ -236,6 +245,7 @@ class Scheduler:
             step.new_rows.append(row.introduce())
             step.rows.append(ScheduledRow(row.row_id, start, num_tokens, (), num_tokens == num_left))
             step.budget -= num_tokens
+            step.places -= 1
             step.prefill -= num_tokens
             step.logits -= _num_logits(row, num_tokens)
 

@@ -15,16 +15,29 @@ class Step:
         budget: Tokens that may still be scheduled.
         logits: Tokens whose logits may still be computed.
         prefill: How many of the tokens may still go to rows that have more than one to compute.
+        places: How many rows may still enter. Those in the middle of a prompt may always: they are in budgets' hands.
         rows: Shares, in batch order.
         new_rows: Those of them that the runner does not hold yet.
     """
 
-    __slots__ = ("_copies", "_fresh", "_max_budget", "_replaced", "budget", "logits", "new_rows", "prefill", "rows")
+    __slots__ = (
+        "_copies",
+        "_fresh",
+        "_max_budget",
+        "_replaced",
+        "budget",
+        "logits",
+        "new_rows",
+        "places",
+        "prefill",
+        "rows",
+    )
 
-    def __init__(self, budget: int, logits: int, prefill: int) -> None:
+    def __init__(self, budget: int, logits: int, prefill: int, places: int) -> None:
         self.budget = self._max_budget = budget
         self.logits = logits
         self.prefill = prefill
+        self.places = places
         self.rows: list[ScheduledRow] = []
         self.new_rows: list[NewRow] = []
         self._replaced: list[tuple[int, int, int]] = []
@@ -34,7 +47,7 @@ class Step:
     @property
     def has_room(self) -> bool:
         """Whether a waiting row could get a token."""
-        return min(self.budget, self.logits, self.prefill) > 0
+        return min(self.budget, self.logits, self.prefill, self.places) > 0
 
     def note_blocks(self, extension: Extension) -> None:
         """Have the runner copy and clear the blocks of an extension."""

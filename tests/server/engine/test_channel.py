@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.request import Request, SampleUpdate, TokenLogprobs
 from quire.core.sampling_params import RequestOutputKind, SamplingParams
-from quire.server.engine.channel import MAX_FRAME_BYTES, AsyncChannel, Channel, ChannelError, FrameReader, pack_frame
+from quire.distributed.channel import MAX_FRAME_BYTES, Channel, ChannelError, FrameReader, pack_frame
+from quire.server.engine.channel import AsyncChannel
 from quire.server.engine.messages import Add, Command, Event, Start, StepDone, encode
 
 

@@ -20,9 +20,9 @@ from quire.core.config import BuildConfig, EngineConfig
 from quire.core.request import Request, SampleUpdate
 from quire.core.sampling_params import RequestOutputKind, SamplingParams
 from quire.core.server_config import ServerConfig
+from quire.distributed.channel import Channel, ChannelError, FrameReader, pack_frame
 from quire.server.engine import process as engine_process
 from quire.server.engine.async_engine import AsyncEngine
-from quire.server.engine.channel import Channel, ChannelError, FrameReader, pack_frame
 from quire.server.engine.child import EngineChild
 from quire.server.engine.messages import Add, Event, Failed, Finish, Opened, Ready, Refused, Start, StepDone, encode
 from quire.server.engine.process import EngineProcess
@@ -172,14 +172,14 @@ def run_main(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> tuple[int, list[by
     """Run the entry of an engine process here; returns its exit code and what it said."""
     ours, theirs = socket.socketpair()
     health, their_health = socket.socketpair()
-    monkeypatch.setattr(engine_process, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(engine_process, "die_with_parent", lambda: None)
     with ours, health:
         ours.sendall(sent)
         code = engine_process.main(theirs.detach(), their_health.detach())
         ours.shutdown(socket.SHUT_WR)
         data = b"".join(iter(lambda: ours.recv(1 << 16), b""))
     for thread in threading.enumerate():
-        if thread.daemon and thread.name.endswith("(_answer_pings)"):
+        if thread.name == "pings":
             thread.join(5)
     return code, FrameReader().feed(data)
 

@@ -7,11 +7,8 @@ for a stopped process.
 
 from __future__ import annotations
 
-import ctypes
-import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,12 +23,13 @@ from quire.core import env, log
 from quire.core.errors import QuireError
 from quire.core.log import get_logger
 from quire.core.request import Request, SampleUpdate
+from quire.distributed.channel import MAX_FRAME_BYTES, Channel, ChannelError
+from quire.distributed.lifeline import answer_pings, die_with_parent
 from quire.engine.engine_loop import EngineLoop
 from quire.engine.grammars import token_vocabulary
 from quire.engine.model_text import load_model_text
 from quire.plan.plan import Plan
 from quire.sampling.grammar.compiler import GrammarCompiler, TokenVocabulary
-from quire.server.engine.channel import MAX_FRAME_BYTES, Channel, ChannelError
 from quire.server.engine.messages import (
     Abort,
     Add,
@@ -52,7 +50,6 @@ from quire.server.engine.messages import (
 )
 
 _log = get_logger(__name__)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class EngineProcess:
@@ -87,7 +84,13 @@ class EngineProcess:
         self._send(Opened(directory, tuple(plan.spec.eos_token_ids), plan.spec.vocab_size))
         total = len(plan.network.weights)
         self._grammars = GrammarCompiler(partial(_vocabulary, plan, start.tokenizer))
-        loop = EngineLoop(plan, start.engine, lambda done: self._report("Loading weights", done, total), self._grammars)
+        loop = EngineLoop(
+            plan,
+            start.engine,
+            lambda done: self._report("Loading weights", done, total),
+            self._grammars,
+            self._channel.wake,
+        )
         self._send(Ready(loop.scheduler_config))
         while True:
             self._turn(loop)
@@ -106,8 +109,13 @@ class EngineProcess:
         self._channel.send(encode(event))
 
     def _turn(self, loop: EngineLoop) -> None:
-        """Take in commands, sleeping until there are some if there is nothing else to do; then run one step."""
+        """Take in commands, sleeping until there are some if there is nothing else to do; then run one step.
+
+        Raises:
+            WorkerError: A worker process is lost, though nobody may wait for it now.
+        """
         payloads = self._channel.receive(is_waiting=not loop.has_unfinished())
+        loop.check_workers()
         for payload in payloads:
             self._obey(loop, self._commands.decode(payload))
         self._add_prepared(loop)
@@ -187,12 +195,11 @@ def _vocabulary(plan: Plan, tokenizer: str | None) -> TokenVocabulary:
 
 def main(command_fd: int, health_fd: int) -> int:
     """Serve; returns the exit code: 0 when the server went away, 1 when loading or the loop failed."""
-    _die_with_parent()
+    die_with_parent()
     log.configure()
     with Channel(socket.socket(fileno=command_fd)) as channel:
         process = EngineProcess(channel)
-        health = Channel(socket.socket(fileno=health_fd))
-        threading.Thread(target=_answer_pings, args=(health, process), daemon=True).start()
+        answer_pings(Channel(socket.socket(fileno=health_fd)), lambda: encode(Pong(process.step_age_s())))
         try:
             env.check_environment()
             process.run()
@@ -206,21 +213,6 @@ def main(command_fd: int, health_fd: int) -> int:
             with suppress(ChannelError):  # nobody is left to be told
                 channel.send(encode(Failed(type(error).__name__, str(error) if is_ours else "")))
             return 1
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies, even within a step; ignore the terminal's ^C."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the server decides: it closes the socket
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _answer_pings(channel: Channel, process: EngineProcess) -> None:
-    with channel, suppress(ChannelError):  # until the server is gone
-        while True:
-            channel.receive(is_waiting=True)
-            channel.send(encode(Pong(process.step_age_s())))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,153 @@
+"""`Ranks`: the workers of a model that have met, and have not loaded anything yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from quire.core import errors
+from quire.core.errors import QuireError, WorkerError
+from quire.core.mapping import Mapping
+from quire.distributed.process_group import MeetingPoint
+from quire.distributed.workers import WorkerGroup
+from quire.plan.engine_directory import is_engine_directory
+from quire.plan.plan import Plan
+from quire.runner.parallel.distributed_runner import DistributedRunner
+from quire.runner.parallel.layout import Layout
+from quire.runner.parallel.messages import Answer, Failed, Load, Open, Opened, Progress, Ready, encode
+from quire.sampling.grammar.compiler import GrammarCompiler
+from quire.sharding.shard import shard
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """Starts workers and has them open a plan. `load` makes a runner of them, `close` ends them.
+
+    Args:
+        plan: Of the whole model.
+        layout: How many there are, and who starts them.
+        device: Kind of device.
+        on_lost: Called once, from another thread, when one is lost.
+
+    Attributes:
+        plans: One rank's part of each stage; the others of the stage hold as much.
+        available_bytes: Of memory, the least that a rank of each stage has.
+
+    Raises:
+        ConfigError: The model cannot be dealt out like that, or there are fewer devices than ranks.
+        WorkerError: They cannot be started.
+    """
+
+    def __init__(self, plan: Plan, layout: Layout, device: str, on_lost: Callable[[], object] = lambda: None) -> None:
+        layout.check(device)
+        self._layout, self._device = layout, device
+        self.plans = [shard(plan, self._mapping(rank)) for rank in range(0, layout.world_size, layout.tp_size)]
+        meeting = MeetingPoint(layout.host)
+        self._group = WorkerGroup(layout.start, on_lost)
+        self._answers = msgspec.msgpack.Decoder(Answer)
+        with self._closing_on_error(), _engine_directory(plan) as directory:
+            for rank in range(layout.world_size):
+                self._group.send(rank, encode(self._open(directory, rank, meeting.address)))
+            opened = [self._answer(rank, Opened) for rank in range(layout.world_size)]
+        available = [each.available_bytes for each in opened]
+        self.available_bytes = [min(available[i : i + layout.tp_size]) for i in range(0, len(opened), layout.tp_size)]
+
+    def load(
+        self,
+        how: Load,
+        on_progress: Callable[[int], None] | None = None,
+        grammars: GrammarCompiler | None = None,
+    ) -> DistributedRunner:
+        """Have all ranks load their parts; returns when they have.
+
+        Args:
+            how: For all ranks.
+            on_progress: Called with the number of weights that the first rank has loaded so far.
+            grammars: Of the model's vocabulary, for rows with structured outputs.
+
+        Raises:
+            PlanError: A weight is missing or damaged.
+            CapacityError: The KV cache cannot be allocated.
+            WorkerError: A worker is lost.
+        """
+        reporter = self._mapping(self._layout.world_size - 1).tp_group[0]
+        with self._closing_on_error():
+            for rank in range(self._layout.world_size):
+                self._group.send(rank, encode(replace(how, is_reporting=rank == reporter)))
+            ready = [self._answer(rank, Ready, on_progress if rank == 0 else None) for rank in range(len(self._group))]
+        self._group.watch_closely()
+        return DistributedRunner(self._group, self._layout, reporter, ready, grammars)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._group.close()
+
+    def _mapping(self, rank: int) -> Mapping:
+        layout = self._layout
+        return Mapping(layout.world_size, rank, layout.num_local, tp_size=layout.tp_size, pp_size=layout.pp_size)
+
+    def _open(self, directory: Path, rank: int, store: str) -> Open:
+        layout, mapping = self._layout, self._mapping(rank)
+        return Open(
+            str(directory.absolute()),
+            rank,
+            layout.tp_size,
+            layout.pp_size,
+            self._device,
+            store,
+            layout.num_local,
+            mapping.local_rank,
+        )
+
+    def _answer(self, rank: int, kind: type[T], on_progress: Callable[[int], None] | None = None) -> T:
+        """Wait for an answer; an error of ours that a rank had is raised as it was there."""
+        while True:
+            try:
+                answer = self._answers.decode(self._group.receive(rank))
+            except WorkerError as error:
+                raise self._failure(error) from None
+            if isinstance(answer, Progress):
+                if on_progress is not None:
+                    on_progress(answer.done)
+            elif isinstance(answer, kind):
+                return answer
+            else:
+                raise self._failure(WorkerError(f"rank {rank}: expected {kind.__name__}, got {answer}.", rank))
+
+    def _failure(self, lost: WorkerError) -> QuireError:
+        """Return what a rank said last, if it is an error of ours; otherwise that it is lost."""
+        words = None if lost.rank is None else self._group.last_words(lost.rank)
+        answer = None if words is None else self._answers.decode(words)
+        kind = getattr(errors, answer.kind, None) if isinstance(answer, Failed) else None
+        if isinstance(answer, Failed) and isinstance(kind, type) and issubclass(kind, QuireError):
+            return kind(f"rank {lost.rank}: {answer.message}")
+        return lost
+
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+
+@contextmanager
+def _engine_directory(plan: Plan) -> Iterator[Path]:
+    """Give an engine directory that holds the plan, for as long as the workers need to open its files.
+
+    What was built in memory is saved for them: kilobytes, as far as its weights lie in a checkpoint.
+    """
+    if plan.directory is not None and is_engine_directory(plan.directory):
+        yield plan.directory
+        return
+    with TemporaryDirectory(prefix="quire-") as directory:
+        plan.save(Path(directory) / "engine")
+        yield Path(directory) / "engine"
