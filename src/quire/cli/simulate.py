@@ -17,7 +17,7 @@ from quire.simulation.load import PlannedRequest, SyntheticLoad, plan_load, shar
 
 if TYPE_CHECKING:
     from quire.plan.plan import Plan
-    from quire.simulation.calibration import Calibration
+    from quire.simulation.timing.calibration import Calibration
     from quire.simulation.cluster import Cluster
 
 HERE = "here"

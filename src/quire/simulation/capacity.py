@@ -8,7 +8,7 @@ from quire.core.config import EngineConfig, SchedulerConfig
 from quire.core.errors import CapacityError, ConfigError
 from quire.plan.memory import ProcessMemory, StepLimits, memory_needs, plan_memory
 from quire.plan.plan import Plan
-from quire.simulation.hardware import Hardware
+from quire.simulation.timing.hardware import Hardware
 
 
 def scheduler_config(
@@ -47,6 +47,7 @@ def scheduler_config(
         enable_chunked_prefill=config.enable_chunked_prefill,
         scheduling_policy=config.scheduling_policy,
         max_num_prefill_tokens=config.max_num_prefill_tokens or config.max_num_batched_tokens,
+        num_batches=config.pipeline_parallel_size,
     )
 
 

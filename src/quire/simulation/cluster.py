@@ -10,7 +10,7 @@ from quire.core.config import SchedulerConfig, at_least
 from quire.simulation.load import PlannedRequest
 from quire.simulation.replica import Replica, SimulatedRequest
 from quire.simulation.router import make_router
-from quire.simulation.times import StepTimes
+from quire.simulation.timing.times import StepTimes
 
 
 @dataclass(frozen=True, slots=True)

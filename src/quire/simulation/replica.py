@@ -13,9 +13,9 @@ from quire.core.errors import CapacityError, RequestError
 from quire.core.request import ModelOutput, Request, RowOutput, SampleUpdate, ScheduledRow, SchedulerOutput
 from quire.core.sampling_params import SamplingParams
 from quire.scheduler.scheduler import Scheduler
-from quire.simulation.costs import step_shape
+from quire.simulation.timing.costs import step_shape
 from quire.simulation.load import PlannedRequest
-from quire.simulation.times import StepTimes
+from quire.simulation.timing.times import StepTimes
 
 _CONTENT = 1 << 24  # ids of a piece of content: more than any prompt has tokens
 _TOKEN = (0,)  # what every row samples; it ends none, since requests ignore end-of-sequence

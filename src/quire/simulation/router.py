@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from quire.core.config import choice
 from quire.simulation.load import PlannedRequest
 from quire.simulation.replica import Replica
+from quire.simulation.settings import ROUTERS
 
 Router = Callable[[PlannedRequest], int]
 """Returns the number of the replica that gets a request."""
-
-ROUTERS = ("round_robin", "least_load", "longest_prefix")
 
 
 def make_router(name: str, replicas: Sequence[Replica], block_size: int, num_blocks: int) -> Router:

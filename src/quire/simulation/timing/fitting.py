@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from quire.plan.device import Device
-from quire.simulation.calibration import Calibration
-from quire.simulation.costs import NetworkCosts, StepShape
-from quire.simulation.hardware import Efficiency, Hardware
-from quire.simulation.pace import Roofline, neighbours
+from quire.simulation.timing.calibration import Calibration
+from quire.simulation.timing.costs import NetworkCosts, StepShape
+from quire.simulation.timing.hardware import Efficiency, Hardware
+from quire.simulation.timing.pace import Roofline, neighbours
 
 UNIT = Efficiency(products=1, reading=1, attention=1, cache_reading=1, call_s=0, step_s=0, row_s=0)
 """A roof that was measured is reached by definition; what is not is in the factors."""

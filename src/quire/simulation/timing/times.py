@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from quire.simulation.costs import NetworkCosts, StepShape
-from quire.simulation.pace import Pace
+from quire.simulation.timing.costs import NetworkCosts, StepShape
+from quire.simulation.timing.pace import Pace
 
 
 class StepSeconds(NamedTuple):

@@ -9,54 +9,17 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from quire.core.config import SchedulerConfig
-from quire.core.request import ModelOutput, SchedulerOutput
+from quire.core.request import ModelOutput, SampleUpdate, SchedulerOutput
 from quire.core.sampling_params import RequestOutputKind, SamplingParams
-from quire.simulation.costs import StepShape, Window, step_shape
-from quire.simulation.fitting import TimedStep
+from quire.scheduler.scheduler import Scheduler
+from quire.simulation.timing.costs import Window, step_shape
+from quire.simulation.timing.fitting import TimedStep
 
 KNOTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 """Numbers of rows with a factor of their own: dense where a tile more or less shows."""
 
 _MOST_ROWS = 64  # that decode at once; beyond, the host's time by row and the factors of prompts say it
 _STEPS_EACH = 3  # with as many rows
-
-
-class Pending(Protocol):
-    """A step that has been started."""
-
-    def result(self) -> ModelOutput:
-        """Wait for the step."""
-        ...
-
-
-class Runner(Protocol):
-    """What an engine drives: the face of `quire.runner.model_runner.ModelRunner`."""
-
-    @property
-    def max_ahead(self) -> int:
-        """Steps that may be started before the result of the first of them is taken."""
-        ...
-
-    @property
-    def can_pool(self) -> bool:
-        """Whether requests may ask for hidden states."""
-        ...
-
-    def execute(self, step: SchedulerOutput) -> Pending:
-        """Start a step."""
-        ...
-
-    def num_bytes(self) -> int:
-        """Return the bytes that are held."""
-        ...
-
-    def sleep(self, level: int) -> None:
-        """Free memory."""
-        ...
-
-    def wake_up(self) -> None:
-        """Take it back."""
-        ...
 
 
 class Engine(Protocol):
@@ -75,72 +38,38 @@ class Engine(Protocol):
         ...
 
 
-class Recorder:
-    """A runner that passes everything on to another one and times its steps.
+class TimedScheduler(Scheduler):
+    """A scheduler that times the steps whose results it gets.
 
     A step takes from the end of the one before to its own: scheduling and what is made of results are in it.
 
     Args:
-        runner: Does the work.
+        config: As for any.
         windows: Of the model.
 
     Attributes:
+        config: As given.
         steps: What was timed since the last `begin`.
     """
 
-    def __init__(self, runner: Runner, windows: Sequence[Window]) -> None:
+    def __init__(self, config: SchedulerConfig, windows: Sequence[Window]) -> None:
+        super().__init__(config)
+        self.config = config
         self.steps: list[TimedStep] = []
-        self._runner = runner
         self._windows = windows
         self._last_s = 0.0
-
-    @property
-    def max_ahead(self) -> int:
-        """Steps that may be started before the result of the first of them is taken."""
-        return self._runner.max_ahead
-
-    @property
-    def can_pool(self) -> bool:
-        """Whether requests may ask for hidden states."""
-        return self._runner.can_pool
 
     def begin(self) -> None:
         """Forget what was timed; the next step is asked for now."""
         self.steps = []
         self._last_s = time.perf_counter()
 
-    def execute(self, step: SchedulerOutput) -> Pending:
-        """Start a step."""
-        return _Timed(self._runner.execute(step), step_shape(step.rows, self._windows), self)
-
-    def note(self, shape: StepShape) -> None:
-        """Take down the end of a step."""
+    def update(self, scheduled: SchedulerOutput, output: ModelOutput) -> list[SampleUpdate]:
+        """Take in a step's results, and the time."""
         now = time.perf_counter()
-        self.steps.append(TimedStep(shape, now - self._last_s))
+        self.steps.append(TimedStep(step_shape(scheduled.rows, self._windows), now - self._last_s))
         self._last_s = now
-
-    def num_bytes(self) -> int:
-        """Return the bytes that are held."""
-        return self._runner.num_bytes()
-
-    def sleep(self, level: int) -> None:
-        """Free memory."""
-        self._runner.sleep(level)
-
-    def wake_up(self) -> None:
-        """Take it back."""
-        self._runner.wake_up()
-
-
-class _Timed(NamedTuple):
-    pending: Pending
-    shape: StepShape
-    recorder: Recorder
-
-    def result(self) -> ModelOutput:
-        output = self.pending.result()
-        self.recorder.note(self.shape)
-        return output
+        return super().update(scheduled, output)
 
 
 class Probe(NamedTuple):
@@ -184,26 +113,23 @@ def _falling(most: int, num_prompt_tokens: int) -> list[Probe]:
     return [Probe(num_prompt_tokens, length + 1) for ending, length in ends for _ in range(ending)]
 
 
-def measure(engine: Engine, recorder: Recorder, config: SchedulerConfig, vocab_size: int, limit_s: float) -> list[
-    TimedStep
-]:  # fmt: skip
+def measure(engine: Engine, scheduler: TimedScheduler, vocab_size: int, limit_s: float) -> list[TimedStep]:
     """Return the times of steps of many shapes.
 
     Args:
-        engine: Drives `recorder`.
-        recorder: Times what it is driven through.
-        config: Limits of what fits.
+        engine: Schedules by `scheduler`.
+        scheduler: Times the steps.
         vocab_size: Of the model, for random prompts.
         limit_s: No session begins later than this.
     """
     steps: list[TimedStep] = []
     start_s, rng = time.perf_counter(), random.Random(0)
-    for number, probes in enumerate(sessions(config)):
+    for number, probes in enumerate(sessions(scheduler.config)):
         if number and time.perf_counter() - start_s > limit_s:
             break
-        recorder.begin()
+        scheduler.begin()
         _run(engine, f"measure-{number}", probes, rng, vocab_size)
-        steps += recorder.steps if number else []
+        steps += scheduler.steps if number else []
     return steps
 
 

@@ -7,9 +7,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
-from quire.simulation.calibration import Calibration
-from quire.simulation.costs import AttentionCost, Attended, CallCost
-from quire.simulation.hardware import Efficiency, Hardware
+from quire.simulation.timing.calibration import Calibration
+from quire.simulation.timing.costs import AttentionCost, Attended, CallCost
+from quire.simulation.timing.hardware import Efficiency, Hardware
 
 
 class Pace(Protocol):
