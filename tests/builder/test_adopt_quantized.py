@@ -14,12 +14,12 @@ from quire.builder.build import open_plan
 from quire.builder.passes.adopt_quantized import adopt_quantized
 from quire.builder.passes.drop_dead import drop_dead
 from quire.builder.passes.fold_weights import fold_weights
-from quire.builder.passes.matches import Matches
 from quire.core.config import BuildConfig
 from quire.core.errors import ConfigError, PlanError
 from quire.graph import functional as F
 from quire.graph.layers import Embedding, Linear
 from quire.graph.legality import DEFINED, check_network
+from quire.graph.matches import Matches
 from quire.graph.network import Network, Tensor, net_guard
 from quire.models.config_reader import ConfigReader
 from quire.models.quantized import CheckpointQuantization, read_quantization

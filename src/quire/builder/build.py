@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from quire.builder.passes.adopt_quantized import adopt_quantized
-from quire.builder.passes.matches import Matches
 from quire.builder.pipeline import Bound, bind, settings_of
 from quire.builder.report.page import with_page
 from quire.builder.samples import calibration_samples
@@ -22,6 +21,7 @@ from quire.core.errors import ConfigError, PlanError
 from quire.core.model_files import GENERATION_CONFIG, TOKENIZER_FILES
 from quire.core.model_spec import ServingSpec
 from quire.core.progress import OnProgress
+from quire.graph.matches import Matches
 from quire.graph.network import Network
 from quire.models.config_reader import ConfigReader
 from quire.models.quantized import read_quantization

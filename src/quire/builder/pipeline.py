@@ -19,7 +19,6 @@ from quire.builder.passes.drop_dead import drop_dead
 from quire.builder.passes.fold_weights import fold_weights
 from quire.builder.passes.gather_last_token import gather_last_token
 from quire.builder.passes.mark_hidden_states import mark_hidden_states
-from quire.builder.passes.matches import Matches, Pass
 from quire.builder.passes.quantize_kv_cache import quantize_kv_cache
 from quire.builder.passes.quantize_linear import quantize_linear
 from quire.builder.passes.smooth import smooth
@@ -29,6 +28,7 @@ from quire.core.errors import ConfigError, did_you_mean
 from quire.core.log import get_logger
 from quire.core.progress import OnProgress
 from quire.graph.legality import DEFINED, OPTIMIZED, check_network
+from quire.graph.matches import Matches, Pass
 from quire.graph.network import Network
 from quire.graph.text import network_from_text, network_to_text
 from quire.plan.weight_source import TensorWeights, WeightSource

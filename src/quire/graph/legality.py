@@ -8,7 +8,7 @@ from torch import fx
 
 from quire.core.errors import BuildError, ShapeError
 from quire.graph.network import Network
-from quire.graph.nodes import op_of, spec_argument
+from quire.graph.nodes import op_of, results, spec_argument
 from quire.ops.op import Op
 from quire.ops.registry import OPS
 
@@ -70,5 +70,6 @@ def _check_call(node: fx.Node, stage: Stage, network: Network) -> None:
         target = node.kwargs[name]
         if not isinstance(target, fx.Node) or target.op != "placeholder":
             raise _illegal(stage, node, f"an input as {name}, which it mutates", target)
-    if not stage.allows_unused and not op.mutates and not node.users and node not in network.outputs.values():
+    is_unused = not node.users and node not in network.outputs.values()
+    if not stage.allows_unused and is_unused and results(node) and not op.mutates:
         raise _illegal(stage, node, "a result that somebody uses", "none")

@@ -176,6 +176,10 @@ class Network:
             raise BuildError(f"output {name!r} of {self.name}: {tensor} is marked as {marked!r} already.")
         self._outputs[name] = tensor.node
 
+    def unmark_output(self, name: str) -> None:
+        """Let a tensor be a result of the network no more (for passes)."""
+        del self._outputs[name]
+
     def calls(self) -> list[fx.Node]:
         """Return the op call nodes in order."""
         return [node for node in self.graph.nodes if node.op == "call_function"]

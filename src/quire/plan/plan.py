@@ -57,12 +57,17 @@ class Plan:
     def kv_cache(self) -> TensorSpec:
         """Shape and dtype of the KV cache of one layer, the same for all: [2, num_blocks, num_kv_heads, block_size,
         head_dim]."""
-        return next(spec for name, spec in self.network.inputs.items() if name.startswith("kv_cache."))
+        return next(iter(self.kv_caches.values()))
+
+    @property
+    def kv_caches(self) -> Mapping[str, TensorSpec]:
+        """The KV caches of all layers by the name of the network's input, in order."""
+        return {name: spec for name, spec in self.network.inputs.items() if name.startswith("kv_cache.")}
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values that one token keeps over all layers."""
-        caches = [spec for name, spec in self.network.inputs.items() if name.startswith("kv_cache.")]
+        caches = self.kv_caches.values()
         return sum(s.dtype.itemsize * prod(size for size in s.shape if isinstance(size, int)) for s in caches)
 
     def save(self, directory: str | Path, *, copy_weights: bool = False) -> None:

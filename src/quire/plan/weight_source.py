@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate, product
 from math import prod
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -13,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from quire.core.errors import PlanError
-from quire.ops.spec import FLOATS, TensorSpec, dtype_name, spec_of
+from quire.ops.spec import FLOATS, TensorSpec, dtype_name, sizes_of, spec_of
 
 _OWN_PAGES_BYTES, _HUGE_PAGE_BYTES = 1 << 18, 1 << 21
 
@@ -125,6 +126,62 @@ class PlacedWeights(Protocol):
 def place_of(weights: WeightSource, name: str) -> Place | None:
     """Return where a tensor of a source lies unchanged but for its dtype, None if nowhere."""
     return weights.place(name) if isinstance(weights, PlacedWeights) else None
+
+
+Part = tuple[tuple[tuple[int, int], ...], ...]
+"""Which places of a tensor are wanted: for each dimension ranges (start, stop), in order, none of them empty."""
+
+
+def whole(spec: TensorSpec) -> Part:
+    """Return the part of a tensor that is all of it."""
+    return tuple(((0, size),) for size in sizes_of(spec))
+
+
+def part_spec(spec: TensorSpec, part: Part) -> TensorSpec:
+    """Return shape and dtype of a part of a tensor."""
+    return TensorSpec(tuple(sum(stop - start for start, stop in ranges) for ranges in part), spec.dtype)
+
+
+@runtime_checkable
+class PartialWeights(Protocol):
+    """A `WeightSource` that can read less than a tensor."""
+
+    def read_part(self, name: str, part: Part) -> torch.Tensor:
+        """Read a part of one tensor into memory of its own, contiguous.
+
+        Raises:
+            PlanError: As `read`; what the part is read together with counts, too.
+        """
+        ...
+
+
+def read_part(weights: WeightSource, name: str, part: Part) -> torch.Tensor:
+    """Return a part of a tensor of a source, which reads no more of it than it must.
+
+    Raises:
+        PlanError: As `WeightSource.read`.
+    """
+    if part == whole(weights.spec(name)):
+        return weights.read(name)
+    return weights.read_part(name, part) if isinstance(weights, PartialWeights) else cut(weights.read(name), part)
+
+
+def cut(tensor: torch.Tensor, part: Part) -> torch.Tensor:
+    """Return a part of a tensor in memory of its own."""
+    out = empty_weight(part_spec(spec_of(tensor), part))
+    for source, target in blocks(part):
+        out[target].copy_(tensor[source])
+    return out
+
+
+def blocks(part: Part) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Yield the rectangles that a part consists of: where each is in the tensor, and where in the part."""
+    by_dim = []
+    for ranges in part:
+        starts = accumulate((stop - start for start, stop in ranges), initial=0)
+        by_dim.append([(slice(a, b), slice(at, at + b - a)) for (a, b), at in zip(ranges, starts, strict=False)])
+    for block in product(*by_dim):
+        yield tuple(source for source, _ in block), tuple(target for _, target in block)
 
 
 class DeclaredWeights:

@@ -82,8 +82,7 @@ class LoadedPlan:
 
     def caches(self) -> dict[str, torch.Tensor]:
         """Return each layer's KV cache by the name of the network's input."""
-        names = [name for name in self.plan.network.inputs if name.startswith("kv_cache.")]
-        return dict(zip(names, self.kv_cache, strict=True))
+        return dict(zip(self.plan.kv_caches, self.kv_cache, strict=True))
 
     def num_bytes(self) -> int:
         """Return the bytes of weights and KV cache."""

@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from quire.core.errors import ConfigError
 from quire.core.mapping import Mapping
+from quire.graph.legality import Stage, check_network
+from quire.graph.matches import Matches
+from quire.graph.text import network_from_text, network_to_text
+from quire.ops.registry import OPS
 from quire.plan.plan import Plan
+from quire.sharding.cut_stages import cut_stages
+from quire.sharding.insert_collectives import insert_collectives
+from quire.sharding.local_weights import LocalWeights
+from quire.sharding.shard_linear import shard_linear
+
+SHARDED = Stage("sharded", frozenset(OPS), needs_outputs=False, allows_unused=False)
+"""What a rank's network may contain: a stage that is not the last has no output."""
 
 
-def shard(plan: Plan, mapping: Mapping) -> Plan:
+def shard(plan: Plan, mapping: Mapping, stages: Sequence[int] | None = None) -> Plan:
     """Return the Plan of one rank: its network, its slices of the weights, its share of heads and layers.
+
+    Its inputs keep their names (`kv_cache.7` is the cache of layer 7 on whichever rank); a rank has only those that it
+    needs. A stage that is not the last has no outputs and ends with a `send`, one that is not the first begins with a
+    `recv`. Every rank of the last stage has all logits. It runs under `distributed.communicator.use`.
 
     Args:
         plan: Of the whole model. Not mutated.
         mapping: Which rank, of how many.
+        stages: Layers of each pipeline stage; None deals them out by `Mapping.pp_layers`.
 
     Raises:
         ConfigError: The model cannot be dealt out like that; the message names the sizes that are possible.
     """
     if mapping.world_size == 1:
         return plan
-    raise NotImplementedError
+    _check(mapping)
+    network, weights = network_from_text(network_to_text(plan.network), plan.network.name), plan.weights
+    passes: dict[str, Matches] = {}
+    if mapping.pp_size > 1:  # first, since the other passes then have less to do
+        passes[cut_stages.__name__] = cut_stages(network, mapping, stages)
+        weights = LocalWeights(network.weights, {}, weights)
+    if mapping.tp_size > 1:
+        passes[shard_linear.__name__], weights = shard_linear(network, weights, mapping)
+        passes[insert_collectives.__name__] = insert_collectives(network, plan.spec.vocab_size)
+    check_network(network, SHARDED)
+    report = {**plan.report, "sharding": [matches.as_record(name) for name, matches in passes.items()]}
+    local = replace(plan, network=network, weights=weights, report=report)
+    num_kv_heads = int(local.kv_cache.shape[2])
+    spec = replace(plan.spec, num_layers=len(local.kv_caches), num_kv_heads=num_kv_heads)
+    return replace(local, spec=spec)
+
+
+def _check(mapping: Mapping) -> None:
+    for name, size in (("cp_size", mapping.cp_size), ("moe_ep_size", mapping.moe_ep_size)):
+        if size != 1:
+            raise ConfigError(f"{name}: expected 1, got {size}; share tensors over tp_size and layers over pp_size.")

@@ -19,7 +19,7 @@ from itertools import accumulate
 from torch import fx
 
 from quire.builder.fusions.joining import JOINED_ARGUMENTS, join, why_not_joined
-from quire.builder.passes.matches import Matches
+from quire.graph.matches import Matches
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, spec
 from quire.ops.registry import OPS

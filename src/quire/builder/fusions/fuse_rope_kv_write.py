@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from quire.builder.passes.matches import Matches
+from quire.graph.matches import Matches
 from quire.graph.network import Network
 from quire.graph.nodes import is_call
 from quire.ops.registry import OPS

@@ -22,11 +22,11 @@ from typing import Any
 
 from torch import fx
 
-from quire.builder.passes.matches import Matches
 from quire.builder.passes.quantize_linear import become, quantized_rows
 from quire.builder.passes.stored_layer import GroupOrders, Parts, StoredLayer
 from quire.core.errors import ConfigError
 from quire.core.log import get_logger
+from quire.graph.matches import Matches
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, spec
 from quire.models.quantized import CheckpointQuantization

@@ -8,7 +8,7 @@ before                         after
 
 from __future__ import annotations
 
-from quire.builder.passes.matches import Matches
+from quire.graph.matches import Matches
 from quire.graph.network import Network
 from quire.graph.nodes import op_of
 

@@ -22,7 +22,7 @@ from collections.abc import Collection
 
 from torch import fx
 
-from quire.builder.passes.matches import Matches
+from quire.graph.matches import Matches
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, op_of, results, spec
 from quire.ops.layout import index_select

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from quire.builder.passes.matches import Matches
+from quire.graph.matches import Matches
 from quire.graph.network import Network
 from quire.graph.nodes import op_of, spec
 from quire.ops.spec import TensorSpec, dtype_of

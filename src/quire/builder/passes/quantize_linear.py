@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx
 
-from quire.builder.passes.matches import Matches
+from quire.graph.matches import Matches
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, results, spec
 from quire.ops.registry import OPS

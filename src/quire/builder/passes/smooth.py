@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from quire.builder.passes.matches import Matches
+from quire.graph.matches import Matches
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, spec
 from quire.ops.registry import OPS

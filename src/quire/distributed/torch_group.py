@@ -1,0 +1,148 @@
+"""`TorchCommunicator`: ranks that are processes, over torch.distributed: gloo between CPUs, nccl between GPUs.
+
+The sum of all ranks must not depend on how a library splits a tensor, so it is made of moves alone, and added here
+(`ordered_sum`). A small tensor goes whole to every rank. Of a large one every rank gets a piece from all others, sums
+it, and hands it on, which moves the fewest bytes there can be: 2 (n - 1) / n of the tensor's in and out of each of n
+ranks. Terms are added in the same order both ways, so the bits are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from quire.core.mapping import Mapping
+from quire.distributed.ordered_sum import ordered_sum
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+"""Of torch.distributed, by kind of device."""
+
+# Below this a tensor's all_gather is over before two collectives have begun: on two processes of one CPU over gloo the
+# two ways take as long as each other near 64 KiB; nccl's launches cost about as much as 256 KiB over NVLink.
+_WHOLE_BYTES = {"gloo": 1 << 16, "nccl": 1 << 18}
+
+_all_gather: Callable[..., Any] = (
+    getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+)  # its old name
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What a rank has sent, for counting.
+
+    Attributes:
+        sent_bytes: By kind, "all_reduce", "all_gather" or "send": bytes that left this rank.
+        calls: By kind, how often.
+    """
+
+    sent_bytes: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+
+    def add(self, kind: str, num_bytes: int) -> None:
+        """Count a call."""
+        self.sent_bytes[kind] = self.sent_bytes.get(kind, 0) + num_bytes
+        self.calls[kind] = self.calls.get(kind, 0) + 1
+
+
+class TorchCommunicator:
+    """A `Communicator` of one process of several.
+
+    Args:
+        mapping: Which rank this is, of how many.
+        group: The ranks of its stage; None: there is only this one.
+
+    Attributes:
+        mapping: Which rank this is, of how many.
+        traffic: What it has sent.
+    """
+
+    def __init__(self, mapping: Mapping, group: dist.ProcessGroup | None) -> None:
+        self.mapping = mapping
+        self.traffic = Traffic()
+        self._group = group
+        self._backend = dist.get_backend(group)
+
+    @classmethod
+    def connect(cls, mapping: Mapping, device: str, init_method: str, *, timeout_s: float = 600.0) -> TorchCommunicator:
+        """Meet the other ranks, all of which call this; `disconnect` parts again.
+
+        Args:
+            mapping: Which rank this is, of how many.
+            device: Kind of device; on a GPU make the rank's own the current one first.
+            init_method: Where they meet, as torch.distributed takes it: `tcp://host:port`, `file:///path`, or `env://`.
+            timeout_s: How long a rank waits for another, in seconds.
+        """
+        if not dist.is_initialized():
+            dist.init_process_group(
+                BACKENDS[device],
+                init_method=init_method,
+                world_size=mapping.world_size,
+                rank=mapping.rank,
+                timeout=timedelta(seconds=timeout_s),
+            )
+        groups = {}
+        for first in range(0, mapping.world_size, mapping.tp_size):  # every rank takes part in making every group
+            ranks = replace(mapping, rank=first).tp_group
+            groups[first] = dist.new_group(ranks) if len(ranks) < mapping.world_size else dist.group.WORLD
+        return cls(mapping, groups[mapping.tp_group[0]])
+
+    def disconnect(self) -> None:
+        """Leave all groups."""
+        dist.destroy_process_group()
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the sum over the ranks of a stage; see `Communicator`."""
+        size = self.mapping.tp_size
+        if size == 1:
+            return x
+        flat = x.contiguous().view(-1)
+        if flat.nbytes <= _WHOLE_BYTES[self._backend]:
+            parts = self._gathered(flat)
+            self.traffic.add("all_reduce", (size - 1) * flat.nbytes)
+            return ordered_sum(parts.unbind()).view(x.shape)
+        return self._reduced_by_pieces(flat)[: flat.numel()].view(x.shape)
+
+    def _reduced_by_pieces(self, flat: torch.Tensor) -> torch.Tensor:
+        """Sum this rank's piece of all ranks' tensors, and exchange sums; the last piece is padded."""
+        size = self.mapping.tp_size
+        each = -(-flat.numel() // size)
+        if each * size > flat.numel():
+            flat = torch.nn.functional.pad(flat, (0, each * size - flat.numel()))
+        received = torch.empty_like(flat)
+        dist.all_to_all_single(received, flat, group=self._group)
+        mine = ordered_sum(received.view(size, each).unbind())
+        self.traffic.add("all_reduce", 2 * (size - 1) * mine.nbytes)
+        return self._gathered(mine).view(-1)
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the tensors of the ranks of a stage beside each other; see `Communicator`."""
+        size = self.mapping.tp_size
+        if size == 1:
+            return x
+        parts = self._gathered(x.contiguous().view(-1)).view(size, *x.shape)
+        self.traffic.add("all_gather", (size - 1) * x.nbytes)
+        return parts.movedim(0, -2).reshape(*x.shape[:-1], size * x.shape[-1])
+
+    def _gathered(self, flat: torch.Tensor) -> torch.Tensor:
+        """Return what all ranks have, [tp_size, n]."""
+        out = flat.new_empty((self.mapping.tp_size, flat.numel()))
+        _all_gather(out.view(-1), flat, group=self._group)
+        return out
+
+    def send(self, x: torch.Tensor, rank: int) -> None:
+        """Send a tensor to a rank of another stage; see `Communicator`."""
+        self.traffic.add("send", x.nbytes)
+        if x.numel():
+            dist.send(x, rank)
+
+    def recv(self, shape: Sequence[int], dtype: torch.dtype, rank: int, device: torch.device) -> torch.Tensor:
+        """Wait for the tensor that a rank of another stage sends; see `Communicator`."""
+        out = torch.empty(tuple(shape), dtype=dtype, device=device)
+        if out.numel():
+            dist.recv(out, rank)
+        return out
