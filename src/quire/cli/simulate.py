@@ -4,59 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from quire.cli.options import add_fields, add_model, read_fields
-from quire.core.config import BuildConfig, EngineConfig, at_least, choice, option
-from quire.core.errors import ConfigError
+from quire.cli.options import add_fields, add_model, read_fields, require
+from quire.core.config import BuildConfig, EngineConfig
 from quire.simulation.load import PlannedRequest, SyntheticLoad, plan_load, share_prefixes
+from quire.simulation.settings import HERE, SimulationConfig
 
 if TYPE_CHECKING:
     from quire.plan.plan import Plan
-    from quire.simulation.timing.calibration import Calibration
     from quire.simulation.cluster import Cluster
+    from quire.simulation.parts import Part
+    from quire.simulation.timing.calibration import Calibration
 
-HERE = "here"
-ROUTERS = ("round_robin", "least_load", "longest_prefix")
-
-
-@dataclass(frozen=True, slots=True)
-class SimulationConfig:
-    """What the load meets. Docs: docs/simulate.md.
-
-    Raises:
-        ConfigError: A value is out of bounds.
-    """
-
-    hardware: str = field(
-        default=HERE, metadata=option("device of each rank: L4, L40S, A100, H100, H200, B200; here: this machine")
-    )
-    calibration: str | None = field(default=None, metadata=option("file of --measure: what steps take here"))
-    link: str | None = field(default=None, metadata=option("between devices of a host; None: what the device has"))
-    network: str = field(default="infiniband-ndr", metadata=option("link between hosts"))
-    gpus_per_node: int = field(default=8, metadata=option("devices of a host"))
-    tensor_parallel_size: int = field(default=1, metadata=option("devices that share every layer"))
-    pipeline_parallel_size: int = field(default=1, metadata=option("stages into which the layers are cut"))
-    replicas: int = field(default=1, metadata=option("engines behind one door"))
-    router: str = field(default="least_load", metadata=option("who gets a request", choices=ROUTERS))
-    trace: str | None = field(default=None, metadata=option("file of requests; None: the synthetic load"))
-    num_prefixes: int = field(default=0, metadata=option("system prompts with which prompts begin, at random"))
-    prefix_len: int = field(default=64, metadata=option("tokens of each, part of input_len"))
-    price_per_hour: float | None = field(default=None, metadata=option("of one device, in any currency"))
-
-    def __post_init__(self) -> None:
-        for name in ("gpus_per_node", "tensor_parallel_size", "pipeline_parallel_size", "replicas", "prefix_len"):
-            at_least(name, getattr(self, name), 1)
-        at_least("num_prefixes", self.num_prefixes, 0)
-        choice("router", self.router, ROUTERS)
-        if self.price_per_hour is not None and not self.price_per_hour >= 0:
-            raise ConfigError(f"price_per_hour: expected at least 0, got {self.price_per_hour}.")
-        if self.calibration is not None and self.hardware != HERE:
-            raise ConfigError(f"calibration: expected none for hardware={self.hardware}, got {self.calibration!r}.")
+_BYTES_PER_TOKEN = 4  # of English text, where a model has no tokenizer to count with
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +30,207 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_fields(parser, SyntheticLoad, skip=("seed",))
     add_fields(parser, SimulationConfig)
     parser.add_argument(
-        "--measure", metavar="FILE", help="load the model, time steps of many shapes here, write FILE, and end"
+        "--measure", metavar="FILE", help="run the model here, time steps of many shapes, write FILE, and end"
     )
     parser.add_argument("--measure-s", type=float, default=60.0, metavar="X", help="seconds it takes (default: 60)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Simulate and print, or measure.
+
+    Raises:
+        ConfigError: A setting is wrong or contradicts the model.
+        CapacityError: The model does not fit the devices.
+        PlanError: The calibration is damaged.
+    """
+    from quire.builder.build import open_plan
+
+    build, engine = read_fields(BuildConfig, options), read_fields(EngineConfig, options)
+    if options.measure:
+        require(options.measure_s > 0, "--measure-s", "more than 0", options.measure_s)
+        _report(measure_here(open_plan(options.model, build), engine, options.measure_s), Path(options.measure))
+        return
+    settings, load = read_fields(SimulationConfig, options), read_fields(SyntheticLoad, options)
+    plan = _estimated(options.model, build)
+    cluster = cluster_of(plan, engine, settings)
+    _simulate(plan, cluster, _requests(plan, cluster, load, settings), settings, options.json)
+
+
+def measure_here(plan: Plan, config: EngineConfig, limit_s: float) -> Calibration:
+    """Load a plan, run steps of many shapes, and return what explains their times.
+
+    Args:
+        plan: What to execute.
+        config: How; on one rank.
+        limit_s: Seconds after which no more steps are begun.
+
+    Raises:
+        ConfigError: Several ranks were asked for.
+        CapacityError: The model does not fit.
+    """
+    from quire.engine.llm_engine import LLMEngine
+    from quire.plan.device import device_kind, this_device
+    from quire.runner.device import measure_roof
+    from quire.simulation.timing.costs import network_costs
+    from quire.simulation.timing.fitting import Roof, fit
+    from quire.simulation.timing.measuring import KNOTS, TimedScheduler, measure
+
+    ranks = config.tensor_parallel_size * config.pipeline_parallel_size
+    require(ranks == 1, "--measure", "one rank (tensor_parallel_size=1, pipeline_parallel_size=1)", ranks)
+    roof, costs = measure_roof(plan.spec.dtype), network_costs(plan.network)
+    engine = LLMEngine(plan, config)
+    try:
+        limits = engine.loop.scheduler_config
+        engine.loop.scheduler = scheduler = TimedScheduler(limits, costs.windows)
+        steps = measure(engine, scheduler, plan.spec.vocab_size, limit_s)
+    finally:
+        engine.close()
+    knots = [knot for knot in KNOTS if knot <= limits.max_num_batched_tokens]
+    device = this_device(device_kind(config.device))
+    return fit(steps, costs, Roof(roof.read_bytes_per_s, roof.flops), device, plan.source, knots)
+
+
+def cluster_of(
+    plan: Plan, config: EngineConfig, settings: SimulationConfig, calibration: Calibration | None = None
+) -> Cluster:
+    """Return the cluster that settings describe.
+
+    Args:
+        plan: Of the whole model.
+        config: How each replica runs.
+        settings: On what.
+        calibration: What steps take here; None reads the file that the settings name, if any.
+
+    Raises:
+        ConfigError: A setting is wrong or contradicts the model.
+        CapacityError: The model does not fit the devices.
+        PlanError: The calibration is damaged.
+    """
+    from quire.runner.device import GPU_PROCESS
+    from quire.simulation.capacity import scheduler_config
+    from quire.simulation.parts import make_cluster, parts_of
+    from quire.simulation.timing.hardware import hardware_named
+    from quire.simulation.timing.pace import Roofline
+
+    parts = parts_of(plan, config, settings.gpus_per_node)
+    if settings.hardware == HERE:
+        return _cluster_here(parts, plan.spec.dtype, config, settings, calibration)
+    hardware = hardware_named(settings.hardware)
+    scheduler = scheduler_config([part.plan for part in parts], config, hardware, GPU_PROCESS)
+    return make_cluster(parts, scheduler, Roofline(hardware), hardware.link, settings)
+
+
+def _cluster_here(
+    parts: Sequence[Part], dtype: str, config: EngineConfig, settings: SimulationConfig, calibration: Calibration | None
+) -> Cluster:
+    """Return a cluster of machines like this one, with as much memory as is available here."""
+    from quire.engine.resolve import resolve_parts
+    from quire.plan.device import device_kind
+    from quire.runner.device import available_memory_bytes, measure_roof
+    from quire.simulation.parts import make_cluster
+    from quire.simulation.timing.calibration import read_calibration
+    from quire.simulation.timing.fitting import Roof, measured_hardware
+    from quire.simulation.timing.pace import Calibrated, Pace, Roofline
+
+    kind = device_kind(config.device)
+    available = available_memory_bytes(kind)
+    scheduler, _ = resolve_parts(config, [(part.plan, available) for part in parts])
+    if calibration is None and settings.timings is not None:
+        calibration = read_calibration(Path(settings.timings))
+    pace: Pace
+    if calibration is None:
+        roof = measure_roof(dtype)
+        hardware = measured_hardware(kind, Roof(roof.read_bytes_per_s, roof.flops))
+        pace = Roofline(hardware)
+    else:
+        hardware = measured_hardware(kind, Roof(calibration.read_bytes_per_s, calibration.flops))
+        pace = Calibrated(Roofline(hardware), calibration)
+    return make_cluster(parts, scheduler, pace, hardware.link, settings)
+
+
+def _estimated(model: str, build: BuildConfig) -> Plan:
+    """Return a model's plan, quantized by shapes alone: nothing is calibrated, no weight is read."""
+    from quire.builder.build import open_plan
+    from quire.builder.estimate import estimate_quantized
+
+    plain = open_plan(model, replace(build, quantization=None, kv_cache_dtype="auto"))
+    return estimate_quantized(plain, build) or plain
+
+
+def _requests(plan: Plan, cluster: Cluster, load: SyntheticLoad, settings: SimulationConfig) -> list[PlannedRequest]:
+    """Return the requests of the trace, or of the synthetic load."""
+    from quire.simulation.trace import read_trace
+
+    if settings.trace is None:
+        planned = plan_load(load, cluster.config.max_model_len)
+        return share_prefixes(planned, settings.num_prefixes, settings.prefix_len, load.seed)
+    return read_trace(Path(settings.trace), load, _Counter(plan))
+
+
+class _Counter:
+    """Counts tokens with the model's tokenizer, which is loaded for the first text; without one, by bytes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._is_loaded = False
+
+    def __call__(self, text: str) -> int:
+        """Return how many tokens a text has."""
+        if not self._is_loaded:
+            from quire.engine.model_text import load_model_text
+
+            has_words = any(name.startswith(("tokenizer", "vocab")) for name in self._plan.small_files)
+            words = load_model_text(self._plan.directory, (), skip_tokenizer_init=not has_words)
+            self._tokenizer, self._is_loaded = words.tokenizer, True
+        if self._tokenizer is None:
+            return -(-len(text.encode()) // _BYTES_PER_TOKEN)
+        return len(self._tokenizer.encode(text))
+
+
+def _simulate(
+    plan: Plan, cluster: Cluster, requests: list[PlannedRequest], settings: SimulationConfig, is_json: bool
+) -> None:
+    from quire.simulation.cluster import simulate
+    from quire.simulation.summary import summarize
+
+    result = summarize(simulate(cluster, requests), cluster, settings.price_per_hour)
+    if is_json:
+        described = {"model": plan.source, "settings": msgspec.to_builtins(settings)}
+        print(msgspec.json.encode({**described, **result}).decode())
+    else:
+        _show(f"{plan.source} on {cluster.num_replicas} x {cluster.num_devices} {settings.hardware}, predicted", result)
+
+
+def _show(title: str, result: dict[str, Any]) -> None:
+    from quire.cli.terminal import Printer
+    from quire.simulation.summary import LATENCIES
+
+    printer, cost = Printer(), result["cost"]
+    each, hits = f"{result['tokens_per_s_per_device']:,.1f}", f"{result['prefix_hit_share']:.1%}"
+    rows = [
+        ("requests", f"{result['num_done']:,} of {result['num_requests']:,}", "refused", f"{result['num_refused']:,}"),
+        ("seconds", f"{result['duration_s']:,.2f}", "requests/s", f"{result['requests_per_s']:,.2f}"),
+        ("tokens/s", f"{result['output_tokens_per_s']:,.1f}", "a device", each),
+        ("prompt tokens/s", f"{result['prompt_tokens_per_s']:,.1f}", "prefix hits", hits),
+        ("steps", f"{result['num_steps']:,}", "preemptions", f"{result['num_preemptions']:,}"),
+        ("busy", f"{result['busy_share']:.1%}", "bubble", f"{result['bubble_share']:.1%}"),
+        ("device hours", f"{cost['device_hours']:,.3f}", "price", f"{cost['price']:,.2f}" if "price" in cost else ""),
+        ("per million tokens", f"{cost.get('device_hours_per_million_tokens', 0):,.3f} h", "price",
+         f"{cost['price_per_million_tokens']:,.2f}" if "price_per_million_tokens" in cost else ""),
+    ]  # fmt: skip
+    printer.table(title, ("what", "value", "more", "value"), rows, numeric=(1,))
+    shown = [
+        (words, *(f"{marks[key]:,.2f}" for key in ("p50", "p90", "p99", "mean")))
+        for name, words in LATENCIES.items() if (marks := result[name]) is not None
+    ]  # fmt: skip
+    printer.table("Latency, ms", ("what", "p50", "p90", "p99", "mean"), shown, numeric=(1, 2, 3, 4))
+
+
+def _report(calibration: Calibration, path: Path) -> None:
+    """Write a calibration, and say how well it explains what was measured."""
+    from quire.simulation.timing.calibration import write_calibration
+
+    write_calibration(path, calibration)
+    print(f"{path}: {calibration.num_steps} steps on {calibration.device}, explained within {calibration.error:.1%}")

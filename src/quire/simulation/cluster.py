@@ -21,7 +21,6 @@ class Cluster:
         config: Of the scheduler of each.
         times: What a step takes on one.
         num_replicas: How many there are.
-        num_stages: Stages of the pipeline of each.
         num_devices: Devices of each.
         router: One of `ROUTERS`.
     """
@@ -29,7 +28,6 @@ class Cluster:
     config: SchedulerConfig
     times: StepTimes
     num_replicas: int = 1
-    num_stages: int = 1
     num_devices: int = 1
     router: str = "least_load"
 
@@ -64,7 +62,7 @@ def simulate(cluster: Cluster, load: Sequence[PlannedRequest]) -> Outcome:
     Raises:
         ConfigError: There is no such router.
     """
-    replicas = [Replica(i, cluster.config, cluster.times, cluster.num_stages) for i in range(cluster.num_replicas)]
+    replicas = [Replica(i, cluster.config, cluster.times) for i in range(cluster.num_replicas)]
     router = make_router(cluster.router, replicas, cluster.config.block_size, cluster.config.num_blocks)
     requests = [SimulatedRequest(i, item) for i, item in enumerate(sorted(load, key=lambda item: item.due_s))]
     busy: list[tuple[float, int]] = []

@@ -13,8 +13,8 @@ from quire.core.errors import CapacityError, RequestError
 from quire.core.request import ModelOutput, Request, RowOutput, SampleUpdate, ScheduledRow, SchedulerOutput
 from quire.core.sampling_params import SamplingParams
 from quire.scheduler.scheduler import Scheduler
-from quire.simulation.timing.costs import step_shape
 from quire.simulation.load import PlannedRequest
+from quire.simulation.timing.costs import step_shape
 from quire.simulation.timing.times import StepTimes
 
 _CONTENT = 1 << 24  # ids of a piece of content: more than any prompt has tokens
@@ -79,7 +79,6 @@ class Replica:
         number: Which of the cluster's.
         config: Of the scheduler.
         times: What a step takes.
-        num_stages: Of its pipeline.
 
     Attributes:
         now_s: Its host's clock. It never goes back.
@@ -89,18 +88,18 @@ class Replica:
         num_prompt_tokens: Of those requests, the length of all prompts.
     """
 
-    def __init__(self, number: int, config: SchedulerConfig, times: StepTimes, num_stages: int = 1) -> None:
+    def __init__(self, number: int, config: SchedulerConfig, times: StepTimes) -> None:
         self.number = number
         self.scheduler = Scheduler(config)
         self.now_s = 0.0
-        self.busy_s = [0.0] * num_stages
+        self.busy_s = [0.0] * times.num_stages
         self.num_steps = 0
         self.num_unfinished = 0
         self.num_prompt_tokens = 0
         self._requests: dict[str, SimulatedRequest] = {}
         self._times = times
-        self._max_in_flight = num_stages + times.is_ahead
-        self._free_s = [0.0] * num_stages  # when each stage has done what was given to it
+        self._max_in_flight = times.num_stages + times.is_ahead
+        self._free_s = [0.0] * times.num_stages  # when each stage has done what was given to it
         self._known_s: dict[int, float] = {}  # when the newest token of a row that is in flight will be there
         self._in_flight: deque[_Flight] = deque()
         self._inbox: deque[SimulatedRequest] = deque()

@@ -22,7 +22,7 @@ class SimulationConfig:
     hardware: str = field(
         default=HERE, metadata=option("device of each rank: L4, L40S, A100, H100, H200, B200; here: this machine")
     )
-    calibration: str | None = field(default=None, metadata=option("file of --measure: what steps take here"))
+    timings: str | None = field(default=None, metadata=option("file of --measure: what steps take here"))
     link: str | None = field(default=None, metadata=option("between devices of a host; None: what the device has"))
     network: str = field(default="infiniband-ndr", metadata=option("link between hosts"))
     gpus_per_node: int = field(default=8, metadata=option("devices of a host"))
@@ -40,5 +40,5 @@ class SimulationConfig:
         choice("router", self.router, ROUTERS)
         if self.price_per_hour is not None and not self.price_per_hour >= 0:
             raise ConfigError(f"price_per_hour: expected at least 0, got {self.price_per_hour}.")
-        if self.calibration is not None and self.hardware != HERE:
-            raise ConfigError(f"calibration: expected none for hardware={self.hardware}, got {self.calibration!r}.")
+        if self.timings is not None and self.hardware != HERE:
+            raise ConfigError(f"timings: expected none for hardware={self.hardware}, got {self.timings!r}.")

@@ -40,7 +40,7 @@ def summarize(outcome: Outcome, cluster: Cluster, price_per_hour: float | None =
         "requests_per_s": len(requests) / seconds,
         "output_tokens_per_s": num_out / seconds,
         "prompt_tokens_per_s": num_in / seconds,
-        "output_tokens_per_s_per_device": num_out / seconds / num_devices,
+        "tokens_per_s_per_device": num_out / seconds / num_devices,
         **_latencies(requests),
         **_counts(outcome),
         "busy_share": _busy_share(outcome),
@@ -94,9 +94,9 @@ def _cost(num_devices: int, seconds: float, num_out: int, price_per_hour: float 
     hours = num_devices * seconds / 3600
     found = {"devices": float(num_devices), "device_hours": hours}
     if num_out:
-        found["device_hours_per_million_output_tokens"] = hours / num_out * 1e6
+        found["device_hours_per_million_tokens"] = hours / num_out * 1e6
     if price_per_hour is not None:
         found["price"] = hours * price_per_hour
         if num_out:
-            found["price_per_million_output_tokens"] = hours * price_per_hour / num_out * 1e6
+            found["price_per_million_tokens"] = hours * price_per_hour / num_out * 1e6
     return found

@@ -73,11 +73,21 @@ def fit(
     kept = errors <= _OUTLIER * max(float(np.median(errors)), 1e-3)
     found = _non_negative(features[kept], np.ones(int(kept.sum())))
     error = float(np.abs(features[kept] @ found - 1).mean())
-    factors = [float(factor) for factor in found]
+    *factors, decode, prefill, step_s, row_s = (float(factor) for factor in found)
     return Calibration(
-        device, model, roof.read_bytes_per_s, roof.flops, tuple(knots), tuple(factors[: len(knots)]),
-        *factors[len(knots) :], num_steps=len(steps), error=error,
-    )  # fmt: skip
+        device=device,
+        model=model,
+        read_bytes_per_s=roof.read_bytes_per_s,
+        flops=roof.flops,
+        rows=tuple(knots),
+        factors=tuple(factors),
+        decode_factor=decode,
+        prefill_factor=prefill,
+        step_s=step_s,
+        row_s=row_s,
+        num_steps=len(steps),
+        error=error,
+    )
 
 
 def _features(shape: StepShape, costs: NetworkCosts, roofline: Roofline, knots: Sequence[int]) -> list[float]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from quire.simulation.timing.calibration import Calibration
-from quire.simulation.timing.costs import AttentionCost, Attended, CallCost
+from quire.simulation.timing.costs import Attended, AttentionCost, CallCost
 from quire.simulation.timing.hardware import Efficiency, Hardware
 
 
@@ -88,13 +88,13 @@ class Calibrated:
     Args:
         roofline: Of the roof that was measured with the calibration.
         calibration: The factors.
-        is_ahead: As for a `Pace`.
     """
 
-    def __init__(self, roofline: Roofline, calibration: Calibration, is_ahead: bool) -> None:
+    is_ahead = False  # what was timed is the time between two results, the host's part in it
+
+    def __init__(self, roofline: Roofline, calibration: Calibration) -> None:
         self._roofline = roofline
         self._calibration = calibration
-        self.is_ahead = is_ahead
 
     def call_s(self, cost: CallCost, rows: int) -> float:
         """Return the seconds of one call with `rows` rows; none without rows."""
