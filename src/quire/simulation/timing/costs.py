@@ -128,6 +128,7 @@ class AttentionCost:
         count: Layers.
         window: How many latest keys a query sees; None: all.
         arithmetic: Dtype of their products.
+        is_narrow: Whether keys and values are kept in eight bits, and widened to be used.
         pair_flops: Operations for a query and a key that it sees.
         key_bytes: Of a key and its value.
         query_bytes: Of a token's queries and results.
@@ -136,6 +137,7 @@ class AttentionCost:
     count: int
     window: Window
     arithmetic: str
+    is_narrow: bool
     pair_flops: float
     key_bytes: float
     query_bytes: float
@@ -208,6 +210,7 @@ def _attention_cost(node: fx.Node) -> AttentionCost:
         count=1,
         window=window if isinstance(window, int) else None,
         arithmetic=dtype_name(query.dtype),
+        is_narrow=cache.dtype.itemsize == 1,
         pair_flops=4.0 * heads * head_dim,  # a product with the key, another with the value
         key_bytes=2.0 * kv_heads * head_dim * cache.dtype.itemsize,
         query_bytes=2.0 * _row_bytes(query),

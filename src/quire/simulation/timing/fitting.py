@@ -13,7 +13,7 @@ from quire.simulation.timing.costs import NetworkCosts, StepShape
 from quire.simulation.timing.hardware import Efficiency, Hardware
 from quire.simulation.timing.pace import Roofline, neighbours
 
-UNIT = Efficiency(products=1, reading=1, attention=1, cache_reading=1, call_s=0, step_s=0, row_s=0)
+UNIT = Efficiency(products=1, reading=1, attention=1, cache_reading=1, narrow_cache=1, call_s=0, step_s=0, row_s=0)
 """A roof that was measured is reached by definition; what is not is in the factors."""
 
 _OUTLIER = 4.0  # medians of absolute errors: beyond, another process had the processor

@@ -16,6 +16,7 @@ class Efficiency:
         reading: Of `read_bytes_per_s`, by whatever streams through memory.
         attention: Of `flops`, by attention of prompts.
         cache_reading: Of `read_bytes_per_s`, by attention of rows with one token.
+        narrow_cache: Of what attention reaches, over a cache of eight bits.
         call_s: Seconds of each call beside its work: its start, and its end when few units are busy.
         step_s: Seconds of the host for a step.
         row_s: Seconds of the host for each row of a step.
@@ -25,6 +26,7 @@ class Efficiency:
     reading: float
     attention: float
     cache_reading: float
+    narrow_cache: float
     call_s: float
     step_s: float
     row_s: float
@@ -77,7 +79,14 @@ class Link:
 
 
 HOPPER = Efficiency(
-    products=0.65, reading=0.88, attention=0.5, cache_reading=0.65, call_s=2e-6, step_s=1e-3, row_s=8e-6
+    products=0.66,
+    reading=0.85,
+    attention=0.36,
+    cache_reading=0.58,
+    narrow_cache=0.8,
+    call_s=2e-6,
+    step_s=3e-4,
+    row_s=3e-5,
 )
 """What makes steps of Llama-3.1-8B take what they took on an H200; docs/simulate.md has the errors that are left."""
 

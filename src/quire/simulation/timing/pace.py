@@ -58,7 +58,7 @@ class Roofline:
         reached = self._efficiency
         computing = cost.flops * rows / (self._device.peak(cost.arithmetic) * reached.products)
         reading = cost.num_bytes(rows) / (self._device.read_bytes_per_s * reached.reading)
-        return max(computing, reading) + reached.call_s
+        return _together(computing, reading) + reached.call_s
 
     def attention_s(self, cost: AttentionCost, attended: Attended, num_tokens: int) -> float:
         """Return the seconds of one layer's attention: rows with one token by what they read, prompts by products."""
@@ -66,20 +66,30 @@ class Roofline:
 
     def decode_s(self, cost: AttentionCost, attended: Attended) -> float:
         """Return the part of rows with one token."""
-        reached, keys = self._efficiency, attended.decode_keys
-        reading = cost.key_bytes * keys / (self._device.read_bytes_per_s * reached.cache_reading)
-        return max(reading, cost.pair_flops * keys / (self._device.peak(cost.arithmetic) * reached.attention))
+        keys, share = attended.decode_keys, self._narrow_share(cost)
+        reading = cost.key_bytes * keys / (self._device.read_bytes_per_s * self._efficiency.cache_reading)
+        return _together(self._computing_s(cost, keys), reading) / share
 
     def prefill_s(self, cost: AttentionCost, attended: Attended, num_tokens: int) -> float:
         """Return the part of rows with more than one token."""
-        reached = self._efficiency
         moved = cost.key_bytes * attended.prefill_keys + cost.query_bytes * num_tokens
-        computing = cost.pair_flops * attended.prefill_pairs / (self._device.peak(cost.arithmetic) * reached.attention)
-        return max(computing, moved / (self._device.read_bytes_per_s * reached.reading))
+        reading = moved / (self._device.read_bytes_per_s * self._efficiency.reading)
+        return _together(self._computing_s(cost, attended.prefill_pairs), reading) / self._narrow_share(cost)
+
+    def _computing_s(self, cost: AttentionCost, pairs: int) -> float:
+        return cost.pair_flops * pairs / (self._device.peak(cost.arithmetic) * self._efficiency.attention)
+
+    def _narrow_share(self, cost: AttentionCost) -> float:
+        return self._efficiency.narrow_cache if cost.is_narrow else 1.0
 
     def host_s(self, num_rows: int) -> float:
         """Return the seconds that the host takes for a step."""
         return self._efficiency.step_s + self._efficiency.row_s * num_rows
+
+
+def _together(computing_s: float, reading_s: float) -> float:
+    """Return the time of work that overlaps: near the ridge neither hides the other wholly (a norm of power 3)."""
+    return float((computing_s**3 + reading_s**3) ** (1 / 3))
 
 
 class Calibrated:
