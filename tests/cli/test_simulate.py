@@ -62,8 +62,7 @@ def test_a_trace(capsys, model, tmp_path):
     trace = tmp_path / "trace.jsonl"
     records = [{"prompt_tokens": 5}, {"prompt": "a" * 40}, {"prompt_tokens": 5000}]
     lines = (json.dumps({"arrival_s": i, "output_tokens": 2, **record}) for i, record in enumerate(records))
-    trace.write_text("
-".join(lines))
+    trace.write_text("\n".join(lines))
     code, out, _ = run(capsys, model, "--load-format", "dummy", "--hardware", "L4", "--trace", trace, "--json")
     found = json.loads(out)
     assert code == 0 and (found["num_done"], found["num_refused"]) == (2, 1)
