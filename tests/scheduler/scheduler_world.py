@@ -115,8 +115,15 @@ class SchedulerWorld:
         self.counts["ahead"] += bool(self.in_flight)
         if self.scheduler.num_running <= self.config.max_num_batched_tokens:
             others = [row for row in self.scheduler._running if not self._has(scheduled, row.row_id)]
-            num_passed_over = sum(row.must_wait for row in others)
-            assert len(scheduled.rows) + num_passed_over == self.scheduler.num_running, "a running row starves"
+            ready = [row for row in others if not row.must_wait]
+            self.counts["left to others"] += bool(ready)
+            share = -(-self.scheduler.num_running // self.config.num_batches)
+            assert not ready or len(scheduled.rows) >= share, "a running row starves"
+            assert all(row.is_decoding for row in ready), "a prompt starves"
+            assert self.config.num_batches > 1 or not ready, "a running row starves"
+        if self.config.num_batches > 1:
+            flying = [{share.row_id for share in step.rows if share.is_sampled} for step, _ in self.in_flight]
+            assert not any(ids & {share.row_id for share in scheduled.rows} for ids in flying), "a token is not known"
         assert self.num_logits(scheduled) <= self.config.max_num_logits, "more logits than planned for"
         self.in_flight.append((scheduled, self.runner.execute(scheduled)))
 
@@ -219,6 +226,7 @@ def random_config(rng: random.Random) -> SchedulerConfig:
         enable_prefix_caching=rng.random() < 0.75,
         enable_chunked_prefill=is_chunked,
         scheduling_policy=rng.choice(("fcfs", "priority")),
+        num_batches=rng.choice((1, 1, 2, 3)),
     )
 
 

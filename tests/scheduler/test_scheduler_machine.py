@@ -27,6 +27,7 @@ CONFIGS = st.builds(
     enable_prefix_caching=st.booleans(),
     enable_chunked_prefill=st.booleans(),
     scheduling_policy=st.sampled_from(["fcfs", "priority"]),
+    num_batches=st.integers(1, 3),
 )
 
 
@@ -132,4 +133,5 @@ def test_random_operations_reach_every_path(max_ahead: int) -> None:
     for path in ("stop", "length", "abort", "error", "hit", "out_of_blocks", "lost_fork", "prompt_logprobs"):
         assert counts[path] > 10, f"{path}: {counts}"
     assert counts["limited prefill"] > 10
+    assert not max_ahead or counts["left to others"] > 5, "batches in flight share the rows"
     assert counts["back at once"] > 0, "preempted and admitted again in one step"

@@ -276,3 +276,38 @@ def test_check_integrity_sees_damage() -> None:
     world.scheduler._running.rows.clear()
     with pytest.raises(AssertionError, match="no queue"):
         world.scheduler.check_integrity()
+
+
+def ahead(world: SchedulerWorld, count: int) -> list[list[int]]:
+    """Schedule steps without taking results; return the row ids of each, and take the results in the end."""
+    steps = [world.scheduler.schedule() for _ in range(count)]
+    for each in steps:
+        if each.rows:
+            world.hear(world.scheduler.update(each, world.runner.execute(each)))
+    return [[share.row_id for share in each.rows] for each in steps]
+
+
+def test_batches_in_flight_share_the_rows() -> None:
+    world = world_of(num_batches=2, max_num_seqs=8, num_blocks=40)
+    for name in "abcde":
+        world.add(make_request(name, [1], max_tokens=8))
+    assert ahead(world, 3) == [[0, 1, 2], [3, 4], []], "each row in one of them, and no step for nobody"
+    assert ahead(world, 2) == [[0, 1, 2], [3, 4]]
+    world.add(make_request("f", [2], max_tokens=8))
+    assert ahead(world, 2) == [[0, 1, 2], [3, 4, 5]]
+    for name in "abc":
+        world.abort(name)
+    assert ahead(world, 2) == [[3, 4], [5]], "shared out anew"
+
+
+def test_a_prompt_goes_on_in_each_batch_while_others_wait_for_their_tokens() -> None:
+    world = world_of(num_batches=2, max_num_batched_tokens=4, enable_prefix_caching=False)
+    world.add(make_request("a", [1], max_tokens=8))
+    step(world)
+    world.add(make_request("b", [1] * 9, max_tokens=2))
+    first, second = world.scheduler.schedule(), world.scheduler.schedule()
+    assert shares(first) == [(0, 1, 1, True)] and shares(second) == [(1, 0, 4, False)]
+    third = world.scheduler.schedule()
+    assert shares(third) == [(1, 4, 4, False)], "its tokens are known"
+    for each in (first, second, third):
+        world.hear(world.scheduler.update(each, world.runner.execute(each)))

@@ -8,7 +8,9 @@ ranks. Terms are added in the same order both ways, so the bits are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -38,15 +40,26 @@ class Traffic:
     Attributes:
         sent_bytes: By kind, "all_reduce", "all_gather" or "send": bytes that left this rank.
         calls: By kind, how often.
+        waited_s: Seconds in which it waited for other stages.
     """
 
     sent_bytes: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    waited_s: float = 0.0
 
     def add(self, kind: str, num_bytes: int) -> None:
         """Count a call."""
         self.sent_bytes[kind] = self.sent_bytes.get(kind, 0) + num_bytes
         self.calls[kind] = self.calls.get(kind, 0) + 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside the block as waited for other stages."""
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited_s += time.perf_counter() - began_s
 
 
 class TorchCommunicator:
@@ -138,11 +151,13 @@ class TorchCommunicator:
         """Send a tensor to a rank of another stage; see `Communicator`."""
         self.traffic.add("send", x.nbytes)
         if x.numel():
-            dist.send(x, rank)
+            with self.traffic.waiting():
+                dist.send(x, rank)
 
     def recv(self, shape: Sequence[int], dtype: torch.dtype, rank: int, device: torch.device) -> torch.Tensor:
         """Wait for the tensor that a rank of another stage sends; see `Communicator`."""
         out = torch.empty(tuple(shape), dtype=dtype, device=device)
         if out.numel():
-            dist.recv(out, rank)
+            with self.traffic.waiting():
+                dist.recv(out, rank)
         return out

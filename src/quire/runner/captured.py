@@ -86,13 +86,16 @@ class CapturedSteps:
             self._samples[size, kinds] = self._graph(partial(sample, logits, staged.sampled_slots, kinds))
 
     def _graph(self, run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-        """Run once, so that kernels are compiled and libraries awake, then capture."""
+        """Run once, so that kernels are compiled and libraries awake, then capture.
+
+        Other threads may use the device meanwhile: nccl has one that watches its collectives.
+        """
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = run()
         return graph, result

@@ -52,7 +52,7 @@ from quire.runner.parallel.messages import (
 from quire.sampling.grammar.compiler import GrammarCompiler, TokenVocabulary
 from quire.sharding.shard import shard
 
-_log = get_logger(__name__)
+_log = get_logger("quire.runner.parallel.worker")  # its name is __main__ here
 _POLL_S = 50e-6  # a step of a GPU takes milliseconds
 _LEAVING_S = 2.0
 T = TypeVar("T")
