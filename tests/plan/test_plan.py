@@ -62,9 +62,9 @@ def test_weights_of_another_model_are_refused(plan, tmp_path):
 def test_tensor_file_aligns_and_orders(tmp_path):
     specs = {"odd": TensorSpec((3,), torch.float32), "even": TensorSpec((32, 2), torch.bfloat16)}
     tensors = {"odd": torch.tensor([1.0, 2.0, 3.0]), "even": torch.randn(32, 2).bfloat16()}
-    hashes = write_tensor_file(tmp_path / "t", specs, ((n, tensors[n]) for n in ("even", "odd")))
+    write_tensor_file(tmp_path / "t", specs, ((n, tensors[n]) for n in ("even", "odd")))
     file = TensorFile(tmp_path / "t")
-    assert list(file.names()) == ["even", "odd"] and set(hashes) == set(specs)
+    assert list(file.names()) == ["even", "odd"]
     assert all(torch.equal(file.read(n), t) and file.read(n).data_ptr() % 64 == 0 for n, t in tensors.items())
     assert int.from_bytes((tmp_path / "t").read_bytes()[:8], "little") % 64 == 56
     with pytest.raises(PlanError, match="expected a tensor 'none'"):

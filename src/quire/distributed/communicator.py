@@ -18,6 +18,10 @@ import torch
 from quire.core.errors import ConfigError
 from quire.core.mapping import Mapping
 
+WHOLE_BYTES = {"cpu": 1 << 16, "cuda": 1 << 18}
+"""By kind of device, how many bytes of a tensor go to all ranks as they are, to be summed by each. More are summed in
+pieces, which moves fewer bytes, but takes two exchanges instead of one."""
+
 
 class Communicator(Protocol):
     """What a rank calls; all ranks of its tensor-parallel group call the same methods in the same order.

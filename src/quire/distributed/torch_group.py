@@ -19,14 +19,11 @@ import torch
 import torch.distributed as dist
 
 from quire.core.mapping import Mapping
+from quire.distributed.communicator import WHOLE_BYTES
 from quire.distributed.ordered_sum import ordered_sum
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """Of torch.distributed, by kind of device."""
-
-# Below this a tensor's all_gather is over before two collectives have begun: on two processes of one CPU over gloo the
-# two ways take as long as each other near 64 KiB; nccl's launches cost about as much as 256 KiB over NVLink.
-_WHOLE_BYTES = {"gloo": 1 << 16, "nccl": 1 << 18}
 
 _all_gather: Callable[..., Any] = (
     getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -78,7 +75,7 @@ class TorchCommunicator:
         self.mapping = mapping
         self.traffic = Traffic()
         self._group = group
-        self._backend = dist.get_backend(group)
+        self._kind = "cuda" if dist.get_backend(group) == BACKENDS["cuda"] else "cpu"
 
     @classmethod
     def connect(cls, mapping: Mapping, device: str, init_method: str, *, timeout_s: float = 600.0) -> TorchCommunicator:
@@ -114,7 +111,7 @@ class TorchCommunicator:
         if size == 1:
             return x
         flat = x.contiguous().view(-1)
-        if flat.nbytes <= _WHOLE_BYTES[self._backend]:
+        if flat.nbytes <= WHOLE_BYTES[self._kind]:
             parts = self._gathered(flat)
             self.traffic.add("all_reduce", (size - 1) * flat.nbytes)
             return ordered_sum(parts.unbind()).view(x.shape)

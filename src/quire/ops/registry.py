@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from quire.ops import attention, collective, elementwise, fused, layout, linear, norm, quantize, rope
+from quire.ops import attention, elementwise, fused, layout, linear, norm, quantize, rope
+from quire.ops.collective import exchange, share
 from quire.ops.op import Op
 
 OPS: dict[str, Op[..., Any]] = {
@@ -65,10 +66,10 @@ OPS: dict[str, Op[..., Any]] = {
         fused.rms_norm_quant,
         fused.add_rms_norm_quant,
         fused.silu_mul_quant,
-        collective.all_reduce,
-        collective.all_gather,
-        collective.sharded_embedding,
-        collective.send,
-        collective.recv,
+        exchange.all_reduce,
+        exchange.all_gather,
+        share.sharded_embedding,
+        exchange.send,
+        exchange.recv,
     )
 }

@@ -43,6 +43,19 @@ class Operands:
     is_result_free: bool = False
 
 
+def is_maker(node: fx.Node, constants: Collection[fx.Node]) -> bool:
+    """Return whether a call makes each of its result's channels of all of its operand's: a linear layer, or one that puts
+    channels in another order."""
+    if is_call(node, *LINEAR):
+        return node.kwargs["weight"] in constants
+    return is_reordering(node) and node.kwargs["index"] in constants and node.kwargs["x"] not in constants
+
+
+def is_reordering(node: fx.Node) -> bool:
+    """Return whether a call puts the channels of [num_tokens, width] in another order."""
+    return is_call(node, "index_select") and len(spec(node).shape) == 2 and axis(node, _x(node)) == 1
+
+
 def axis(node: fx.Node, of: fx.Node) -> int:
     """Return the dimension that a call names of one of its operands, counted from the front."""
     return int(str(node.kwargs["dim"])) % len(results(of)[0].shape)
@@ -63,7 +76,7 @@ def num_channels(node: fx.Node) -> int:
 def operands(node: fx.Node, constants: Collection[fx.Node]) -> Operands:
     """Return the operands of a call by what it does with their channels."""
     mine = [used for used in node.all_input_nodes if used not in constants]
-    if is_call(node, *LINEAR) and node.kwargs["weight"] in constants:
+    if is_maker(node, constants):
         return Operands(contracted=[_x(node)])
     if is_call(node, *_CACHED):
         return Operands([each for name in _CACHED[op_of(node).name] if isinstance(each := node.kwargs[name], fx.Node)])

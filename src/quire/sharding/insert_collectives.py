@@ -18,23 +18,20 @@ from quire.graph.matches import Matches
 from quire.graph.network import Network
 from quire.graph.nodes import op_of, spec_argument
 from quire.ops.registry import OPS
-from quire.sharding.shard_linear import SHARE, SUM
+from quire.sharding.shard_linear import SHARE, Share
 
 
-def insert_collectives(network: Network, vocab_size: int) -> Matches:
-    """Insert what the marks of `shard_linear` ask for.
-
-    Args:
-        network: Mutated.
-        vocab_size: Width of the logits when they are whole.
-    """
+def insert_collectives(network: Network) -> Matches:
+    """Insert what the marks of `shard_linear` ask for."""
     matches = Matches()
     for node in network.calls():
-        share = node.meta.pop(SHARE, None)
-        if share == SUM:
+        share: Share | None = node.meta.pop(SHARE, None)
+        if share is None:
+            continue
+        if share.width is None:
             matches.done.append(_sum(network, node))
-        elif share is not None:
-            matches.done.append(_behind(network, node, "all_gather", width=vocab_size).name)
+        else:
+            matches.done.append(_behind(network, node, "all_gather", width=share.width).name)
     for node in network.calls():
         node.meta["spec"] = op_of(node).check(**{key: spec_argument(value) for key, value in node.kwargs.items()})
     return matches

@@ -27,7 +27,7 @@ from quire.core.errors import ConfigError
 from quire.core.mapping import Mapping
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, op_of, spec
-from quire.sharding.channels import LINEAR, needs_of, num_channels, operands
+from quire.sharding.channels import is_maker, is_reordering, needs_of, num_channels, operands
 from quire.sharding.pieces import Pieces
 
 
@@ -37,8 +37,8 @@ class Region:
 
     Attributes:
         nodes: All of them, in order, KV caches included.
-        columns: The linear layers that make their channels.
-        rows: The linear layers that sum over them.
+        columns: The calls that make their channels, linear layers mostly.
+        rows: The linear layers that sum over them, and the calls that need them from all ranks, in another order.
         needs: By node, which channels a rank has; of nodes of several results, the first's.
     """
 
@@ -95,7 +95,7 @@ def find_regions(network: Network, constants: Collection[fx.Node], whole: Collec
     for node in network.graph.nodes:
         if node not in constants and (node.op == "call_function" or is_cache(node)):
             found.setdefault(groups.of(node), Region()).nodes.append(node)
-            if is_call(node, *LINEAR) and node.kwargs["weight"] in constants:
+            if is_maker(node, constants):
                 found[groups.of(node)].columns.append(node)
                 x = node.kwargs["x"]
                 assert isinstance(x, fx.Node)
@@ -120,12 +120,17 @@ def _connect(groups: _Groups, node: fx.Node, constants: Collection[fx.Node]) -> 
 
 
 def _chosen(found: dict[fx.Node, Region], groups: _Groups) -> list[Region]:
-    """Return the regions that ranks can share: one layer is not cut both ways, the first region in order decides."""
-    whole, chosen = groups.wholes(), []
+    """Return the regions that ranks can share: one layer is not cut both ways, the first region in order decides.
+
+    What only reorders channels makes a region only where it ends another: then they were to be gathered anyway.
+    """
+    whole, chosen, gathered = groups.wholes(), [], set[fx.Node]()
     for group, region in found.items():
-        if group not in whole and region.columns and region.rows:
+        orders = {node for node in region.columns if is_reordering(node)}
+        if group not in whole and region.columns and region.rows and orders <= gathered:
             chosen.append(region)
-            whole.update(groups.of(row) for row in region.rows)
+            gathered.update(row for row in region.rows if is_reordering(row))
+            whole.update(groups.of(row) for row in region.rows if not is_reordering(row))
     return chosen
 
 
@@ -173,6 +178,11 @@ def _unit(region: Region, row: fx.Node, mapping: Mapping) -> int:
         check_heads(num_channels(attention), kv_heads_of(attention), mapping.tp_size)
     if heads:
         return width // gcd(*map(num_channels, heads))
+    if is_reordering(row) and width % mapping.tp_size:
+        raise ConfigError(
+            f"tensor_parallel_size: expected a divisor of the {width} channels that {row.name} puts in another order, "
+            f"got {mapping.tp_size}."
+        )
     unit = group if width // group >= mapping.tp_size else min(group, 2)  # two values of four bits are one byte
     if width // unit < mapping.tp_size:
         raise ConfigError(

@@ -43,10 +43,11 @@ def shard(plan: Plan, mapping: Mapping, stages: Sequence[int] | None = None) -> 
     passes: dict[str, Matches] = {}
     if mapping.pp_size > 1:  # first, since the other passes then have less to do
         passes[cut_stages.__name__] = cut_stages(network, mapping, stages)
-        weights = LocalWeights(network.weights, {}, weights)
     if mapping.tp_size > 1:
         passes[shard_linear.__name__], weights = shard_linear(network, weights, mapping)
-        passes[insert_collectives.__name__] = insert_collectives(network, plan.spec.vocab_size)
+        passes[insert_collectives.__name__] = insert_collectives(network)
+    else:
+        weights = LocalWeights(network.weights, {}, weights)
     check_network(network, SHARDED)
     report = {**plan.report, "sharding": [matches.as_record(name) for name, matches in passes.items()]}
     local = replace(plan, network=network, weights=weights, report=report)

@@ -24,6 +24,7 @@ What each rank then has is only a term of a sum, or a piece; `insert_collectives
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
@@ -34,19 +35,31 @@ from quire.core.mapping import Mapping
 from quire.graph.matches import Matches
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, op_of, results, spec, spec_argument
-from quire.ops.collective import piece_start, sharded_embedding
+from quire.ops.collective.exchange import piece_start
+from quire.ops.collective.share import sharded_embedding
+from quire.ops.registry import OPS
 from quire.ops.spec import TensorSpec
 from quire.plan.folding import constant_nodes
 from quire.plan.weight_source import WeightSource
-from quire.sharding.channels import ELEMENTWISE, LINEAR, channel_dim, num_channels, window
+from quire.sharding.channels import ELEMENTWISE, LINEAR, channel_dim, is_reordering, num_channels, window
 from quire.sharding.cutting import Cutter
 from quire.sharding.local_weights import LocalWeights
 from quire.sharding.pieces import Pieces
 from quire.sharding.regions import Region, deal_out, find_regions, is_cache
 
 SHARE = "share"
-"""Key of a node's `meta`: how its result is one rank's share of what it was, `SUM` or `PIECES`."""
-SUM, PIECES = "a term of the sum", "a piece of the last dimension"
+"""Key of a node's `meta`: its `Share`, where its result is one rank's share of what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a rank has of a tensor.
+
+    Attributes:
+        width: Of the whole tensor, of which it has a piece along the last dimension; None: it has a term of a sum.
+    """
+
+    width: int | None = None
 
 
 def shard_linear(network: Network, weights: WeightSource, mapping: Mapping) -> tuple[Matches, WeightSource]:
@@ -67,6 +80,7 @@ def shard_linear(network: Network, weights: WeightSource, mapping: Mapping) -> t
     pass_.vocabulary()
     pass_.regions()
     pass_.experts()
+    pass_.marked()
     pass_.infer()
     return pass_.matches, pass_.weights(weights)
 
@@ -89,10 +103,7 @@ class _Sharding:
             if is_call(node, "embedding") and isinstance(ids, fx.Node) and ids.target == "input_ids":
                 self._embedding(node)
         if self._head is not None:
-            pieces, _ = self._rows(int(spec(self._head).shape[-1]))
-            self._columns(self._head, pieces)
-            self._head.meta[SHARE] = PIECES
-            self.matches.done.append(self._head.name)
+            self._gathered(self._head)
 
     def _rows(self, size: int) -> tuple[Pieces, int]:
         """Return this rank's rows of a table, and how many of them the rank before has, too."""
@@ -112,8 +123,38 @@ class _Sharding:
         table = self._cutter.take(weight, 0, pieces)
         node.target = sharded_embedding
         node.kwargs = {"ids": node.kwargs["ids"], "weight": table, "start": pieces.ranges[0][0], "skip": skip}
-        node.meta[SHARE] = SUM
+        node.meta[SHARE] = Share()
         self.matches.done.append(node.name)
+
+    def _gathered(self, linear: fx.Node) -> None:
+        """Leave a piece of a layer's output channels; all ranks' are gathered behind it."""
+        width = int(spec(linear).shape[-1])
+        self._columns(linear, self._rows(width)[0])
+        linear.meta[SHARE] = Share(width)
+        self.matches.done.append(linear.name)
+
+    def marked(self) -> None:
+        """Deal out what is in no region, but was marked by who defined the network (`ColumnLinear`, `RowLinear`)."""
+        for node in self._network.calls():
+            weight = node.kwargs.get("weight")
+            if node.name in self.matches.done or not is_call(node, *LINEAR) or weight not in self._constants:
+                continue
+            mark = _mark(_node(weight))
+            if mark == 0:
+                self._gathered(node)
+            elif mark == 1:
+                self._of_whole(node)
+
+    def _of_whole(self, linear: fx.Node) -> None:
+        """Let each rank sum over some channels of an input that all have whole."""
+        x = _node(linear.kwargs["x"])
+        pieces = Pieces.dealt(num_channels(x), 1, self._mapping.tp_rank, self._mapping.tp_size)
+        start, stop = pieces.ranges[0]
+        with self._network.graph.inserting_before(linear):
+            arguments = {"x": x, "dim": -1, "start": start, "stop": stop}
+            linear.update_kwarg("x", self._network.insert(OPS["slice"], arguments, f"{linear.name}_x"))
+        self._sums(linear, pieces, num_channels(x))
+        self.matches.done.append(linear.name)
 
     def regions(self) -> None:
         """Deal out heads and channels."""
@@ -126,24 +167,31 @@ class _Sharding:
             for column in region.columns:
                 self._columns(column, region.needs[column])
             for row in region.rows:
-                self._sums(row, region.needs[_node(row.kwargs["x"])])
+                x = _node(row.kwargs["x"])
+                if is_reordering(row):
+                    x.meta[SHARE] = Share(num_channels(x))
+                else:
+                    self._sums(row, region.needs[x], num_channels(x))
             for node in region.nodes:
                 self._inside(node, region)
             self.matches.done.extend(node.name for node in (*region.columns, *region.rows))
 
     def _columns(self, linear: fx.Node, pieces: Pieces) -> None:
         """Leave some output channels of a layer."""
+        if is_reordering(linear):
+            self._take(linear, "index", 0, pieces)
+            return
         for name in ("weight", "scales", "zero_points", "bias"):
             self._take(linear, name, 0, pieces)
 
-    def _sums(self, linear: fx.Node, pieces: Pieces) -> None:
-        """Leave some input channels of a layer."""
-        linear.meta[SHARE] = SUM
+    def _sums(self, linear: fx.Node, pieces: Pieces, width: int) -> None:
+        """Leave some of the input channels of a layer, of which there are `width`."""
+        linear.meta[SHARE] = Share()
         if not is_call(linear, "linear_w4a16"):
             self._take(linear, "weight", 1, pieces)
             return
         num_groups = int(spec(_node(linear.kwargs["scales"])).shape[1])
-        group = num_channels(_node(linear.kwargs["x"])) // num_groups
+        group = width // num_groups
         each = gcd(group, *(bound for bounds in pieces.ranges for bound in bounds))
         self._take(linear, "weight", 1, pieces.over(2))
         for name in ("scales", "zero_points"):
@@ -164,7 +212,7 @@ class _Sharding:
         if is_cache(node):
             declared = spec(node)
             node.meta["spec"] = TensorSpec((*declared.shape[:2], pieces.size, *declared.shape[3:]), declared.dtype)
-            for user in node.users:
+            for user in list(node.users):
                 self._take(user, "kv_scales", 1, pieces)
         elif is_call(node, "view"):
             shape = [int(str(size)) for size in node.kwargs["shape"]]  # type: ignore[union-attr]
@@ -206,7 +254,7 @@ class _Sharding:
             pieces = Pieces.dealt(size, 1, self._mapping.tp_rank, self._mapping.tp_size)
             for name, dim in (("gate", 1), ("up", 1), ("down", 2)):
                 self._take(node, name, dim, pieces)
-            node.meta[SHARE] = SUM
+            node.meta[SHARE] = Share()
             self.matches.done.append(node.name)
 
     def _take(self, node: fx.Node, name: str, dim: int, pieces: Pieces) -> None:
@@ -219,10 +267,9 @@ class _Sharding:
         """Say again what every call results in, and drop the constants that nobody uses any more."""
         for node in self._network.calls():
             node.meta["spec"] = op_of(node).check(**{key: spec_argument(value) for key, value in node.kwargs.items()})
-        kept = set(self._network.outputs.values())
+        constants, kept = constant_nodes(self._network), set(self._network.outputs.values())
         for node in reversed(list(self._network.graph.nodes)):
-            is_constant = node in self._constants or node.op == "get_attr"
-            if is_constant and not node.users and node not in kept:
+            if node in constants and not node.users and node not in kept:
                 self._network.erase(node)
 
     def weights(self, source: WeightSource) -> WeightSource:
@@ -239,6 +286,20 @@ class _Sharding:
 def _node(value: Any) -> fx.Node:
     assert isinstance(value, fx.Node), f"{value} is no node"
     return value
+
+
+def _mark(weight: fx.Node) -> int | None:
+    """Return along which dimension a weight was marked to be shared, if it is made of nothing but weights so marked."""
+    if weight.op == "get_attr":
+        mark: int | None = weight.meta.get("shard_dim")
+        return mark
+    if is_call(weight, "permute") and len(spec(weight).shape) == 2:
+        mark = _mark(_node(weight.kwargs["x"]))
+        return None if mark is None else 1 - mark
+    if is_call(weight, "concat") and weight.kwargs["dim"] == 0:
+        marks = {_mark(part) for part in weight.all_input_nodes}
+        return 0 if marks == {0} else None
+    return None
 
 
 def _head(network: Network, constants: Collection[fx.Node]) -> fx.Node | None:

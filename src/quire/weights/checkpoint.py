@@ -12,6 +12,7 @@ import torch
 from quire.core.errors import PlanError
 from quire.ops.spec import TensorSpec
 from quire.plan.storage.tensor_file import TensorFile
+from quire.plan.weight_source import Part
 from quire.weights.legacy import convert
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -79,6 +80,14 @@ class Checkpoint:
             PlanError: There is no such tensor, or its file was cut.
         """
         return self._file(name).read(name)
+
+    def read_part(self, name: str, part: Part) -> torch.Tensor:
+        """Read a part of one tensor into fresh memory.
+
+        Raises:
+            PlanError: There is no such tensor, or its file was cut.
+        """
+        return self._file(name).read_part(name, part)
 
     def path(self, name: str) -> Path:
         """Return the file that holds a tensor."""

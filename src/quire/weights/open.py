@@ -9,7 +9,7 @@ import torch
 
 from quire.core.errors import PlanError
 from quire.ops.spec import TensorSpec
-from quire.plan.weight_source import DeclaredWeights, Place, WeightSource, can_cast, cast_weight
+from quire.plan.weight_source import DeclaredWeights, Part, Place, WeightSource, can_cast, cast_weight, part_spec
 from quire.weights.checkpoint import Checkpoint
 
 _SHOWN = 3
@@ -83,8 +83,20 @@ class CheckpointWeights(DeclaredWeights):
         Raises:
             PlanError: There is no such tensor, its file was cut, or a value does not fit into float16.
         """
-        wanted, stored = self.spec(name), self._stored[name]
-        return cast_weight(self._checkpoint.read(stored), wanted, f"{self._checkpoint.path(stored)}, tensor {stored!r}")
+        return self._cast(self._checkpoint.read(self._stored[name]), self.spec(name), name)
+
+    def read_part(self, name: str, part: Part) -> torch.Tensor:
+        """Read a part of one tensor and cast it to its declared dtype.
+
+        Raises:
+            PlanError: As `read`.
+        """
+        read = self._checkpoint.read_part(self._stored[name], part)
+        return self._cast(read, part_spec(self.spec(name), part), name)
+
+    def _cast(self, read: torch.Tensor, wanted: TensorSpec, name: str) -> torch.Tensor:
+        stored = self._stored[name]
+        return cast_weight(read, wanted, f"{self._checkpoint.path(stored)}, tensor {stored!r}")
 
     def place(self, name: str) -> Place | None:
         """Return where a tensor lies, None if it was converted from the legacy format."""

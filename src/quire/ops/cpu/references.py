@@ -46,6 +46,22 @@ def _topk(x: TensorLike, k: int, dim: int = -1) -> int:
     return 2 * (num_bytes(x) + num_bytes(x, torch.int64))
 
 
+def _all_reduce(x: TensorLike) -> int:
+    """What comes in, what goes out again, and in float32 the piece of it that is summed here."""
+    return 3 * max(num_bytes(x), num_bytes(x, torch.float32) // 2)
+
+
+def _all_gather(x: TensorLike, width: int) -> int:
+    """What comes in, rank by rank, and the result."""
+    return 2 * (num_bytes(x) // max(int(x.shape[-1]), 1) * width)
+
+
+def _sharded_embedding(ids: TensorLike, weight: TensorLike, start: int, skip: int = 0) -> int:
+    """Which rows are here, those rows, and the result."""
+    rows = num_bytes(ids) // ids.dtype.itemsize
+    return 2 * num_bytes(ids) + rows + 2 * rows * int(weight.shape[1]) * weight.dtype.itemsize
+
+
 BYTES: Mapping[str, Callable[..., int]] = {
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
@@ -54,5 +70,8 @@ BYTES: Mapping[str, Callable[..., int]] = {
     "add_rms_norm_quant": _add_rms_norm_quant,
     "softmax": _softmax,
     "topk": _topk,
+    "all_reduce": _all_reduce,
+    "all_gather": _all_gather,
+    "sharded_embedding": _sharded_embedding,
 }
 """Most bytes that a reference holds at once, by op; each takes the op's arguments by name, tensors as `TensorSpec`s."""

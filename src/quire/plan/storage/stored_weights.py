@@ -11,8 +11,28 @@ import torch
 
 from quire.core.errors import PlanError
 from quire.ops.spec import TensorSpec
+from quire.plan.storage.block_hashes import (
+    BLOCK_HASH_LENGTH,
+    block_hash,
+    block_hashes,
+    covering_blocks,
+    has_blocks,
+    merged,
+    within,
+)
 from quire.plan.storage.tensor_file import TensorFile, file_order, tensor_hash, write_tensor_file
-from quire.plan.weight_source import DeclaredWeights, Place, WeightSource, can_cast, cast_weight, place_of
+from quire.plan.weight_source import (
+    DeclaredWeights,
+    Part,
+    Place,
+    WeightSource,
+    can_cast,
+    cast_weight,
+    cut,
+    part_spec,
+    place_of,
+    whole,
+)
 
 WEIGHTS = "weights.safetensors"
 
@@ -24,11 +44,21 @@ class StoredTensor(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         hash: BLAKE3 of its bytes as they are stored.
         file: The safetensors file that holds it, relative to the engine directory; empty for the engine's own.
         name: What it is called there; empty if as in the network.
+        rows: `block_hashes` of its rows, empty if it is small or no matrix.
+        columns: The same of its columns.
     """
 
     hash: str
     file: str = ""
     name: str = ""
+    rows: str = ""
+    columns: str = ""
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, file: str = "", name: str = "") -> StoredTensor:
+        """Return the entry of a tensor, all hashes computed."""
+        rows, columns = (block_hashes(tensor, dim) if has_blocks(tensor) else "" for dim in (0, 1))
+        return cls(tensor_hash(tensor), file, name, rows, columns)
 
 
 def save_weights(
@@ -53,13 +83,18 @@ def save_weights(
             stored = files[place.path].read(place.name)
             cast_weight(stored, declared[name], str(place))
             file = Path(os.path.relpath(os.path.abspath(place.path), root.resolve())).as_posix()
-            found[name] = StoredTensor(tensor_hash(stored), file, place.name)
+            found[name] = StoredTensor.of(stored, file, place.name)
     own = {name: spec for name, spec in declared.items() if places[name] is None}
     if own:
         written = root / f"{WEIGHTS}.new"  # the source may be the file that is to be replaced
-        hashes = write_tensor_file(written, own, ((name, weights.read(name)) for name in file_order(own)))
+
+        def note(name: str) -> torch.Tensor:
+            tensor = weights.read(name)
+            found[name] = StoredTensor.of(tensor)
+            return tensor
+
+        write_tensor_file(written, own, ((name, note(name)) for name in file_order(own)))
         os.replace(written, root / WEIGHTS)
-        found.update({name: StoredTensor(digest) for name, digest in hashes.items()})
     else:
         (root / WEIGHTS).unlink(missing_ok=True)
     return {name: found[name] for name in declared}
@@ -110,11 +145,40 @@ class StoredWeights(DeclaredWeights):
         """
         wanted, place = self.spec(name), self._places[name]
         tensor = self._files[place.path].read(place.name)
-        got, expected = tensor_hash(tensor), self._tensors[name].hash
-        if got != expected:
-            raise PlanError(f"{place}: expected hash {expected}, got {got}: it was changed or damaged, or belongs to "
-                            f"another model. {self._hint}")  # fmt: skip
+        self._check(place, tensor_hash(tensor), self._tensors[name].hash)
         return cast_weight(tensor, wanted, str(place))
+
+    def read_part(self, name: str, part: Part) -> torch.Tensor:
+        """Read a part of one tensor, check it, and cast it to its declared dtype.
+
+        Every byte that is used is checked. So a large matrix is read in whole blocks of rows or columns, each of which
+        has a hash of its own: a part that begins and ends between blocks, as for 2, 4, 8 or 16 ranks, costs nothing
+        more. Whatever has no such hashes (small tensors, engines saved without) is read and checked whole.
+
+        Raises:
+            PlanError: Bytes of these blocks are not those that were there when the plan was saved.
+        """
+        stored, place = self._tensors[name], self._places[name]
+        spec = self._files[place.path].spec(place.name)
+        dims = [dim for dim, ranges in enumerate(part) if ranges != whole(spec)[dim]]
+        if not stored.rows or len(dims) != 1:
+            return cut(self.read(name), part)
+        dim, hashes = dims[0], (stored.rows, stored.columns)[dims[0]]
+        blocks = covering_blocks(int(spec.shape[dim]), part[dim])
+        covered = (*part[:dim], merged(blocks.values()), *part[dim + 1 :])
+        tensor, at = self._files[place.path].read_part(place.name, covered), 0
+        for block, (start, stop) in blocks.items():
+            got = block_hash(tensor.narrow(dim, at, stop - start))
+            self._check(place, got, hashes[block * BLOCK_HASH_LENGTH :][:BLOCK_HASH_LENGTH], f" of block {block}")
+            at += stop - start
+        if covered != part:
+            tensor = cut(tensor, (*part[:dim], within(covered[dim], part[dim]), *part[dim + 1 :]))
+        return cast_weight(tensor, part_spec(self.spec(name), part), str(place))
+
+    def _check(self, place: Place, got: str, expected: str, what: str = "") -> None:
+        if got != expected:
+            raise PlanError(f"{place}: expected hash {expected}{what}, got {got}: it was changed or damaged, or "
+                            f"belongs to another model. {self._hint}")  # fmt: skip
 
 
 def _path(root: Path, file: str) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,7 +20,7 @@ from blake3 import blake3
 
 from quire.core.errors import PlanError
 from quire.ops.spec import TensorSpec, num_bytes
-from quire.plan.weight_source import empty_weight
+from quire.plan.weight_source import Part, cut, empty_weight, part_spec, whole
 
 ALIGNMENT = 64
 _MAX_HEADER_BYTES = 100_000_000
@@ -39,6 +39,9 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+_PAGE_BYTES, _PIECE_BYTES = 1 << 12, 1 << 20
 
 
 class _Entry(msgspec.Struct):
@@ -101,14 +104,67 @@ class TensorFile:
         """
         place = self._place(name)
         tensor = empty_weight(place.spec)
-        view = tensor.reshape(-1).view(torch.uint8).numpy().data if place.num_bytes else memoryview(b"")
-        done = 0
-        while done < place.num_bytes:
-            count = os.preadv(self._file.fileno(), [view[done:]], place.start + done)
-            if count == 0:
-                raise self._error(f"expected {place.num_bytes} bytes of tensor {name!r}, got {done}")
-            done += count
+        self._fill(_bytes(tensor), place.start, name)
         return tensor
+
+    def read_part(self, name: str, part: Part) -> torch.Tensor:
+        """Read a part of one tensor into fresh memory, and of the file hardly more.
+
+        Rows are read as they are. Of columns, pieces of a page of memory or more are read one by one; smaller ones lie
+        in pages that are all read anyway, so some rows are read whole at a time, and cut.
+
+        Args:
+            name: Of the tensor.
+            part: Which places of it.
+
+        Raises:
+            PlanError: There is no such tensor, or the file ends before it does.
+        """
+        place = self._place(name)
+        out = empty_weight(part_spec(place.spec, part))
+        if out.numel() == 0:
+            return out
+        row_bytes, done = place.num_bytes // int(place.spec.shape[0]), 0
+        for start, stop in part[0]:
+            rows, at = out[done : done + stop - start], place.start + start * row_bytes
+            if part[1:] == whole(place.spec)[1:]:
+                self._fill(_bytes(rows), at, name)
+            elif len(part) == 2 and min(b - a for a, b in part[1]) * out.itemsize >= _PAGE_BYTES:
+                self._fill_columns(rows, at, row_bytes, part[1], name)
+            else:
+                self._fill_cut(rows, at, place.spec, part, name)
+            done += stop - start
+        return out
+
+    def _fill(self, target: memoryview, start: int, name: str) -> None:
+        """Read as many bytes as a target holds."""
+        done = 0
+        while done < len(target):
+            count = os.preadv(self._file.fileno(), [target[done:]], start + done)
+            if count == 0:
+                raise self._error(f"expected {len(target)} bytes of tensor {name!r}, got {done}")
+            done += count
+
+    def _fill_columns(
+        self, rows: torch.Tensor, start: int, row_bytes: int, ranges: Sequence[tuple[int, int]], name: str
+    ) -> None:
+        """Read some columns of rows in a row, piece by piece."""
+        target, at = _bytes(rows), 0
+        for row in range(len(rows)):
+            for first, last in ranges:
+                size = (last - first) * rows.itemsize
+                self._fill(target[at : at + size], start + row * row_bytes + first * rows.itemsize, name)
+                at += size
+
+    def _fill_cut(self, rows: torch.Tensor, start: int, spec: TensorSpec, part: Part, name: str) -> None:
+        """Read rows in a row whole, some at a time, and keep a part of each."""
+        row_bytes = num_bytes(spec) // int(spec.shape[0])
+        step = max(1, _PIECE_BYTES // row_bytes)
+        for first in range(0, len(rows), step):
+            count = min(step, len(rows) - first)
+            read = empty_weight(TensorSpec((count, *spec.shape[1:]), spec.dtype))
+            self._fill(_bytes(read), start + first * row_bytes, name)
+            rows[first : first + count] = cut(read, (((0, count),), *part[1:]))
 
     def _place(self, name: str) -> _Place:
         if name not in self._places:
@@ -153,6 +209,10 @@ class TensorFile:
         return places
 
 
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
+
+
 def tensor_hash(tensor: torch.Tensor) -> str:
     """Return the BLAKE3 of a tensor's bytes, in hex.
 
@@ -162,9 +222,7 @@ def tensor_hash(tensor: torch.Tensor) -> str:
     return blake3(flat.numpy().data).hexdigest()
 
 
-def write_tensor_file(
-    path: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[tuple[str, torch.Tensor]]
-) -> dict[str, str]:
+def write_tensor_file(path: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Write a safetensors file, holding one tensor in memory at a time.
 
     The header is padded so that data starts at a multiple of 64 bytes, and tensors whose size is no such multiple come
@@ -174,9 +232,6 @@ def write_tensor_file(
         path: The file to make.
         specs: Every tensor's spec; sets the order of `tensors` through `file_order`.
         tensors: (name, tensor) pairs in the order of `file_order(specs)`.
-
-    Returns:
-        Name to hash of every tensor.
     """
     header, position = {}, 0
     for name in file_order(specs):
@@ -189,13 +244,10 @@ def write_tensor_file(
         position = end
     text = msgspec.json.encode(header)
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    hashes = {}
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, tensor in tensors:
-            hashes[name] = tensor_hash(tensor)
+        for _, tensor in tensors:
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return hashes
 
 
 def file_order(specs: Mapping[str, TensorSpec]) -> list[str]:

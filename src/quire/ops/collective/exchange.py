@@ -1,18 +1,13 @@
-"""Ops that exchange tensors between the ranks that share a network; `distributed.communicator.current` does the work.
-
-A sharded network holds them like any other op, so that it can be printed, planned and run as one; whoever runs it says
-first which rank it is for (`distributed.communicator.use`).
-"""
+"""Ops that move tensors between the ranks of a network, or sum them up."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from quire.core.errors import ShapeError
 from quire.distributed.communicator import current
 from quire.ops.op import op
-from quire.ops.spec import FLOATS, INTS, Shapes, TensorLike, TensorSpec, dtype_of, spec_of
+from quire.ops.spec import FLOATS, Shapes, TensorLike, TensorSpec, dtype_of, spec_of
 
 
 def _infer_all_reduce(x: TensorLike) -> TensorSpec:
@@ -71,34 +66,6 @@ def all_gather(x: Tensor, width: int) -> Tensor:
     for rank in range(num_ranks):
         out.narrow(-1, piece_start(width, size, rank), size).copy_(gathered.narrow(-1, rank * size, size))
     return out
-
-
-def _infer_sharded_embedding(ids: TensorLike, weight: TensorLike, start: int, skip: int) -> TensorSpec:
-    Shapes().check("ids", ids, "*rows", INTS)
-    shapes = Shapes()
-    shapes.check("weight", weight, "rows_of_rank hidden_size", FLOATS)
-    if not (start >= 0 and 0 <= skip <= shapes.size("rows_of_rank")):
-        raise ShapeError(f"Invalid start, skip: expected rows of the table, got {start}, {skip}.")
-    return TensorSpec((*tuple(ids.shape), weight.shape[1]), weight.dtype)
-
-
-@op(_infer_sharded_embedding)
-def sharded_embedding(ids: Tensor, weight: Tensor, start: int, skip: int = 0) -> Tensor:
-    """Return the rows of a table named by `ids`, as far as this rank has them: the sum over ranks is `embedding`.
-
-    Args:
-        ids: [*rows], int32 | int64.
-        weight: [n, hidden_size], float32 | bfloat16 | float16: rows `start` to `start + n` of the table.
-        start: Of this rank's rows.
-        skip: How many of them the rank before has, too, and answers for.
-
-    Returns:
-        [*rows, hidden_size], dtype of `weight`; zeros where another rank has the row.
-    """
-    local = ids - start
-    is_here = (local >= skip) & (local < weight.shape[0])
-    rows = torch.nn.functional.embedding(torch.where(is_here, local, skip), weight)
-    return torch.where(is_here.unsqueeze(-1), rows, 0)
 
 
 def _infer_send(x: TensorLike, rank: int) -> None:
