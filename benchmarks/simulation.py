@@ -21,7 +21,7 @@ from quire.core.config import BuildConfig, EngineConfig
 from quire.engine.llm_engine import LLMEngine
 from quire.plan.device import this_device
 from quire.runner.device import measure_roof
-from quire.simulation.cluster import Cluster, simulate
+from quire.simulation.cluster import simulate
 from quire.simulation.load import PlannedRequest, SyntheticLoad, plan_load
 from quire.simulation.parts import make_cluster, parts_of
 from quire.simulation.settings import SimulationConfig
@@ -33,6 +33,7 @@ from quire.simulation.timing.pace import Calibrated, Roofline
 
 Load = Sequence[PlannedRequest]
 Numbers = dict[str, float]
+MARKS = ("p50", "p99")
 
 
 def loads(rates: Sequence[float], num_open: int, max_model_len: int) -> dict[str, Load]:
@@ -88,22 +89,22 @@ def run(engine: LLMEngine, load: Load, vocab_size: int, seed: int) -> Numbers:
             last[request_id] = now
     waits = [when - float(request_id.split()[1]) for request_id, when in first.items()]
     num_tokens = sum(item.num_output_tokens for item in load)
-    return _numbers(num_tokens, sum(item.num_prompt_tokens for item in load), max(last.values()), waits, gaps)
+    return _numbers(num_tokens, max(last.values()), waits, gaps)
 
 
-def _numbers(num_out: int, num_in: int, seconds: float, waits: Sequence[float], gaps: Sequence[float]) -> Numbers:
-    found = {"tokens_s": num_out / seconds, "prompt_tokens_s": num_in / seconds}
+def _numbers(num_out: int, seconds: float, waits: Sequence[float], gaps: Sequence[float]) -> Numbers:
+    found = {"tokens_s": num_out / seconds}
     for name, values in (("ttft_ms", waits), ("itl_ms", gaps)):
         marks = percentiles_ms(values)
-        found |= {f"{name}.{mark}": marks[mark] for mark in ("p50", "p90", "p99")} if marks else {}
+        found |= {f"{name}.{mark}": marks[mark] for mark in MARKS} if marks else {}
     return found
 
 
 def predicted(result: dict[str, Any]) -> Numbers:
     """Return the numbers of a simulation by the names that `run` gives them."""
-    found = {"tokens_s": result["output_tokens_per_s"], "prompt_tokens_s": result["prompt_tokens_per_s"]}
+    found = {"tokens_s": result["output_tokens_per_s"]}
     for name in ("ttft_ms", "itl_ms"):
-        found |= {f"{name}.{mark}": result[name][mark] for mark in ("p50", "p90", "p99")} if result[name] else {}
+        found |= {f"{name}.{mark}": result[name][mark] for mark in MARKS} if result[name] else {}
     return found
 
 
@@ -140,12 +141,10 @@ class Subject:
         knots = [knot for knot in KNOTS if knot <= self.limits.max_num_batched_tokens]
         calibration = fit(steps, self._costs, self._roof, this_device(), self.plan.source, knots)
         print(f"  {calibration.num_steps} steps explained within {calibration.error:.1%}", flush=True)
-        cluster = self._cluster(Calibrated(Roofline(measured_hardware("cpu", self._roof)), calibration))
+        hardware = measured_hardware("cpu", self._roof)
+        pace, parts = Calibrated(Roofline(hardware), calibration), parts_of(self.plan, EngineConfig(), gpus_per_node=1)
+        cluster = make_cluster(parts, self.limits, pace, hardware, SimulationConfig())
         return predicted(summarize(simulate(cluster, load), cluster))
-
-    def _cluster(self, pace: Calibrated) -> Cluster:
-        parts = parts_of(self.plan, EngineConfig(), gpus_per_node=1)
-        return make_cluster(parts, self.limits, pace, "shared-memory", SimulationConfig())
 
 
 def main() -> None:
@@ -179,11 +178,10 @@ def report(name: str, pairs: Sequence[tuple[Numbers, Numbers]], *, save: bool) -
     for key in pairs[0][0]:
         unit = "tokens/s" if key.endswith("tokens_s") else "ms"
         columns = [[real[key] for real, _ in pairs], [said[key] for _, said in pairs]]
-        is_kept = save and (key in ("tokens_s", "ttft_ms.p50", "ttft_ms.p99", "itl_ms.p50", "itl_ms.p99"))
         for kind, values in zip(("measured", "predicted"), columns, strict=True):
-            record(f"simulation.{name}.{key}.{kind}", unit, values, save=is_kept)
+            record(f"simulation.{name}.{key}.{kind}", unit, values, save=save)
         errors = [100 * (said / real - 1) for real, said in zip(*columns, strict=True)]
-        record(f"simulation.{name}.{key}.error", "%", errors, save=is_kept)
+        record(f"simulation.{name}.{key}.error", "%", errors, save=save)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 from quire.core.config import EngineConfig, SchedulerConfig
 from quire.core.mapping import Mapping
+from quire.distributed.communicator import WHOLE_BYTES
 from quire.plan.plan import Plan
 from quire.sharding.shard import shard
 from quire.simulation.cluster import Cluster
 from quire.simulation.settings import SimulationConfig
 from quire.simulation.timing.costs import network_costs
 from quire.simulation.timing.exchanges import Exchanges
-from quire.simulation.timing.hardware import Link, link_named
+from quire.simulation.timing.hardware import Hardware, link_named
 from quire.simulation.timing.pace import Pace
 from quire.simulation.timing.times import Stage, StepTimes
 
@@ -50,7 +51,7 @@ def parts_of(plan: Plan, config: EngineConfig, gpus_per_node: int) -> list[Part]
 
 
 def make_cluster(
-    parts: Sequence[Part], scheduler: SchedulerConfig, pace: Pace, link: str, settings: SimulationConfig
+    parts: Sequence[Part], scheduler: SchedulerConfig, pace: Pace, hardware: Hardware, settings: SimulationConfig
 ) -> Cluster:
     """Return a cluster of replicas of a model.
 
@@ -58,14 +59,20 @@ def make_cluster(
         parts: Of the model.
         scheduler: What each replica's scheduler decides by.
         pace: How fast a device is.
-        link: What connects devices of a host, unless the settings name another.
+        hardware: The device, whose own link connects those of a host unless the settings name another.
         settings: How many replicas there are, and what connects them.
 
     Raises:
         ConfigError: There is no such link.
     """
-    inside, between = link_named(settings.link or link), link_named(settings.network)
-    stages = [Stage(network_costs(part.plan.network), _exchanges(part, inside, between)) for part in parts]
+    inside, between = link_named(settings.link or hardware.link), link_named(settings.network)
+    whole_bytes = WHOLE_BYTES[hardware.kind]
+    stages = [
+        Stage(
+            network_costs(part.plan.network), Exchanges(part.plan.network, part.mapping, inside, between, whole_bytes)
+        )
+        for part in parts
+    ]
     return Cluster(
         config=scheduler,
         times=StepTimes(stages, pace),
@@ -73,7 +80,3 @@ def make_cluster(
         num_devices=parts[0].mapping.world_size,
         router=settings.router,
     )
-
-
-def _exchanges(part: Part, inside: Link, between: Link) -> Exchanges | None:
-    return Exchanges(part.mapping, inside, between) if part.mapping.world_size > 1 else None

@@ -104,16 +104,11 @@ def test_ranks_share_products_and_exchange_sums(plan):
     sizes = [{c.rows: sum(x.count * x.flops for x in costs.calls if x.rows == c.rows) for c in costs.calls}
              for costs in (whole, half)]  # fmt: skip
     assert sizes[1]["num_tokens"] == sizes[0]["num_tokens"] / 2
-    reduced = {(each.op, each.rows): (each.count, each.row_bytes) for each in half.exchanges}
-    # The embedding, and two in each of two layers; the last layer's are of tokens that get logits alone.
-    assert reduced[("all_reduce", "num_tokens")] == (3, 2 * 48)
-    assert reduced[("all_reduce", "num_logits")] == (2, 2 * 48)
-    assert reduced[("all_gather", "num_logits")] == (1, 2 * 106)  # an even half of 211 words, one of them twice
-    assert not whole.exchanges
+    assert half.attention[0].key_bytes == whole.attention[0].key_bytes / 2
+    assert not any(cost.call.startswith(("all_reduce", "all_gather")) for cost in half.calls)
 
 
-def test_stages_send_to_the_next_and_wait_for_the_one_before(plan):
+def test_stages_share_layers(plan):
     first, last = (network_costs(shard(plan, Mapping(2, rank, pp_size=2)).network) for rank in (0, 1))
-    assert [(each.op, each.row_bytes) for each in first.exchanges] == [("send", 2 * 48)]
-    assert [(each.op, each.row_bytes) for each in last.exchanges] == [("recv", 0.0)]
     assert first.attention[0].count == last.attention[0].count == 1
+    assert not any(cost.call.startswith(("send", "recv")) for cost in (*first.calls, *last.calls))

@@ -6,23 +6,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quire.builder.build import open_plan
+from quire.core.config import BuildConfig
 from quire.core.errors import ConfigError, PlanError
 from quire.core.mapping import Mapping
 from quire.plan.device import this_device
+from quire.sharding.cost import Exchange
+from quire.sharding.shard import shard
 from quire.simulation.timing.calibration import Calibration, read_calibration, write_calibration
-from quire.simulation.timing.costs import Attended, AttentionCost, CallCost, ExchangeCost, NetworkCosts, StepShape
-from quire.simulation.timing.exchanges import Exchanges
+from quire.simulation.timing.costs import Attended, AttentionCost, CallCost, NetworkCosts, StepShape
+from quire.simulation.timing.exchanges import Exchanges, exchange_s
 from quire.simulation.timing.fitting import Roof, TimedStep, fit, measured_hardware
 from quire.simulation.timing.hardware import HARDWARE, LINKS, Link, hardware_named, link_named
 from quire.simulation.timing.pace import Calibrated, Roofline, neighbours
 from quire.simulation.timing.times import Stage, StepTimes
+from tests.support.dummy_models import LLAMA, write_model
 
 ROOF = Roof(read_bytes_per_s=1e9, flops=1e12)
 HERE = Roofline(measured_hardware("cpu", ROOF))
 LINEAR = CallCost("linear", 2, "num_tokens", "bfloat16", flops=2e6, fixed_bytes=2e6, row_bytes=4000)
 LOGITS = CallCost("linear", 1, "num_logits", "bfloat16", flops=4e6, fixed_bytes=4e6, row_bytes=2000)
 ATTENTION = AttentionCost(2, None, "bfloat16", False, pair_flops=4096, key_bytes=512, query_bytes=1024)
-COSTS = NetworkCosts((LINEAR, LOGITS), (ATTENTION,), ())
+COSTS = NetworkCosts((LINEAR, LOGITS), (ATTENTION,))
 
 
 def calibration(**changes):
@@ -135,24 +140,31 @@ def test_files_come_back_and_damage_is_found(tmp_path):
         read_calibration(tmp_path / "none.json")
 
 
-def test_sums_take_the_cheaper_way():
-    link, slow = Link("fast", 1e9, 1e-5, ""), Link("slow", 1e6, 1e-3, "")
-    exchanges = Exchanges(Mapping(4, 0, tp_size=4), link, slow)
-    reduce, gather, send = (ExchangeCost(op, 1, "num_tokens", 1000.0) for op in ("all_reduce", "all_gather", "send"))
-    assert exchanges.seconds(reduce, 1) == pytest.approx(1e-5 + 3 * 1000 / 1e9)  # all to all, at once
-    assert exchanges.seconds(reduce, 1000) == pytest.approx(2e-5 + 1.5 * 1e6 / 1e9)  # the least bytes
-    assert exchanges.seconds(gather, 10) == pytest.approx(1e-5 + 3e4 / 1e9)
-    assert exchanges.seconds(send, 10) == pytest.approx(1e-5 + 1e4 / 1e9)
-    assert exchanges.seconds(ExchangeCost("recv", 1, "num_tokens", 0.0), 10) == 0 == exchanges.seconds(reduce, 0)
+def test_exchanges_send_what_is_counted_and_small_sums_go_at_once():
+    link = Link("fast", 1e9, 1e-5, "")
+    reduce, gather, send = (Exchange(kind, (0, 1, 2, 3), 1000, "num_tokens", 4)
+                            for kind in ("all_reduce", "all_gather", "send"))  # fmt: skip
+    few, many = 1, 100
+    assert exchange_s(reduce, few, link, 50_000) == pytest.approx(1e-5 + 3 * 1000 / 1e9)
+    assert exchange_s(reduce, many, link, 50_000) == pytest.approx(2e-5 + 1.5 * 1000 * many / 1e9, rel=1e-3)
+    assert exchange_s(gather, 8, link, 0) == pytest.approx(1e-5 + 3 * 2000 / 1e9)
+    assert exchange_s(send, 8, link, 0) == pytest.approx(1e-5 + 8000 / 1e9)
+    assert exchange_s(reduce, 0, link, 0) == 0
 
 
-def test_ranks_on_other_hosts_are_further_away():
-    inside, between = Link("fast", 1e9, 0.0, ""), Link("slow", 1e6, 0.0, "")
-    send, reduce = (ExchangeCost(op, 1, "num_tokens", 1e6) for op in ("send", "all_reduce"))
-    stage = Exchanges(Mapping(4, 0, gpus_per_node=2, tp_size=2, pp_size=2), inside, between)
-    assert stage.seconds(reduce, 1) == pytest.approx(1e-3) and stage.seconds(send, 1) == pytest.approx(1.0)
-    wide = Exchanges(Mapping(4, 0, gpus_per_node=2, tp_size=4), inside, between)
-    assert wide.seconds(reduce, 1) == pytest.approx(1.5)
+def test_ranks_on_other_hosts_are_further_away(tmp_path):
+    config = {**LLAMA, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}
+    plan = open_plan(write_model(tmp_path, config), BuildConfig(load_format="dummy", dtype="bfloat16"))
+    inside, between = Link("fast", 1e9, 1.0, ""), Link("slow", 1e9, 100.0, "")
+
+    def rounds(rank, gpus_per_node, tp_size, pp_size):
+        mapping = Mapping(4, rank, gpus_per_node, tp_size=tp_size, pp_size=pp_size)
+        return round(Exchanges(shard(plan, mapping).network, mapping, inside, between, 1 << 16).seconds(3, 1))
+
+    # The embedding's sum and two of each layer; the last layer's are of logits, which are gathered then.
+    assert rounds(0, 4, 4, 1) == 1 + 2 * 4 + 1 and rounds(0, 2, 4, 1) == 100 * (1 + 2 * 4 + 1)
+    assert rounds(0, 4, 2, 2) == 1 + 2 * 2 + 1 and rounds(0, 2, 2, 2) == 1 + 2 * 2 + 100
+    assert rounds(2, 2, 2, 2) == 2 * 2 + 1  # receiving is the sender's time
 
 
 def test_names_are_known_or_near():

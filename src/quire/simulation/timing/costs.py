@@ -20,8 +20,8 @@ from quire.plan.tactics import describe
 _VIEWS = ("view", "permute", "transpose", "slice", "split", "item", "expand")
 """Ops whose result lies in their argument."""
 
-_EXCHANGES = ("all_reduce", "all_reduce_add_rms_norm", "all_gather", "send", "recv")
-"""Ops that wait for other ranks."""
+_EXCHANGES = ("all_reduce", "all_gather", "send", "recv")
+"""Ops that wait for other ranks: `timing/exchanges.py` has what they take."""
 
 _GATHERS = ("embedding", "sharded_embedding", "index_select", "gather", "rope", "rope_append_kv")
 """Ops that read as much as they write, not the whole of their table."""
@@ -144,35 +144,16 @@ class AttentionCost:
 
 
 @dataclass(frozen=True, slots=True)
-class ExchangeCost:
-    """What exchanges between ranks that are alike cost.
-
-    Attributes:
-        op: "all_reduce", "all_gather", "send" or "recv".
-        count: How many there are.
-        rows: As for a call.
-        row_bytes: What this rank has to give of each row.
-    """
-
-    op: str
-    count: int
-    rows: str
-    row_bytes: float
-
-
-@dataclass(frozen=True, slots=True)
 class NetworkCosts:
     """What a network costs.
 
     Attributes:
         calls: All but attention, exchanges, and what only names memory anew.
         attention: Attention.
-        exchanges: What passes between ranks.
     """
 
     calls: tuple[CallCost, ...]
     attention: tuple[AttentionCost, ...]
-    exchanges: tuple[ExchangeCost, ...]
 
     @property
     def windows(self) -> tuple[Window, ...]:
@@ -188,12 +169,10 @@ def network_costs(network: Network) -> NetworkCosts:
     """
     constants = constant_nodes(network)
     nodes = [node for node in network.calls() if node not in constants and op_of(node).name not in _VIEWS]
-    attention, exchanges = ([node for node in nodes if is_call(node, *ops)] for ops in (("attention",), _EXCHANGES))
+    attention = [node for node in nodes if is_call(node, "attention")]
     calls = [node for node in nodes if not is_call(node, "attention", *_EXCHANGES)]
     return NetworkCosts(
-        _counted(_call_cost(node, constants) for node in calls),
-        _counted(map(_attention_cost, attention)),
-        _counted(map(_exchange_cost, exchanges)),
+        _counted(_call_cost(node, constants) for node in calls), _counted(map(_attention_cost, attention))
     )
 
 
@@ -215,13 +194,6 @@ def _attention_cost(node: fx.Node) -> AttentionCost:
         key_bytes=2.0 * kv_heads * head_dim * cache.dtype.itemsize,
         query_bytes=2.0 * _row_bytes(query),
     )
-
-
-def _exchange_cost(node: fx.Node) -> ExchangeCost:
-    given = _tensor(node, "like" if is_call(node, "recv") else "x")
-    rows = next((size for size in given.shape if isinstance(size, str)), "num_tokens")
-    kind = "all_reduce" if op_of(node).name.startswith("all_reduce") else op_of(node).name
-    return ExchangeCost(kind, 1, rows, 0.0 if kind == "recv" else _row_bytes(given))
 
 
 def _call_cost(node: fx.Node, constants: set[fx.Node]) -> CallCost:

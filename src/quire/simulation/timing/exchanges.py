@@ -1,41 +1,56 @@
-"""How long ranks take to exchange tensors, by the bytes of Quire's own collectives and a link's two numbers."""
+"""How long ranks take to exchange tensors: the bytes of Quire's own collectives over a link's two numbers."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 from quire.core.mapping import Mapping
-from quire.simulation.timing.costs import ExchangeCost
+from quire.graph.network import Network
+from quire.sharding.cost import Exchange, exchanges
 from quire.simulation.timing.hardware import Link
 
 
 class Exchanges:
-    """The links of one stage of a pipeline.
+    """What a rank exchanges in a step. A receiver waits for its sender, whose time it is, so receiving takes none.
 
     Args:
-        mapping: Of a rank of the stage.
+        network: Of the rank.
+        mapping: Which rank it is, and how many are on a host.
         inside: The link between devices of a host.
         between: The link between hosts.
+        whole_bytes: A sum of at most so many bytes goes whole to every rank (`distributed.communicator.WHOLE_BYTES`).
     """
 
-    def __init__(self, mapping: Mapping, inside: Link, between: Link) -> None:
-        group = mapping.tp_group
-        self._num_ranks = mapping.tp_size
-        self._group = inside if _is_one_host(group[0], group[-1], mapping) else between
-        self._next = inside if _is_one_host(mapping.rank, mapping.next_pp_rank, mapping) else between
+    def __init__(self, network: Network, mapping: Mapping, inside: Link, between: Link, whole_bytes: int) -> None:
+        self._whole_bytes = whole_bytes
+        self._costs = [
+            (each, count, inside if _is_one_host(each, mapping) else between)
+            for each, count in Counter(exchanges(network, mapping)).items()
+        ]
 
-    def seconds(self, cost: ExchangeCost, rows: int) -> float:
-        """Return the seconds of one exchange; what one rank sends, another waits for, so receiving takes none."""
-        if rows == 0 or cost.op == "recv":
-            return 0.0
-        size, others, link = cost.row_bytes * rows, self._num_ranks - 1, self._group
-        if cost.op == "send":
-            return self._next.latency_s + size / self._next.bytes_per_s
-        gather = link.latency_s + others * size / link.bytes_per_s
-        if cost.op == "all_gather":
-            return gather
-        # Few bytes: everything to everybody, summed there. Many: a piece to each, and the sums back.
-        pieces = 2 * link.latency_s + 2 * others / self._num_ranks * size / link.bytes_per_s
-        return min(gather, pieces)
+    def seconds(self, num_tokens: int, num_logits: int) -> float:
+        """Return what all exchanges of a step take, one after the other."""
+        rows = {"num_tokens": num_tokens, "num_logits": num_logits}
+        return sum(
+            count * exchange_s(each, rows[each.rows], link, self._whole_bytes) for each, count, link in self._costs
+        )
 
 
-def _is_one_host(rank: int, other: int, mapping: Mapping) -> bool:
-    return rank // mapping.gpus_per_node == other // mapping.gpus_per_node
+def exchange_s(exchange: Exchange, num_rows: int, link: Link, whole_bytes: int) -> float:
+    """Return what one exchange takes; none without rows.
+
+    Args:
+        exchange: Of one rank's network.
+        num_rows: Rows of its tensor.
+        link: Between its ranks.
+        whole_bytes: As for `Exchanges`.
+    """
+    if num_rows == 0:
+        return 0.0
+    is_whole = exchange.kind != "all_reduce" or num_rows * exchange.row_bytes <= whole_bytes
+    rounds = 1 if is_whole else 2  # pieces go out to be added, and the sums come back
+    return rounds * link.latency_s + exchange.sent_bytes(num_rows, whole_bytes) / link.bytes_per_s
+
+
+def _is_one_host(exchange: Exchange, mapping: Mapping) -> bool:
+    return len({rank // mapping.gpus_per_node for rank in exchange.ranks}) == 1

@@ -68,11 +68,7 @@ class StepTimes:
         """Return what does not depend on how long sequences are."""
         rows = {"num_tokens": shape.num_tokens, "num_logits": shape.num_logits}
         seconds = sum(cost.count * self._pace.call_s(cost, rows[cost.rows]) for cost in stage.costs.calls)
-        if stage.exchanges is not None:
-            seconds += sum(
-                cost.count * stage.exchanges.seconds(cost, rows[cost.rows]) for cost in stage.costs.exchanges
-            )
-        return seconds
+        return seconds + (stage.exchanges.seconds(**rows) if stage.exchanges is not None else 0.0)
 
     def _attention_s(self, costs: NetworkCosts, shape: StepShape) -> float:
         return sum(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,11 @@ import msgspec
 from quire.cli.options import add_fields, add_model, read_fields, require
 from quire.core.config import BuildConfig, EngineConfig
 from quire.simulation.load import PlannedRequest, SyntheticLoad, plan_load, share_prefixes
-from quire.simulation.settings import HERE, SimulationConfig
+from quire.simulation.settings import SimulationConfig
 
 if TYPE_CHECKING:
     from quire.plan.plan import Plan
     from quire.simulation.cluster import Cluster
-    from quire.simulation.parts import Part
     from quire.simulation.timing.calibration import Calibration
 
 _BYTES_PER_TOKEN = 4  # of English text, where a model has no tokenizer to count with
@@ -46,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
         PlanError: The calibration is damaged.
     """
     from quire.builder.build import open_plan
+    from quire.cli.simulate.cluster import cluster_of, measure_here
 
     build, engine = read_fields(BuildConfig, options), read_fields(EngineConfig, options)
     if options.measure:
@@ -56,98 +55,6 @@ def run(options: argparse.Namespace) -> None:
     plan = _estimated(options.model, build)
     cluster = cluster_of(plan, engine, settings)
     _simulate(plan, cluster, _requests(plan, cluster, load, settings), settings, options.json)
-
-
-def measure_here(plan: Plan, config: EngineConfig, limit_s: float) -> Calibration:
-    """Load a plan, run steps of many shapes, and return what explains their times.
-
-    Args:
-        plan: What to execute.
-        config: How; on one rank.
-        limit_s: Seconds after which no more steps are begun.
-
-    Raises:
-        ConfigError: Several ranks were asked for.
-        CapacityError: The model does not fit.
-    """
-    from quire.engine.llm_engine import LLMEngine
-    from quire.plan.device import device_kind, this_device
-    from quire.runner.device import measure_roof
-    from quire.simulation.timing.costs import network_costs
-    from quire.simulation.timing.fitting import Roof, fit
-    from quire.simulation.timing.measuring import KNOTS, TimedScheduler, measure
-
-    ranks = config.tensor_parallel_size * config.pipeline_parallel_size
-    require(ranks == 1, "--measure", "one rank (tensor_parallel_size=1, pipeline_parallel_size=1)", ranks)
-    roof, costs = measure_roof(plan.spec.dtype), network_costs(plan.network)
-    engine = LLMEngine(plan, config)
-    try:
-        limits = engine.loop.scheduler_config
-        engine.loop.scheduler = scheduler = TimedScheduler(limits, costs.windows)
-        steps = measure(engine, scheduler, plan.spec.vocab_size, limit_s)
-    finally:
-        engine.close()
-    knots = [knot for knot in KNOTS if knot <= limits.max_num_batched_tokens]
-    device = this_device(device_kind(config.device))
-    return fit(steps, costs, Roof(roof.read_bytes_per_s, roof.flops), device, plan.source, knots)
-
-
-def cluster_of(
-    plan: Plan, config: EngineConfig, settings: SimulationConfig, calibration: Calibration | None = None
-) -> Cluster:
-    """Return the cluster that settings describe.
-
-    Args:
-        plan: Of the whole model.
-        config: How each replica runs.
-        settings: On what.
-        calibration: What steps take here; None reads the file that the settings name, if any.
-
-    Raises:
-        ConfigError: A setting is wrong or contradicts the model.
-        CapacityError: The model does not fit the devices.
-        PlanError: The calibration is damaged.
-    """
-    from quire.runner.device import GPU_PROCESS
-    from quire.simulation.capacity import scheduler_config
-    from quire.simulation.parts import make_cluster, parts_of
-    from quire.simulation.timing.hardware import hardware_named
-    from quire.simulation.timing.pace import Roofline
-
-    parts = parts_of(plan, config, settings.gpus_per_node)
-    if settings.hardware == HERE:
-        return _cluster_here(parts, plan.spec.dtype, config, settings, calibration)
-    hardware = hardware_named(settings.hardware)
-    scheduler = scheduler_config([part.plan for part in parts], config, hardware, GPU_PROCESS)
-    return make_cluster(parts, scheduler, Roofline(hardware), hardware.link, settings)
-
-
-def _cluster_here(
-    parts: Sequence[Part], dtype: str, config: EngineConfig, settings: SimulationConfig, calibration: Calibration | None
-) -> Cluster:
-    """Return a cluster of machines like this one, with as much memory as is available here."""
-    from quire.engine.resolve import resolve_parts
-    from quire.plan.device import device_kind
-    from quire.runner.device import available_memory_bytes, measure_roof
-    from quire.simulation.parts import make_cluster
-    from quire.simulation.timing.calibration import read_calibration
-    from quire.simulation.timing.fitting import Roof, measured_hardware
-    from quire.simulation.timing.pace import Calibrated, Pace, Roofline
-
-    kind = device_kind(config.device)
-    available = available_memory_bytes(kind)
-    scheduler, _ = resolve_parts(config, [(part.plan, available) for part in parts])
-    if calibration is None and settings.timings is not None:
-        calibration = read_calibration(Path(settings.timings))
-    pace: Pace
-    if calibration is None:
-        roof = measure_roof(dtype)
-        hardware = measured_hardware(kind, Roof(roof.read_bytes_per_s, roof.flops))
-        pace = Roofline(hardware)
-    else:
-        hardware = measured_hardware(kind, Roof(calibration.read_bytes_per_s, calibration.flops))
-        pace = Calibrated(Roofline(hardware), calibration)
-    return make_cluster(parts, scheduler, pace, hardware.link, settings)
 
 
 def _estimated(model: str, build: BuildConfig) -> Plan:
