@@ -98,6 +98,7 @@ class Replica:
         self.num_prompt_tokens = 0
         self._requests: dict[str, SimulatedRequest] = {}
         self._times = times
+        self._is_piped = times.num_stages > 1
         self._max_in_flight = times.num_stages + times.is_ahead
         self._free_s = [0.0] * times.num_stages  # when each stage has done what was given to it
         self._known_s: dict[int, float] = {}  # when the newest token of a row that is in flight will be there
@@ -153,11 +154,14 @@ class Replica:
         """
         seconds = self._times.of(step_shape(step.rows, self._times.windows))
         self.now_s += seconds.host
-        end_s = max(self.now_s, max((self._known_s.get(row.row_id, 0.0) for row in step.rows), default=0.0))
+        end_s = self.now_s
+        if self._is_piped:  # else the stage is free no earlier than that
+            end_s = max(end_s, max(self._known_s.get(row.row_id, 0.0) for row in step.rows))
         for stage, stage_s in enumerate(seconds.stages):
             end_s = self._free_s[stage] = max(end_s, self._free_s[stage]) + stage_s
             self.busy_s[stage] += stage_s
-        self._known_s.update((row.row_id, end_s) for row in step.rows)
+        if self._is_piped:
+            self._known_s.update((row.row_id, end_s) for row in step.rows)
         self._in_flight.append(_Flight(step, end_s))
         self.num_steps += 1
 
@@ -170,7 +174,8 @@ class Replica:
             request.note(update, self.now_s)
             if request.is_done:
                 self._leave(self._requests.pop(update.request_id))
-        self._forget(flight.step.rows, flight.ready_s)
+        if self._is_piped:
+            self._forget(flight.step.rows, flight.ready_s)
 
     def _forget(self, rows: Sequence[ScheduledRow], ready_s: float) -> None:
         for row in rows:

@@ -95,14 +95,16 @@ def sessions(config: SchedulerConfig) -> Iterator[list[Probe]]:
     longest = config.max_model_len - 1
     budget = min(longest, config.max_num_batched_tokens)
     most = min(_MOST_ROWS, config.max_num_seqs)
+    alone = [length for length in reversed(KNOTS) if length <= budget]
     yield [Probe(min(8, longest), 2)]  # the first steps find memory and prove shapes; they are timed, and left out
     yield _falling(most, min(32, longest))
-    yield from ([Probe(length, 1)] for length in KNOTS if length <= budget)
+    yield from ([Probe(length, 1)] for length in alone[::3])
     yield _falling(min(8, most), min(512, longest // 2))
     yield [*_falling(min(16, most), min(64, longest // 2)), *(Probe(min(200, longest), 2, 4 * i + 2) for i in range(4))]
+    yield from ([Probe(length, 1)] for i, length in enumerate(alone) if i % 3)
     if longest > config.max_num_batched_tokens:  # a prompt in pieces: the second sees the first
         yield [Probe(min(longest, config.max_num_batched_tokens * 3 // 2), 1)]
-    yield from ([Probe(length, 1)] for length in KNOTS if length <= min(budget, 512))
+    yield from ([Probe(length, 1)] for length in alone if length <= 512)
     yield _falling(most, min(16, longest))
 
 
