@@ -32,6 +32,8 @@ def test_json_of_ranks_and_replicas(capsys, model):
     code, out, _ = run(capsys, model, *arguments, "--router", "longest_prefix")
     found = json.loads(out)
     assert code == 0 and found["num_done"] == 30 and found["cost"]["devices"] == 12
+    assert [stage["layers"] for stage in found["stages"]] == [1, 1] and found["num_blocks"] > 100
+    assert all(stage["sent_bytes_per_token"] >= stage["least_bytes_per_token"] > 0 for stage in found["stages"])
     assert found["prefix_hit_share"] > 0.2 and found["settings"]["hardware"] == "H200"
     assert run(capsys, model, *arguments, "--router", "longest_prefix")[1] == out
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quire.core.config import SchedulerConfig, at_least
+from quire.sharding.cost import RankCost
 from quire.simulation.load import PlannedRequest
 from quire.simulation.replica import Replica, SimulatedRequest
 from quire.simulation.router import make_router
@@ -23,6 +24,7 @@ class Cluster:
         num_replicas: How many there are.
         num_devices: Devices of each.
         router: One of `ROUTERS`.
+        ranks: What the first rank of each stage holds and exchanges.
     """
 
     config: SchedulerConfig
@@ -30,6 +32,7 @@ class Cluster:
     num_replicas: int = 1
     num_devices: int = 1
     router: str = "least_load"
+    ranks: tuple[RankCost, ...] = ()
 
     def __post_init__(self) -> None:
         at_least("replicas", self.num_replicas, 1)

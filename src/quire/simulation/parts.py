@@ -9,6 +9,7 @@ from quire.core.config import EngineConfig, SchedulerConfig
 from quire.core.mapping import Mapping
 from quire.distributed.communicator import WHOLE_BYTES
 from quire.plan.plan import Plan
+from quire.sharding.cost import rank_cost
 from quire.sharding.shard import shard
 from quire.simulation.cluster import Cluster
 from quire.simulation.settings import SimulationConfig
@@ -79,4 +80,5 @@ def make_cluster(
         num_replicas=settings.replicas,
         num_devices=parts[0].mapping.world_size,
         router=settings.router,
+        ranks=tuple(rank_cost(*part) for part in parts),
     )

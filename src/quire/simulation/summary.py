@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from quire.sharding.cost import RankCost
 from quire.simulation.cluster import Cluster, Outcome
 from quire.simulation.replica import SimulatedRequest
 
@@ -46,6 +47,8 @@ def summarize(outcome: Outcome, cluster: Cluster, price_per_hour: float | None =
         "busy_share": _busy_share(outcome),
         "bubble_share": _bubble_share(outcome),
         "cost": _cost(num_devices, outcome.end_s, num_out, price_per_hour),
+        "num_blocks": cluster.config.num_blocks,
+        "stages": [_stage(rank) for rank in cluster.ranks],
     }
 
 
@@ -88,6 +91,20 @@ def _bubble_share(outcome: Outcome) -> float:
     """Return how much less the average stage has worked than the one that worked most."""
     shares = [1 - np.mean(each.busy_s) / max(each.busy_s) for each in outcome.replicas if max(each.busy_s)]
     return float(np.mean(shares)) if shares else 0.0
+
+
+def _stage(rank: RankCost) -> dict[str, float]:
+    """Return what a rank of a stage holds, and sends for a token that is computed together with 63 others.
+
+    So many are enough for sums to go in pieces, which is the fewest bytes; a token alone is sent to every rank.
+    """
+    return {
+        "layers": rank.layers,
+        "weight_bytes": rank.weight_bytes,
+        "kv_bytes_per_token": rank.kv_bytes_per_token,
+        "sent_bytes_per_token": rank.sent_bytes(64, 64) / 64,
+        "least_bytes_per_token": rank.least_bytes(64, 64) / 64,
+    }
 
 
 def _cost(num_devices: int, seconds: float, num_out: int, price_per_hour: float | None) -> dict[str, float]:
