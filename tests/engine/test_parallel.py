@@ -13,14 +13,22 @@ from pathlib import Path
 import pytest
 
 from quire import LLM, SamplingParams, StructuredOutputsParams
-from quire.core.errors import ConfigError, WorkerError
+from quire.builder.build import open_plan
+from quire.core.config import BuildConfig, EngineConfig
+from quire.core.errors import ConfigError, PlanError, WorkerError
+from quire.core.request import Request
+from quire.distributed.communicator import WHOLE_BYTES
+from quire.distributed.workers import PING_INTERVAL_S
+from quire.engine.engine_loop import EngineLoop
+from quire.server.engine.settings import embedding_params
+from quire.sharding.cost import layout_costs
 from tests.support import equalities
 from tests.support.dummy_models import FAMILIES, LLAMA, write_model
 from tests.support.equalities import params, prompts
 
 LAYOUTS = ((2, 1), (1, 2), (2, 2))
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True, detokenize=False)
-SHARED = {**LLAMA, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHARED = {**LLAMA, "vocab_size": 212, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 def load(path: Path | str, layout: tuple[int, int] = (1, 1), dtype: str = "float32", **options: object) -> LLM:
@@ -87,7 +95,7 @@ def test_two_ranks_are_one(model):
 def test_impossible_layouts_are_refused(model):
     with pytest.raises(ConfigError, match="expected one of 1, 2, 4 for 4 query heads"):
         load(model, (3, 1))
-    with pytest.raises(ConfigError, match="at least one for each of 5 stages"):
+    with pytest.raises(ConfigError, match="at most the 4 layers there are, got 5"):
         load(model, (1, 5))
     with pytest.raises(ConfigError, match="torchrun --nproc-per-node 2"):
         load(model, (2, 1), distributed_executor_backend="external_launcher")
@@ -99,6 +107,18 @@ def test_impossible_layouts_are_refused(model):
 def test_settings_that_fit_no_rank_are_told_as_for_one(model):
     with pytest.raises(ConfigError, match="max_model_len"):
         load(model, (2, 1), max_model_len=512, kv_cache_memory_bytes=1 << 14)
+
+
+@pytest.mark.multi
+def test_what_is_wrong_with_a_rank_is_the_error_that_it_was_there(model, tmp_path):
+    with load(model) as llm:
+        llm.plan.save(tmp_path / "engine", copy_weights=True)
+    weights = tmp_path / "engine" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-100] ^= 0xFF
+    weights.write_bytes(data)
+    with pytest.raises(PlanError, match=r"rank 0: .*weights.safetensors, tensor 'model.norm.weight': expected hash"):
+        load(tmp_path / "engine", (2, 1), "auto", load_format="auto")
 
 
 @pytest.mark.multi
@@ -175,6 +195,20 @@ def test_quantized(tmp_path, scheme, layout):
 
 
 @pytest.mark.multi
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gpu_ranks_are_one(tmp_path, gpu, layout):
+    """On a GPU, or its kernels interpreted: tokens wait there for the host only where stages must learn them."""
+    model = write_model(tmp_path / "llama", LLAMA)
+    batch, few = [[3, 14, 15], [9, 2]], SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, detokenize=False)
+    options = {"device": gpu, "max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 64}
+    with load(model, **options) as llm:
+        expected = tokens(llm, batch, few)
+    with load(model, layout, **options) as llm:
+        assert tokens(llm, batch, few) == expected
+
+
+@pytest.mark.multi
 @pytest.mark.parametrize("layout", ((2, 1), (1, 2)))
 def test_structured_outputs(layout):
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -232,3 +266,54 @@ def test_workers_do_not_outlive_their_driver(model, tmp_path):
     while any(map(is_alive, pids)) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert not any(map(is_alive, pids)) and not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.multi
+@pytest.mark.parametrize("layout", ((2, 1), (1, 2)))
+def test_embeddings(model, layout):
+    plan = open_plan(model, BuildConfig(dtype="float32", load_format="dummy"))
+    found = []
+    for tp_size, pp_size in ((1, 1), layout):
+        sizes = {"tensor_parallel_size": tp_size, "pipeline_parallel_size": pp_size}
+        loop = EngineLoop(
+            plan, EngineConfig(device="cpu", max_num_batched_tokens=8, kv_cache_memory_bytes=1 << 20, **sizes)
+        )
+        for pooling in ("mean", "last"):
+            loop.add(Request(pooling, tuple(range(1, 20)), embedding_params(pooling), pooling=pooling))
+        updates = []
+        while loop.has_unfinished():
+            updates += loop.step()
+        found.append({u.request_id: u.embedding for u in updates if u.embedding is not None})
+        loop.close()
+    assert found[0].keys() == found[1].keys() == {"mean", "last"}
+    for pooling, vector in found[0].items():
+        assert vector == pytest.approx(found[1][pooling], abs=1e-5)
+
+
+@pytest.mark.multi
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bytes_that_ranks_send_are_those_of_the_layout(model, layout):
+    with load(model, layout) as llm:
+        costs, rows = layout_costs(llm.plan, *layout), ((5, 1), (1, 1), (1, 1))  # tokens and logits of each step
+        llm.generate([[1, 2, 3, 4, 5]], SamplingParams(max_tokens=3, ignore_eos=True, detokenize=False), use_tqdm=False)
+        time.sleep(2 * PING_INTERVAL_S)  # workers say what they have done when they are asked whether they live
+        sent = llm.get_metrics()["communication_bytes"]
+    assert sent == sum(cost.sent_bytes(*each, WHOLE_BYTES["cpu"]) for cost in costs for each in rows)
+    least = sum(cost.least_bytes(*each) for cost in costs for each in rows)
+    assert least <= sent <= least * layout[0], "of two ranks a tensor goes to both of the next stage"
+
+
+@pytest.mark.multi
+def test_torchrun(model, tmp_path):
+    """Every process runs the script; the first one drives, the others leave in the middle of it."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom tests.engine.test_parallel import load, prompts, tokens\n"
+        "with load(sys.argv[1], (2, 1), distributed_executor_backend='external_launcher') as llm:\n"
+        "    print(tokens(llm, prompts(4)))\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, str(script), str(model)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with load(model) as llm:
+        assert done.stdout.splitlines() == [str(tokens(llm, prompts(4)))]

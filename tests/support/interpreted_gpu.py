@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from quire.engine import capacity, engine_loop, resolve
+from quire.engine import capacity, resolve, runners
 from quire.plan import device
 from quire.runner.device import available_memory_bytes
 
@@ -28,7 +28,7 @@ def interpreted_gpu() -> Iterator[str]:
         yield "cuda"
         return
     with pytest.MonkeyPatch.context() as patch:
-        for module in (device, capacity, resolve, engine_loop):
+        for module in (device, capacity, resolve, runners):
             patch.setattr(module, "device_kind", _kind)
         patch.setattr(resolve, "available_memory_bytes", lambda kind: available_memory_bytes())
         yield "cuda"

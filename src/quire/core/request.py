@@ -1,6 +1,7 @@
 """The types that cross walls: `Request`, `SchedulerOutput`, `ModelOutput`, `RequestOutput`. Frozen, no behaviour.
 
-Those made for every row of every step are msgspec structs: a frozen dataclass takes four times as long to make.
+Those made for every row of every step are msgspec structs: a frozen dataclass takes four times as long to make. Those
+that other processes get in every step go as arrays: a step of 256 rows is 2 KB instead of 20.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Request(msgspec.Struct, frozen=True):
     pooling: str | None = None
 
 
-class NewRow(msgspec.Struct, frozen=True):
+class NewRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Everything the runner must know when a sample starts, or starts again after preemption.
 
     Attributes:
@@ -67,7 +68,7 @@ class NewRow(msgspec.Struct, frozen=True):
     pooling: str | None = None
 
 
-class ScheduledRow(msgspec.Struct, frozen=True):
+class ScheduledRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One row's share of a step.
 
     Attributes:
@@ -85,7 +86,7 @@ class ScheduledRow(msgspec.Struct, frozen=True):
     is_sampled: bool = False
 
 
-class SchedulerOutput(msgspec.Struct, frozen=True):
+class SchedulerOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the runner does in one step (scheduler -> runner). Order of use: removed, copies, fresh, new, rows.
 
     The order matters: a copied block may be given away, and be fresh for another row, in the same step.
@@ -109,7 +110,7 @@ class SchedulerOutput(msgspec.Struct, frozen=True):
     num_scheduled_tokens: int = 0
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True):
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Logprobs at one position: first the actual token, then the most likely ones, best first.
 
     Attributes:
@@ -123,7 +124,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     ranks: tuple[int, ...]
 
 
-class RowOutput(msgspec.Struct, frozen=True):
+class RowOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a step produced for one row.
 
     Attributes:
@@ -143,7 +144,7 @@ class RowOutput(msgspec.Struct, frozen=True):
     embedding: tuple[float, ...] | None = None
 
 
-class ModelOutput(msgspec.Struct, frozen=True):
+class ModelOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Results of one step (runner -> scheduler), one per scheduled row, in the same order."""
 
     rows: tuple[RowOutput, ...] = ()

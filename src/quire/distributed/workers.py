@@ -24,7 +24,7 @@ PING_INTERVAL_S = 0.25
 # Pings are answered by a thread of their own, so only a stopped process stays silent, or one that imports: that holds
 # Python's lock for as long as a cold disk takes to read a gigabyte of libraries. They are counted, not timed: the
 # driver may be late itself.
-MOST_UNANSWERED, MOST_UNANSWERED_AT_START = 12, 480
+MOST_UNANSWERED, MOST_UNANSWERED_AT_START = 10, 480
 EXIT_TIMEOUT_S = 5.0
 _VERDICT_TIMEOUT_S = 10.0
 _GRACE_S = 0.5  # those who lose their partner in a collective fail within it, and are not to blame
@@ -164,7 +164,8 @@ class WorkerGroup:
         self._is_closing.set()
         for worker in self._workers:
             worker.commands.close()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # which may be who collects the garbage
+            self._thread.join()
 
     def _verdict(self, rank: int) -> WorkerError:
         """Return who is to blame for a channel that was closed; the thread that watches finds out."""

@@ -69,6 +69,7 @@ OPS: dict[str, Op[..., Any]] = {
         exchange.all_reduce,
         exchange.all_gather,
         share.sharded_embedding,
+        share.all_reduce_add_rms_norm,
         exchange.send,
         exchange.recv,
     )

@@ -44,7 +44,7 @@ class Operands:
 
 
 def is_maker(node: fx.Node, constants: Collection[fx.Node]) -> bool:
-    """Return whether a call makes each of its result's channels of all of its operand's: a linear layer, or one that puts
+    """Return whether a call makes each channel of its result of all of its operand: a linear layer, or one that puts
     channels in another order."""
     if is_call(node, *LINEAR):
         return node.kwargs["weight"] in constants

@@ -16,7 +16,6 @@ from torch import fx
 
 from quire.graph.matches import Matches
 from quire.graph.network import Network
-from quire.graph.nodes import op_of, spec_argument
 from quire.ops.registry import OPS
 from quire.sharding.shard_linear import SHARE, Share
 
@@ -26,14 +25,10 @@ def insert_collectives(network: Network) -> Matches:
     matches = Matches()
     for node in network.calls():
         share: Share | None = node.meta.pop(SHARE, None)
-        if share is None:
-            continue
-        if share.width is None:
+        if share is not None and share.width is None:
             matches.done.append(_sum(network, node))
-        else:
+        elif share is not None:
             matches.done.append(_behind(network, node, "all_gather", width=share.width).name)
-    for node in network.calls():
-        node.meta["spec"] = op_of(node).check(**{key: spec_argument(value) for key, value in node.kwargs.items()})
     return matches
 
 

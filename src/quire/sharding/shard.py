@@ -13,6 +13,7 @@ from quire.graph.text import network_from_text, network_to_text
 from quire.ops.registry import OPS
 from quire.plan.plan import Plan
 from quire.sharding.cut_stages import cut_stages
+from quire.sharding.fuse_all_reduce_add_rms_norm import fuse_all_reduce_add_rms_norm, has_kernel
 from quire.sharding.insert_collectives import insert_collectives
 from quire.sharding.local_weights import LocalWeights
 from quire.sharding.shard_linear import shard_linear
@@ -21,7 +22,7 @@ SHARDED = Stage("sharded", frozenset(OPS), needs_outputs=False, allows_unused=Fa
 """What a rank's network may contain: a stage that is not the last has no output."""
 
 
-def shard(plan: Plan, mapping: Mapping, stages: Sequence[int] | None = None) -> Plan:
+def shard(plan: Plan, mapping: Mapping, stages: Sequence[int] | None = None, device: str | None = None) -> Plan:
     """Return the Plan of one rank: its network, its slices of the weights, its share of heads and layers.
 
     Its inputs keep their names (`kv_cache.7` is the cache of layer 7 on whichever rank); a rank has only those that it
@@ -32,6 +33,7 @@ def shard(plan: Plan, mapping: Mapping, stages: Sequence[int] | None = None) -> 
         plan: Of the whole model. Not mutated.
         mapping: Which rank, of how many.
         stages: Layers of each pipeline stage; None deals them out by `Mapping.pp_layers`.
+        device: Kind of device that it is for, to fuse what only pays with a kernel of that device; None fuses nothing.
 
     Raises:
         ConfigError: The model cannot be dealt out like that; the message names the sizes that are possible.
@@ -46,6 +48,8 @@ def shard(plan: Plan, mapping: Mapping, stages: Sequence[int] | None = None) -> 
     if mapping.tp_size > 1:
         passes[shard_linear.__name__], weights = shard_linear(network, weights, mapping)
         passes[insert_collectives.__name__] = insert_collectives(network)
+        if device is not None and has_kernel(device):
+            passes[fuse_all_reduce_add_rms_norm.__name__] = fuse_all_reduce_add_rms_norm(network)
     else:
         weights = LocalWeights(network.weights, {}, weights)
     check_network(network, SHARDED)

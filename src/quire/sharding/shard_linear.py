@@ -264,9 +264,9 @@ class _Sharding:
             node.update_kwarg(name, self._cutter.take(value, dim, pieces))
 
     def infer(self) -> None:
-        """Say again what every call results in, and drop the constants that nobody uses any more."""
+        """Say again what every call results in, given pieces made whole; drop constants that nobody uses any more."""
         for node in self._network.calls():
-            node.meta["spec"] = op_of(node).check(**{key: spec_argument(value) for key, value in node.kwargs.items()})
+            node.meta["spec"] = op_of(node).check(**{key: _whole(value) for key, value in node.kwargs.items()})
         constants, kept = constant_nodes(self._network), set(self._network.outputs.values())
         for node in reversed(list(self._network.graph.nodes)):
             if node in constants and not node.users and node not in kept:
@@ -274,11 +274,11 @@ class _Sharding:
 
     def weights(self, source: WeightSource) -> WeightSource:
         """Return the weights that are left, each under its name as far as that is free."""
-        parts = self._cutter.parts
+        left = set(self._network.graph.nodes)
         names = {
             self._network.rename_weight(node, name): (name, part)
-            for node, (name, part) in parts.items()
-            if str(node.target) in self._network.weights
+            for node, (name, part) in self._cutter.parts.items()
+            if node in left
         }
         return LocalWeights(self._network.weights, names, source)
 
@@ -286,6 +286,14 @@ class _Sharding:
 def _node(value: Any) -> fx.Node:
     assert isinstance(value, fx.Node), f"{value} is no node"
     return value
+
+
+def _whole(value: Any) -> Any:
+    """Return an argument of a call as `spec_argument` does, but pieces as what they will be gathered to."""
+    share = value.meta.get(SHARE) if isinstance(value, fx.Node) else None
+    if isinstance(value, fx.Node) and share is not None and share.width is not None:
+        return TensorSpec((*spec(value).shape[:-1], share.width), spec(value).dtype)
+    return [_whole(item) for item in value] if isinstance(value, (list, tuple)) else spec_argument(value)
 
 
 def _mark(weight: fx.Node) -> int | None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from quire.core.errors import ShapeError
+from quire.ops.collective.exchange import all_reduce
+from quire.ops.fused import add_rms_norm
 from quire.ops.op import op
 from quire.ops.spec import FLOATS, INTS, Shapes, TensorLike, TensorSpec
 
@@ -34,5 +36,21 @@ def sharded_embedding(ids: Tensor, weight: Tensor, start: int, skip: int = 0) ->
     """
     local = ids - start
     is_here = (local >= skip) & (local < weight.shape[0])
-    rows = torch.nn.functional.embedding(torch.where(is_here, local, skip), weight)
+    rows = torch.nn.functional.embedding(torch.where(is_here, local, 0), weight)
     return torch.where(is_here.unsqueeze(-1), rows, 0)
+
+
+@op(add_rms_norm.infer)
+def all_reduce_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return `add_rms_norm` of what the ranks of a stage have in sum.
+
+    Args:
+        x: [*rows, hidden_size], float32 | bfloat16 | float16: this rank's term.
+        residual: Same shape and dtype, the same on all ranks.
+        weight: [hidden_size], same dtype.
+        eps: Added to the mean square.
+
+    Returns:
+        The norm and the sum, each [*rows, hidden_size], same dtype, the same bits on all ranks.
+    """
+    return add_rms_norm.reference(all_reduce.reference(x), residual, weight, eps)

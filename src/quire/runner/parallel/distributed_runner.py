@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -74,6 +75,7 @@ class DistributedRunner:
         self._sampled: list[tuple[int, int]] = []
         self._has_sent_vocabulary = False
         self._in_flight_s, self._began_s = 0.0, 0.0
+        self._end = weakref.finalize(self, group.close)  # workers end with whom they work for
 
     @property
     def pids(self) -> list[int]:
@@ -162,7 +164,7 @@ class DistributedRunner:
 
     def close(self) -> None:
         """End the workers."""
-        self._group.close()
+        self._end()
 
     def _hold(self, command: msgspec.Struct) -> None:
         self._send(command)

@@ -13,6 +13,7 @@ from quire.distributed.endpoint import Endpoint, spawn
 from quire.distributed.torchrun import Launched
 from quire.plan.device import num_devices
 
+LOOPBACK = "127.0.0.1"
 WORKER = "quire.runner.parallel.worker"
 
 
@@ -31,7 +32,7 @@ class Layout:
     tp_size: int
     pp_size: int
     num_local: int
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     launched: LaunchedRank | None = None
 
     @classmethod

@@ -111,24 +111,17 @@ class Ranks:
         while True:
             try:
                 answer = self._answers.decode(self._group.receive(rank))
-            except WorkerError as error:
-                raise self._failure(error) from None
-            if isinstance(answer, Progress):
-                if on_progress is not None:
-                    on_progress(answer.done)
-            elif isinstance(answer, kind):
+            except WorkerError as error:  # perhaps of another rank, which has said why it ends
+                words = None if error.rank is None else self._group.last_words(error.rank)
+                if words is None:
+                    raise
+                rank, answer = error.rank or 0, self._answers.decode(words)
+            if isinstance(answer, kind):
                 return answer
-            else:
-                raise self._failure(WorkerError(f"rank {rank}: expected {kind.__name__}, got {answer}.", rank))
-
-    def _failure(self, lost: WorkerError) -> QuireError:
-        """Return what a rank said last, if it is an error of ours; otherwise that it is lost."""
-        words = None if lost.rank is None else self._group.last_words(lost.rank)
-        answer = None if words is None else self._answers.decode(words)
-        kind = getattr(errors, answer.kind, None) if isinstance(answer, Failed) else None
-        if isinstance(answer, Failed) and isinstance(kind, type) and issubclass(kind, QuireError):
-            return kind(f"rank {lost.rank}: {answer.message}")
-        return lost
+            if isinstance(answer, Failed):
+                raise _failure(rank, answer)
+            if isinstance(answer, Progress) and on_progress is not None:
+                on_progress(answer.done)
 
     @contextmanager
     def _closing_on_error(self) -> Iterator[None]:
@@ -137,6 +130,14 @@ class Ranks:
         except BaseException:
             self.close()
             raise
+
+
+def _failure(rank: int, said: Failed) -> QuireError:
+    """Return what a rank said last as the error that it was there, if it was one of ours."""
+    kind = getattr(errors, said.kind, None)
+    if isinstance(kind, type) and issubclass(kind, QuireError):
+        return kind(f"rank {rank}: {said.message}")
+    return WorkerError(f"rank {rank}: expected its worker to run, got {said.kind}: {said.message}", rank)
 
 
 @contextmanager

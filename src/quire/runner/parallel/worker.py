@@ -17,7 +17,8 @@ from typing import TypeVar
 import msgspec
 import torch
 
-from quire.core import log
+from quire.core import env, log
+from quire.core.errors import QuireError
 from quire.core.log import get_logger
 from quire.core.mapping import Mapping
 from quire.distributed.channel import Channel, ChannelError
@@ -31,6 +32,7 @@ from quire.plan.memory import mib
 from quire.plan.plan import Plan
 from quire.runner.device import available_memory_bytes
 from quire.runner.model_runner import LocalRunner, Pending, make_runner
+from quire.runner.parallel.layout import LOOPBACK
 from quire.runner.parallel.messages import (
     Answer,
     Command,
@@ -93,6 +95,8 @@ class Worker:
             asked.tp_size * asked.pp_size, asked.rank, asked.num_local, tp_size=asked.tp_size, pp_size=asked.pp_size
         )
         device = _take_device(asked)
+        if asked.store.startswith(LOOPBACK):
+            env.stay_on_loopback()
         plan = shard(Plan.load(asked.engine), mapping)
         with joined(asked.store, mapping.rank, mapping.world_size, device):
             communicator = TorchCommunicator.connect(mapping, device.type, asked.store)
@@ -101,8 +105,11 @@ class Worker:
                 share = asked.num_local if device.type == "cpu" else 1
                 self._send(Opened(available_memory_bytes(device.type) // share))
                 self._load(plan, asked.device, self._next(Load))
-                while True:
-                    self._turn()
+                try:
+                    while True:
+                        self._turn()
+                finally:
+                    self._runner.close()  # before the group is left: captured graphs hold on to it
 
     def _load(self, plan: Plan, device: str, asked: Load) -> None:
         self._is_reporting, self._is_sampling = asked.is_reporting, "logits" in plan.network.outputs
@@ -146,6 +153,7 @@ class Worker:
         self._receive(is_waiting=not is_due)
         if is_due and not self._inbox and not self._pending[0].is_ready():
             time.sleep(_POLL_S)
+        self._report()
         while self._inbox:
             self._obey(self._inbox.popleft())
             self._report()
@@ -213,7 +221,7 @@ def serve(channel: Channel, health: Channel) -> int:
         except ChannelError as error:
             _log.debug("the worker ends: %s", error)
         except Exception as error:
-            _log.exception("the worker fails")
+            _log.error("the worker fails: %s", error, exc_info=not isinstance(error, QuireError))
             with suppress(ChannelError):  # nobody is left to be told
                 channel.send(encode(Failed(type(error).__name__, str(error))))
             return 1
