@@ -12,12 +12,14 @@ import msgspec
 from quire.cli.options import add_model, read_bytes, read_fields
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import CapacityError
+from quire.core.mapping import Mapping
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from quire.plan.memory import MemoryNeeds, MemoryPlan
     from quire.plan.plan import Plan
+    from quire.sharding.cost import RankCost
 
 LENGTHS = (128, 512, 2048, 8192, 32768, 131072)
 
@@ -46,6 +48,7 @@ class Case:
         needs: What it needs beside the KV cache.
         memory: Where the bytes would go; None if it does not fit.
         max_model_len: Longest sequence, in tokens.
+        cost: What it holds and exchanges as one of several ranks.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Case:
     needs: MemoryNeeds
     memory: MemoryPlan | None
     max_model_len: int
+    cost: RankCost | None = None
 
     def num_sequences(self, length: int) -> int:
         """Return how many sequences of `length` tokens fit at once."""
@@ -82,11 +86,34 @@ def run(options: argparse.Namespace) -> None:
     plan = estimate_quantized(plain, build) or plain
     if options.graph:
         print(plan.network, end="\n\n")
-    asked = _case("as asked for", plan, config, available)
-    others = [_case(*changed, available) for changed in _changes(plain, plan, build, config)]
-    _show(options.json, asked, others, available)
+    if device == "cpu":  # one machine's memory is that of all its ranks
+        available //= config.tensor_parallel_size * config.pipeline_parallel_size
+    ranks = [_rank_case("as asked for", plan, config, available, mapping) for mapping in _mappings(config)]
+    asked = min(ranks, key=lambda rank: (rank.num_sequences(rank.max_model_len), -rank.needs.total))
+    mapping = None if asked.cost is None else asked.cost.mapping
+    others = [_rank_case(*changed, available, mapping) for changed in _changes(plain, plan, build, config)]
+    _show(options.json, asked, others, available, ranks)
     if asked.memory is None:
-        resolve(config, plan, available)  # says what does not fit
+        resolve(config, asked.plan, available)  # says what does not fit
+
+
+def _mappings(config: EngineConfig) -> list[Mapping | None]:
+    """Return the first rank of each stage, which holds no less than the others; None for a model on one device."""
+    tp_size, pp_size = config.tensor_parallel_size, config.pipeline_parallel_size
+    if tp_size * pp_size == 1:
+        return [None]
+    return [Mapping(tp_size * pp_size, stage * tp_size, tp_size=tp_size, pp_size=pp_size) for stage in range(pp_size)]
+
+
+def _rank_case(name: str, plan: Plan, config: EngineConfig, available: int, mapping: Mapping | None) -> Case:
+    """Return what a rank would hold, or the one device there is."""
+    from quire.sharding.cost import rank_cost
+    from quire.sharding.shard import shard
+
+    if mapping is None:
+        return _case(name, plan, config, available)
+    local = shard(plan, mapping)
+    return replace(_case(name, local, config, available), cost=rank_cost(local, mapping))
 
 
 def _case(name: str, plan: Plan, config: EngineConfig, available: int) -> Case:
@@ -123,11 +150,30 @@ def _changes(
         yield f"max_num_batched_tokens={half}", plan, replace(config, max_num_batched_tokens=half)
 
 
-def _show(is_json: bool, asked: Case, others: list[Case], available: int) -> None:
+def _show(is_json: bool, asked: Case, others: list[Case], available: int, ranks: list[Case]) -> None:
     if is_json:
-        print(msgspec.json.encode(_record(asked, others, available)).decode())
+        record = {**_record(asked, others, available), **({"ranks": _rank_records(ranks)} if asked.cost else {})}
+        print(msgspec.json.encode(record).decode())
     else:
-        _print(asked, others, available)
+        _print(asked, others, available, ranks)
+
+
+def _rank_records(ranks: list[Case]) -> list[dict[str, Any]]:
+    """Return the bytes of the first rank of each stage; what it sends is for one token of one sequence."""
+    return [
+        {
+            "rank": cost.mapping.rank,
+            "num_layers": cost.layers,
+            "stored_weight_bytes": cost.weight_bytes,
+            "weight_bytes": case.needs.weights,
+            "kv_bytes_per_token": cost.kv_bytes_per_token,
+            "num_blocks": case.memory.num_blocks if case.memory is not None else 0,
+            "sent_bytes_per_token": cost.sent_bytes(1, 1),
+            "least_bytes_per_token": cost.least_bytes(1, 1),
+        }
+        for case in ranks
+        if (cost := case.cost) is not None
+    ]
 
 
 def _lengths(case: Case) -> list[int]:
@@ -177,13 +223,16 @@ def _record(asked: Case, others: list[Case], available: int) -> dict[str, Any]:
     }
 
 
-def _print(asked: Case, others: list[Case], available: int) -> None:
+def _print(asked: Case, others: list[Case], available: int, ranks: list[Case]) -> None:
     """Print where the bytes go, how many sequences fit, and what changes would give."""
     from rich.console import Console
 
     from quire.engine.capacity import budget_bytes
 
     console = Console(soft_wrap=True)
+    if asked.cost is not None:
+        console.print(_ranks(ranks))
+        console.print(f"What follows is of rank {asked.cost.mapping.rank}, which has the least room.", end="\n\n")
     console.print(_terms(asked, budget_bytes(asked.config, available)))
     console.print(_budget(asked, available), highlight=False, end="\n\n")
     console.print(_sequences(asked))
@@ -198,6 +247,18 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if 0 < i < 3 else "left", no_wrap=i < 3)
+    return table
+
+
+def _ranks(ranks: list[Case]) -> Table:
+    """Return what the first rank of each stage holds, and what it sends for a token."""
+    from quire.plan.memory import mib
+
+    table = _table("Ranks (the first of each stage)", "rank", "weights", "KV a token", "layers, bytes sent a token")
+    for case, record in zip(ranks, _rank_records(ranks), strict=True):
+        sent, least = record["sent_bytes_per_token"], record["least_bytes_per_token"]
+        said = f"{record['num_layers']} layers; {sent:,} bytes, at least {least:,.0f} in this layout"
+        table.add_row(str(record["rank"]), mib(case.needs.weights), f"{record['kv_bytes_per_token']:,}", said)
     return table
 
 
