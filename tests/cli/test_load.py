@@ -15,9 +15,10 @@ from quire.cli.load.measure import Measured, RequestRecord, measure
 from quire.cli.load.plot import draw
 from quire.cli.load.settings import LoadConfig
 from quire.cli.load.summary import is_good, percentiles, summarize
-from quire.cli.load.workload import PlannedRequest, Texts, plan_load
+from quire.cli.load.workload import Texts
 from quire.cli.main import main
 from quire.core.errors import ConfigError
+from quire.simulation.load import PlannedRequest, plan_load
 from tests.support.server_process import serving
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -10,8 +10,9 @@ import msgspec
 
 from quire.cli.load.http_client import BrokenAnswer, HttpClient
 from quire.cli.load.settings import LoadConfig
-from quire.cli.load.workload import PlannedRequest, Texts, plan_load
+from quire.cli.load.workload import Texts
 from quire.core.errors import ConfigError
+from quire.simulation.load import PlannedRequest, plan_load
 
 _PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 _PROBE_WORDS = (8, 72)  # far enough apart for a slope, short enough for any model
