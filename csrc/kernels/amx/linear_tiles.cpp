@@ -49,22 +49,29 @@ QUIRE_INLINE void widen_words(__m512i words, int4x2, std::byte* to) {
   store(3, _mm512_srli_epi16(words, 9));
 }
 
-// a: the upper 16 rows of a step of x; `lower` bytes from there, the others.
-template <bool has_lower>
-void add_steps(const std::byte* a, int64_t stride, int64_t lower, int64_t a_step, const std::byte* b, int64_t steps,
-               Ahead ahead) {
-  for (int64_t step = 0; step < steps; ++step, a += a_step, b += kPanelStepBytes) {
-    for (int64_t line = 0; line < ahead.lines; ++line, ahead.from += 64) prefetch(ahead.from);
-    load_tile<B0>(b);
-    load_tile<B1>(b + kTileBytes);
-    load_tile<A0>(a, stride);
+// Sums += a b of all steps. `beside` is called in each of them: what it does costs nothing while tiles multiply.
+//
+// a: the upper 16 rows of a step of x; `lower` bytes from there, the others. A tile is loaded as soon as nobody needs
+// what it holds: where two threads share a core each has no registers but these eight, so loads cannot run ahead.
+template <bool has_lower, class Beside>
+QUIRE_INLINE void add_steps(const std::byte* a, int64_t stride, int64_t lower, int64_t a_step, const std::byte* b,
+                            int64_t steps, Beside&& beside) {
+  load_tile<A0>(a, stride);
+  load_tile<B0>(b);
+  load_tile<B1>(b + kTileBytes);
+  if constexpr (has_lower) load_tile<A1>(a + lower, stride);
+  for (int64_t step = 1;; ++step) {
+    beside();
     multiply_bf16<C00, A0, B0>();
     multiply_bf16<C01, A0, B1>();
-    if constexpr (has_lower) {
-      load_tile<A1>(a + lower, stride);
-      multiply_bf16<C10, A1, B0>();
-      multiply_bf16<C11, A1, B1>();
-    }
+    if constexpr (has_lower) multiply_bf16<C11, A1, B1>();
+    if constexpr (has_lower) multiply_bf16<C10, A1, B0>();
+    if (step == steps) return;
+    a += a_step, b += kPanelStepBytes;
+    load_tile<A0>(a, stride);
+    load_tile<B1>(b + kTileBytes);
+    if constexpr (has_lower) load_tile<A1>(a + lower, stride);
+    load_tile<B0>(b);
   }
 }
 
@@ -167,22 +174,35 @@ class Tiles {
     const int64_t stride = is_direct ? product.row_stride() * sizeof(bf16) : kTileRowBytes;
     const int64_t a_step = is_direct ? kTileRowBytes : kRows * kTileRowBytes;
     const std::byte* a = is_direct ? product.x.data : rows + block * ceil_div(product.depth, kStep) * a_step;
-    const auto run = count > kTileRows ? add_to<true> : add_to<false>;
-    run(a + step * a_step, stride, a_step, values, steps, ahead, from_zero || is_alone ? nullptr : sums, from_zero,
-        is_last || !is_alone ? sums : nullptr);
+    const int64_t rows_a_step = ceil_div(unfinished_.end - unfinished_.next, steps);
+    const auto beside = [&] {
+      for (int64_t line = 0; line < ahead.lines; ++line, ahead.from += 64) prefetch(ahead.from);
+      unfinished_.finish<bf16>(product, rows_a_step);
+    };
+    const float* from = from_zero || is_alone ? nullptr : sums;
+    float* to = is_last || !is_alone ? sums : nullptr;
+    if (count > kTileRows) add_to<true>(a + step * a_step, stride, a_step, values, steps, beside, from, from_zero, to);
+    else add_to<false>(a + step * a_step, stride, a_step, values, steps, beside, from, from_zero, to);
+  }
+
+  // Stores what is left of the sums before, and the rows of these beside the products that come next.
+  void finish(const Product& product, PanelSums sums) {
+    unfinished_.finish<bf16>(product, kRows);
+    unfinished_ = sums;
   }
 
  private:
-  template <bool has_lower>
-  static void add_to(const std::byte* a, int64_t stride, int64_t a_step, const std::byte* b, int64_t steps, Ahead ahead,
-                     const float* from, bool from_zero, float* to) {
+  template <bool has_lower, class Beside>
+  static void add_to(const std::byte* a, int64_t stride, int64_t a_step, const std::byte* b, int64_t steps,
+                     Beside& beside, const float* from, bool from_zero, float* to) {
     if (from_zero) zero_sums<has_lower>();
     if (from != nullptr) load_sums<has_lower>(from);
-    add_steps<has_lower>(a, stride, kTileRows * stride, a_step, b, steps, ahead);
+    add_steps<has_lower>(a, stride, kTileRows * stride, a_step, b, steps, beside);
     if (to != nullptr) store_sums<has_lower>(to);
   }
 
   int64_t configured_ = 0;
+  PanelSums unfinished_;
 };
 
 }  // namespace
