@@ -120,7 +120,11 @@ struct Vectors {
   }
 
   static void finish(const Product& product, PanelSums sums) {
-    by_float(product.out.dtype, [&](auto element) { sums.finish<decltype(element)>(product, kRows); });
+    by_float(product.out.dtype, [&](auto element) {
+      sums.finish(kRows, [&](int64_t panel, int64_t row, const float* of_row) {
+        finish_row<decltype(element)>(product, panel, row, of_row);
+      });
+    });
   }
 
  private:

@@ -42,6 +42,7 @@ struct Product {
   const Tensor& zero_points;
   const Tensor& bias;
   int64_t rows, columns, depth, groups;
+  const Tensor* x_scales = nullptr;  // [rows, 1] float32, of x in int8
 
   int64_t group() const { return groups ? depth / groups : depth; }
   int64_t row_stride() const { return x.rank > 1 ? x.stride[x.rank - 2] : depth; }
@@ -120,18 +121,6 @@ QUIRE_INLINE void add_group(const Scale* scales, const uint8_t* zero_points, flo
   }
 }
 
-template <class T>
-QUIRE_INLINE void store_rounded(T* out, Floats value, int count) {
-#ifdef __AVX512BF16__
-  if constexpr (std::is_same_v<T, bf16>) {  // takes denormals for zero, as tiles do
-    const __m256i bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
-    return _mm256_mask_storeu_epi16(out, first(count), bits);
-  }
-#endif
-  if (count == kLanes) store(out, value);
-  else store_part(out, value, count);
-}
-
 // A row of a panel's sums as the result: scaled, with the bias added, rounded once.
 template <class T>
 QUIRE_INLINE void finish_row(const Product& product, int64_t panel, int64_t row, const float* sums) {
@@ -139,13 +128,12 @@ QUIRE_INLINE void finish_row(const Product& product, int64_t panel, int64_t row,
   const int64_t stride = product.out.rank > 1 ? product.out.stride[product.out.rank - 2] : product.columns;
   const float* scales = product.groups ? nullptr : product.scales.as<float>();
   T* out = product.out.as<T>() + row * stride;
-  for (int64_t column = begin; column < end; column += kLanes) {
-    const int present = static_cast<int>(least(kLanes, end - column));
-    Floats value = load(sums + (column - begin));
-    if (scales != nullptr) value = value * load_part(scales + column, present);
-    if (product.bias) value = value + load_part(product.bias.as<T>() + column, present);
-    store_rounded(out + column, value, present);
-  }
+  for_vectors(end - begin, [&](int64_t i, auto n) {
+    Floats value = load(sums + i);
+    if (scales != nullptr) value = value * load(scales + begin + i, n);
+    if (product.bias) value = value + load(product.bias.as<T>() + begin + i, n);
+    store_quickly(out + begin + i, value, n);
+  });
 }
 
 // Sums of a panel with rows [next, end), to be stored as results.
@@ -153,11 +141,11 @@ struct PanelSums {
   int64_t panel = 0, next = 0, end = 0;
   const float* of_next = nullptr;
 
-  // The next `count` rows of them, if there are so many.
-  template <class T>
-  inline __attribute__((always_inline)) void finish(const Product& product, int64_t count) {
+  // The next `count` rows of them, if there are so many, each by `finish_row`.
+  template <class FinishRow>
+  inline __attribute__((always_inline)) void finish(int64_t count, FinishRow&& finish_row) {
     for (const int64_t stop = least(end, next + count); next < stop; ++next, of_next += kPanelColumns) {
-      finish_row<T>(product, panel, next, of_next);
+      finish_row(panel, next, of_next);
     }
   }
 };
