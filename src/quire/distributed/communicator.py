@@ -18,8 +18,8 @@ import torch
 from quire.core.errors import ConfigError
 from quire.core.mapping import Mapping
 
-# Computed, not measured: so many bytes more, (n - 1) - 2 (n - 1) / n times the tensor's, take as long as the latency of a
-# second exchange. 4 ranks over gloo, 100 us and 1 GB/s: 67 KB; 8 ranks over NVLink, 20 us and 100 GB/s: 380 KB.
+# Computed, not measured: so many bytes more, (n - 1) - 2 (n - 1) / n times the tensor's, take as long as the latency of
+# a second exchange. 4 ranks over gloo, 100 us and 1 GB/s: 67 KB; 8 ranks over NVLink, 20 us and 100 GB/s: 380 KB.
 WHOLE_BYTES = {"cpu": 1 << 16, "cuda": 1 << 18}
 """By kind of device, how many bytes of a tensor go to all ranks as they are, to be summed by each. More are summed in
 pieces, which moves fewer bytes, but takes two exchanges instead of one."""
