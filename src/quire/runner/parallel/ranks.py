@@ -119,7 +119,7 @@ class Ranks:
             if isinstance(answer, kind):
                 return answer
             if isinstance(answer, Failed):
-                raise _failure(rank, answer)
+                raise _failure(rank, answer) or self._group.verdict(rank)
             if isinstance(answer, Progress) and on_progress is not None:
                 on_progress(answer.done)
 
@@ -132,12 +132,12 @@ class Ranks:
             raise
 
 
-def _failure(rank: int, said: Failed) -> QuireError:
-    """Return what a rank said last as the error that it was there, if it was one of ours."""
+def _failure(rank: int, said: Failed) -> QuireError | None:
+    """Return what a rank said last as the error that it was there, None if it was not one of ours."""
     kind = getattr(errors, said.kind, None)
     if isinstance(kind, type) and issubclass(kind, QuireError):
         return kind(f"rank {rank}: {said.message}")
-    return WorkerError(f"rank {rank}: expected its worker to run, got {said.kind}: {said.message}", rank)
+    return None
 
 
 @contextmanager
