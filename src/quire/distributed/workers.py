@@ -125,6 +125,17 @@ class WorkerGroup:
             return WorkerError(f"rank {rank}: expected its worker to listen, got a closed channel.", rank)
         return WorkerError(str(self.lost), self.lost.rank)
 
+    def wait_until_up(self) -> None:
+        """Wait until all have answered once: their libraries are read then.
+
+        Raises:
+            WorkerError: One is lost.
+        """
+        while not all(self.reports):
+            if self.lost is not None:
+                raise self.lost
+            time.sleep(PING_INTERVAL_S / 10)
+
     def watch_closely(self) -> None:
         """Take silence for death from now on: what takes long at a start is over."""
         self._most_unanswered = MOST_UNANSWERED

@@ -52,12 +52,19 @@ class Ranks:
         self._meeting = MeetingPoint(layout.host)
         self._group = WorkerGroup(layout.start, on_lost)
         self._answers = msgspec.msgpack.Decoder(Answer)
-        with self._closing_on_error(), _engine_directory(plan) as directory:
-            for rank in range(layout.world_size):
-                self._group.send(rank, encode(self._open(directory, rank, self._meeting.address)))
-            opened = [self._answer(rank, Opened) for rank in range(layout.world_size)]
+        with self._closing_on_error():
+            self._group.wait_until_up()  # who is killed meanwhile leaves no directory behind
+            opened = self._opened(plan)
         available = [each.available_bytes for each in opened]
         self.available_bytes = [min(available[i : i + layout.tp_size]) for i in range(0, len(opened), layout.tp_size)]
+
+    def _opened(self, plan: Plan) -> list[Opened]:
+        """Have all ranks open the plan and meet each other."""
+        layout = self._layout
+        with _engine_directory(plan) as directory:
+            for rank in range(layout.world_size):
+                self._group.send(rank, encode(self._open(directory, rank, self._meeting.address)))
+            return [self._answer(rank, Opened) for rank in range(layout.world_size)]
 
     def load(
         self,
