@@ -158,12 +158,19 @@ class TorchCommunicator:
         self.traffic.add("send", x.nbytes)
         if x.numel():
             with self.traffic.waiting():
-                dist.send(x, rank)
+                _finish(dist.isend(x, rank))
 
     def recv(self, shape: Sequence[int], dtype: torch.dtype, rank: int, device: torch.device) -> torch.Tensor:
         """Wait for the tensor that a rank of another stage sends; see `Communicator`."""
         out = torch.empty(tuple(shape), dtype=dtype, device=device)
         if out.numel():
             with self.traffic.waiting():
-                dist.recv(out, rank)
+                _finish(dist.irecv(out, rank))
         return out
+
+
+def _finish(work: dist.Work | None) -> None:
+    """Wait for an exchange. Started and then waited for, it takes gloo a third to two thirds of `dist.send`'s time
+    (36 KB and back, two processes on two busy cores: 0.6 to 1.0 ms against 1.9 to 2.1)."""
+    assert work is not None, "both ranks are members of the group"
+    work.wait()

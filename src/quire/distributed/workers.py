@@ -117,6 +117,27 @@ class WorkerGroup:
         """What each rank said of itself when it last answered, empty before."""
         return [worker.report for worker in self._workers]
 
+    def verdict(self, rank: int) -> WorkerError:
+        """Wait until it is clear which worker is to blame, and return the error.
+
+        Args:
+            rank: One that has closed its channel, or says that it fails: perhaps because of another.
+        """
+        if not self._is_judged.wait(_VERDICT_TIMEOUT_S) or self.lost is None:
+            return WorkerError(f"rank {rank}: expected its worker to listen, got a closed channel.", rank)
+        return WorkerError(str(self.lost), self.lost.rank)
+
+    def wait_until_up(self) -> None:
+        """Wait until all have answered once: their libraries are read then.
+
+        Raises:
+            WorkerError: One is lost.
+        """
+        while not all(self.reports):
+            if self.lost is not None:
+                raise self.lost
+            time.sleep(PING_INTERVAL_S / 10)
+
     def watch_closely(self) -> None:
         """Take silence for death from now on: what takes long at a start is over."""
         self._most_unanswered = MOST_UNANSWERED
@@ -130,7 +151,7 @@ class WorkerGroup:
         try:
             self._workers[rank].commands.send(payload)
         except ChannelError:
-            raise self._verdict(rank) from None
+            raise self.verdict(rank) from None
 
     def receive(self, rank: int) -> bytes:
         """Wait for a frame of a rank.
@@ -142,10 +163,10 @@ class WorkerGroup:
         try:
             while not worker.inbox:
                 if self.lost is not None:
-                    raise self._verdict(rank)
+                    raise self.verdict(rank)
                 worker.inbox.extend(worker.commands.receive(is_waiting=True))
         except ChannelError:
-            raise self._verdict(rank) from None
+            raise self.verdict(rank) from None
         return worker.inbox.popleft()
 
     def has_frame(self, rank: int) -> bool:
@@ -168,12 +189,6 @@ class WorkerGroup:
             worker.commands.close()
         if threading.current_thread() is not self._thread:  # which may be who collects the garbage
             self._thread.join()
-
-    def _verdict(self, rank: int) -> WorkerError:
-        """Return who is to blame for a channel that was closed; the thread that watches finds out."""
-        if not self._is_judged.wait(_VERDICT_TIMEOUT_S) or self.lost is None:
-            return WorkerError(f"rank {rank}: expected its worker to listen, got a closed channel.", rank)
-        return WorkerError(str(self.lost), self.lost.rank)
 
     # ------------------------------------------------------------------------------------- in the thread that watches
 

@@ -13,7 +13,19 @@ from quire.core.request import ModelOutput, SchedulerOutput
 from quire.distributed.process_group import MeetingPoint
 from quire.distributed.workers import WorkerGroup
 from quire.runner.parallel.layout import Layout
-from quire.runner.parallel.messages import Answer, Held, Ready, Result, Sleep, Step, Vocabulary, WakeUp, Work, encode
+from quire.runner.parallel.messages import (
+    Answer,
+    Failed,
+    Held,
+    Ready,
+    Result,
+    Sleep,
+    Step,
+    Vocabulary,
+    WakeUp,
+    Work,
+    encode,
+)
 from quire.sampling.grammar.compiler import GrammarCompiler
 
 T = TypeVar("T")
@@ -191,5 +203,7 @@ class DistributedRunner:
 
     def _receive(self, rank: int, kind: type[T]) -> T:
         answer = self._answers.decode(self._group.receive(rank))
+        if isinstance(answer, Failed):
+            raise self._group.verdict(rank)
         assert isinstance(answer, kind), f"rank {rank}: expected {kind.__name__}, got {answer}"
         return answer

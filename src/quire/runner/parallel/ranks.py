@@ -54,13 +54,20 @@ class Ranks:
         self._meeting = MeetingPoint(layout.host)
         self._group = WorkerGroup(layout.start, on_lost)
         self._answers = msgspec.msgpack.Decoder(Answer)
-        with self._closing_on_error(), _engine_directory(plan) as directory:
+        with self._closing_on_error():
+            self._group.wait_until_up()  # who is killed meanwhile leaves no directory behind
+            opened = self._opened(plan)
+        available = [each.available_bytes for each in opened]
+        self.available_bytes = [min(available[i : i + layout.tp_size]) for i in range(0, len(opened), layout.tp_size)]
+
+    def _opened(self, plan: Plan) -> list[Opened]:
+        """Have all ranks open the plan and meet each other."""
+        layout = self._layout
+        with _engine_directory(plan) as directory:
             layout.publish(directory)
             for rank in range(layout.world_size):
                 self._group.send(rank, encode(self._open(directory, rank, self._meeting.address)))
-            opened = [self._answer(rank, Opened) for rank in range(layout.world_size)]
-        available = [each.available_bytes for each in opened]
-        self.available_bytes = [min(available[i : i + layout.tp_size]) for i in range(0, len(opened), layout.tp_size)]
+            return [self._answer(rank, Opened) for rank in range(layout.world_size)]
 
     def load(
         self,
@@ -121,7 +128,7 @@ class Ranks:
             if isinstance(answer, kind):
                 return answer
             if isinstance(answer, Failed):
-                raise _failure(rank, answer)
+                raise _failure(rank, answer) or self._group.verdict(rank)
             if isinstance(answer, Progress) and on_progress is not None:
                 on_progress(answer.done)
 
@@ -134,12 +141,12 @@ class Ranks:
             raise
 
 
-def _failure(rank: int, said: Failed) -> QuireError:
-    """Return what a rank said last as the error that it was there, if it was one of ours."""
+def _failure(rank: int, said: Failed) -> QuireError | None:
+    """Return what a rank said last as the error that it was there, None if it was not one of ours."""
     kind = getattr(errors, said.kind, None)
     if isinstance(kind, type) and issubclass(kind, QuireError):
         return kind(f"rank {rank}: {said.message}")
-    return WorkerError(f"rank {rank}: expected its worker to run, got {said.kind}: {said.message}", rank)
+    return None
 
 
 @contextmanager
