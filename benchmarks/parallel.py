@@ -40,18 +40,20 @@ def step_of(num_rows: int, number: int) -> SchedulerOutput:
 
 
 def measure(num_rows: int, num_ranks: int) -> dict[str, list[float]]:
-    """Return, in milliseconds, how long sending a step takes and how long it takes until its result is there."""
+    """Return, in milliseconds, how long sending a step takes, how long it takes until its result is there, and for how
+    long the driver computes meanwhile: that holds on a busy machine, too."""
     group = WorkerGroup(lambda: [spawn("benchmarks.parallel", rank) for rank in range(num_ranks)])
     runner = DistributedRunner(group, Layout(num_ranks, 1, num_ranks), 0, [Ready(0, 0, False)] * num_ranks)
-    times: dict[str, list[float]] = {"send": [], "round_trip": []}
+    times: dict[str, list[float]] = {"send": [], "round_trip": [], "driver_cpu": []}
     try:
         for number in range(WARM_STEPS + STEPS):
-            step, start = step_of(num_rows, number), time.perf_counter()
+            step, cpu, start = step_of(num_rows, number), time.process_time(), time.perf_counter()
             pending = runner.execute(step)
             sent = time.perf_counter()
             assert len(pending.result().rows) == num_rows
             times["send"].append(1e3 * (sent - start))
             times["round_trip"].append(1e3 * (time.perf_counter() - start))
+            times["driver_cpu"].append(1e3 * (time.process_time() - cpu))
     finally:
         runner.close()
     return {name: values[WARM_STEPS:] for name, values in times.items()}

@@ -5,8 +5,8 @@
 - `equal`: greedy tokens of a small model in float32 on every layout that fits equal those on one GPU.
 - `bits`: tokens and logprobs in bfloat16 are the same bits alone and in a batch, on every layout.
 - `bf16`, `fp8`: Llama-3.1-8B's shape with dummy weights: the time of a token of one request, and many requests, on
-  one GPU, and on 2 and 4; stages, too. Each beside the same without captured graphs, so that it shows that collectives
-  are captured.
+  one GPU, and on 2 and 4; stages, too. On one and two also without captured graphs, so that it shows that collectives
+  are captured. They are written to a temporary directory first: 17 GB each.
 
 A part that fails is noted with its error, and the next one runs; what `--seconds` leaves no time for is noted, too.
 """
@@ -16,7 +16,10 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
+import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -43,6 +46,7 @@ SMALL = {
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": 2048,
 }  # fmt: skip
 _REQUESTS, _LENGTH, _OUTPUT = 512, 128, 128  # of the offline load: some seconds on one GPU
+_MOST_SECONDS = 180.0  # for one layout
 PARTS = ("equal", "bits", "bf16", "fp8")
 
 
@@ -50,6 +54,13 @@ def name_of(layout: Layout) -> str:
     """Return a layout's name, for example "tp2" or "tp2pp2"."""
     tp_size, pp_size = layout
     return f"tp{tp_size}" + (f"pp{pp_size}" if pp_size > 1 else "")
+
+
+def kill_children() -> None:
+    """Kill the workers of this process, so that who waits for them gets an error."""
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
 
 
 @contextmanager
@@ -72,12 +83,12 @@ def prompts(count: int, vocab_size: int = 2048) -> list[list[int]]:
     return [[(7919 * row + 31 * place + 5) % vocab_size for place in range(5 + 19 * row % 96)] for row in range(count)]
 
 
-def results(llm: LLM, batch: list[list[int]], max_tokens: int, temperature: float = 0.0) -> list[Any]:
-    """Return ids and logprobs, with a temperature of every second request."""
+def results(llm: LLM, batch: list[list[int]], max_tokens: int, temperature: float = 0.0, first: int = 0) -> list[Any]:
+    """Return ids and logprobs, with a temperature of every second request, the first of which has a number."""
     wanted = [
         SamplingParams(temperature=temperature * (row % 2), seed=row, max_tokens=max_tokens, ignore_eos=True,
                        logprobs=2, detokenize=False)
-        for row in range(len(batch))
+        for row in range(first, first + len(batch))
     ]  # fmt: skip
     outputs = llm.generate(batch, wanted, use_tqdm=False)
     return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs]
@@ -105,11 +116,15 @@ class Run:
             self._report.add(name, {"error": "no time was left"})
             return
         began_s = time.monotonic()
+        guard = threading.Timer(_MOST_SECONDS, kill_children)  # an exchange that never ends is an error, too
+        guard.start()
         try:
             numbers = work()
         except Exception as error:
             traceback.print_exc()
             numbers = {"error": f"{type(error).__name__}: {error}"}
+        finally:
+            guard.cancel()
         self._report.add(name, {**numbers, "part_s": time.monotonic() - began_s})
 
     def equal(self) -> None:
@@ -135,9 +150,8 @@ class Run:
         with loaded(self._small(), layout, dtype="bfloat16", load_format="dummy", max_num_seqs=32) as llm:
             together = results(llm, batch, 24, 0.8)
             again = results(llm, batch, 24, 0.8)
+            alone = [results(llm, [prompt], 24, 0.8, row)[0] for row, prompt in enumerate(batch)]
             metrics = llm.get_metrics()
-        with loaded(self._small(), layout, dtype="bfloat16", load_format="dummy", max_num_seqs=1) as llm:
-            alone = results(llm, batch, 24, 0.8)
         same = sum(a == b for a, b in zip(together, alone, strict=True))
         shown = {name: value for name, value in metrics.items() if name.startswith(("communication", "pipeline"))}
         return {"requests": len(batch), "equal_alone": same, "equal_again": together == again, **shown}

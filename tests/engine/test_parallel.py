@@ -15,7 +15,7 @@ import pytest
 from quire import LLM, SamplingParams, StructuredOutputsParams
 from quire.builder.build import open_plan
 from quire.core.config import BuildConfig, EngineConfig
-from quire.core.errors import ConfigError, WorkerError
+from quire.core.errors import ConfigError, PlanError, WorkerError
 from quire.core.request import Request
 from quire.distributed.communicator import WHOLE_BYTES
 from quire.distributed.workers import PING_INTERVAL_S
@@ -28,7 +28,7 @@ from tests.support.equalities import params, prompts
 
 LAYOUTS = ((2, 1), (1, 2), (2, 2))
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True, detokenize=False)
-SHARED = {**LLAMA, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHARED = {**LLAMA, "vocab_size": 212, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 def load(path: Path | str, layout: tuple[int, int] = (1, 1), dtype: str = "float32", **options: object) -> LLM:
@@ -60,6 +60,11 @@ def is_alive(pid: int) -> bool:
     return False
 
 
+def open_sockets() -> list[str]:
+    paths = Path("/proc/self/fd").iterdir()
+    return sorted(str(path.readlink()) for path in paths if path.is_symlink() and "socket:" in str(path.readlink()))
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model") / "llama", SHARED)
@@ -71,6 +76,7 @@ def test_two_ranks_are_one(model):
     many = SamplingParams(n=3, temperature=0.0, max_tokens=8, logprobs=2, detokenize=False)
     with load(model) as llm:
         expected = tokens(llm, batch), tokens(llm, batch[:2], many)
+    sockets = open_sockets()
     with load(model, (2, 1)) as llm:
         assert (tokens(llm, batch), tokens(llm, batch[:2], many)) == expected
         assert llm.generate(batch[0], GREEDY, use_tqdm=False)[0].num_cached_tokens >= 16
@@ -89,7 +95,7 @@ def test_two_ranks_are_one(model):
             tokens(llm, batch)
         with pytest.raises(WorkerError, match="rank 1 of 2"):
             tokens(llm, batch)
-    assert not any(map(is_alive, pids))
+    assert not any(map(is_alive, pids)) and open_sockets() == sockets
 
 
 def test_impossible_layouts_are_refused(model):
@@ -107,6 +113,18 @@ def test_impossible_layouts_are_refused(model):
 def test_settings_that_fit_no_rank_are_told_as_for_one(model):
     with pytest.raises(ConfigError, match="max_model_len"):
         load(model, (2, 1), max_model_len=512, kv_cache_memory_bytes=1 << 14)
+
+
+@pytest.mark.multi
+def test_what_is_wrong_with_a_rank_is_the_error_that_it_was_there(model, tmp_path):
+    with load(model) as llm:
+        llm.plan.save(tmp_path / "engine", copy_weights=True)
+    weights = tmp_path / "engine" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-100] ^= 0xFF
+    weights.write_bytes(data)
+    with pytest.raises(PlanError, match=r"rank 0: .*weights.safetensors, tensor 'model.norm.weight': expected hash"):
+        load(tmp_path / "engine", (2, 1), "auto", load_format="auto")
 
 
 @pytest.mark.multi

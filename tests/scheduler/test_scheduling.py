@@ -311,3 +311,17 @@ def test_a_prompt_goes_on_in_each_batch_while_others_wait_for_their_tokens() -> 
     assert shares(third) == [(1, 4, 4, False)], "its tokens are known"
     for each in (first, second, third):
         world.hear(world.scheduler.update(each, world.runner.execute(each)))
+
+
+def test_a_long_prompt_is_shared_out_over_batches() -> None:
+    world = world_of(num_batches=2, max_num_batched_tokens=512, max_model_len=600, num_blocks=200)
+    world.add(make_request("a", [1] * 400, max_tokens=2))
+    steps = [world.scheduler.schedule() for _ in range(3)]
+    assert [shares(each) for each in steps] == [[(0, 0, 200, False)], [(0, 200, 200, True)], []]
+    for each in steps[:2]:
+        world.hear(world.scheduler.update(each, world.runner.execute(each)))
+    world.add(make_request("b", [2] * 30, max_tokens=2))
+    assert [shares(world.scheduler.schedule()) for _ in range(2)] == [[(0, 400, 1, True)], [(1, 0, 30, True)]]
+    with_one = world_of(max_num_batched_tokens=512, max_model_len=600, num_blocks=200)
+    with_one.add(make_request("a", [1] * 400, max_tokens=2))
+    assert step(with_one) == [(0, 0, 400, True)]

@@ -24,7 +24,7 @@ PING_INTERVAL_S = 0.25
 # Pings are answered by a thread of their own, so only a stopped process stays silent, or one that imports: that holds
 # Python's lock for as long as a cold disk takes to read a gigabyte of libraries. They are counted, not timed: the
 # driver may be late itself.
-MOST_UNANSWERED, MOST_UNANSWERED_AT_START = 12, 480
+MOST_UNANSWERED, MOST_UNANSWERED_AT_START = 10, 480
 EXIT_TIMEOUT_S = 5.0
 _VERDICT_TIMEOUT_S = 10.0
 _GRACE_S = 0.5  # those who lose their partner in a collective fail within it, and are not to blame
@@ -117,6 +117,16 @@ class WorkerGroup:
         """What each rank said of itself when it last answered, empty before."""
         return [worker.report for worker in self._workers]
 
+    def verdict(self, rank: int) -> WorkerError:
+        """Wait until it is clear which worker is to blame, and return the error.
+
+        Args:
+            rank: One that has closed its channel, or says that it fails: perhaps because of another.
+        """
+        if not self._is_judged.wait(_VERDICT_TIMEOUT_S) or self.lost is None:
+            return WorkerError(f"rank {rank}: expected its worker to listen, got a closed channel.", rank)
+        return WorkerError(str(self.lost), self.lost.rank)
+
     def watch_closely(self) -> None:
         """Take silence for death from now on: what takes long at a start is over."""
         self._most_unanswered = MOST_UNANSWERED
@@ -130,7 +140,7 @@ class WorkerGroup:
         try:
             self._workers[rank].commands.send(payload)
         except ChannelError:
-            raise self._verdict(rank) from None
+            raise self.verdict(rank) from None
 
     def receive(self, rank: int) -> bytes:
         """Wait for a frame of a rank.
@@ -142,10 +152,10 @@ class WorkerGroup:
         try:
             while not worker.inbox:
                 if self.lost is not None:
-                    raise self._verdict(rank)
+                    raise self.verdict(rank)
                 worker.inbox.extend(worker.commands.receive(is_waiting=True))
         except ChannelError:
-            raise self._verdict(rank) from None
+            raise self.verdict(rank) from None
         return worker.inbox.popleft()
 
     def has_frame(self, rank: int) -> bool:
@@ -166,13 +176,8 @@ class WorkerGroup:
         self._is_closing.set()
         for worker in self._workers:
             worker.commands.close()
-        self._thread.join()
-
-    def _verdict(self, rank: int) -> WorkerError:
-        """Return who is to blame for a channel that was closed; the thread that watches finds out."""
-        if not self._is_judged.wait(_VERDICT_TIMEOUT_S) or self.lost is None:
-            return WorkerError(f"rank {rank}: expected its worker to listen, got a closed channel.", rank)
-        return WorkerError(str(self.lost), self.lost.rank)
+        if threading.current_thread() is not self._thread:  # which may be who collects the garbage
+            self._thread.join()
 
     # ------------------------------------------------------------------------------------- in the thread that watches
 

@@ -21,7 +21,7 @@ within the token budget, and a row whose last known token is computed gets a sam
   step in flight samples; only its id is missing, which the runner has. A row that certainly ends with that token is
   passed over. One that is preempted waits for its results before it is admitted again.
 - Where several batches are to be in flight (`num_batches`), a row is passed over until its token is known, and a step
-  takes its share of the rows, so that the next ones find some, too.
+  takes its share of the rows, and of the tokens of long prompts, so that the next ones find some, too.
 - Without chunked prefill a row is admitted when all it has left fits in what is left of the budget. What exceeds
   the whole budget could never be, and the runner's buffers hold no more; so only that is still split.
 """
@@ -29,6 +29,7 @@ within the token budget, and a row whose last known token is computed gets a sam
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 from quire.core.config import SchedulerConfig
 from quire.core.errors import RequestError
@@ -52,6 +53,7 @@ from quire.scheduler.row import Row, RowQueue
 from quire.scheduler.samples import Samples
 from quire.scheduler.step import Step
 
+_LEAST_TOKENS = 64  # a step of fewer takes about as long
 PREEMPTION_REASONS = ("out_of_blocks", "lost_fork")
 _log = get_logger(__name__)
 
@@ -78,6 +80,7 @@ class Scheduler:
         self._removed_row_ids: list[int] = []
         self._seated: list[tuple[str, int]] = []
         self._next_row_id = 0
+        self._num_tokens_in_flight = 0
 
     @property
     def num_running(self) -> int:
@@ -159,8 +162,8 @@ class Scheduler:
         in this very step if shared blocks let it; so removals are applied first. With nothing to run the output is
         empty, and removals wait for a step; so it is while all that is left depends on results.
         """
-        config = self._config
-        step = Step(config.max_num_batched_tokens, config.max_num_logits, self._prefill_budget(), self._places())
+        places = self._places()
+        step = Step(self._token_budget(places), self._config.max_num_logits, self._prefill_budget(), places)
         self._serve_running(step)
         self._serve_waiting(step)
         if not step.rows:
@@ -173,7 +176,9 @@ class Scheduler:
             row.num_in_flight += 1
             row.num_unknown += share.is_sampled
         removed, self._removed_row_ids = self._removed_row_ids, []
-        return step.output(removed)
+        output = step.output(removed)
+        self._num_tokens_in_flight += output.num_scheduled_tokens
+        return output
 
     def _prefill_budget(self) -> int:
         """Return how many tokens the rows with more than one to compute may take together."""
@@ -185,6 +190,19 @@ class Scheduler:
         """Return how many rows may enter a step: their share of all that can run, so that all batches have some."""
         most = min(len(self._running) + len(self._waiting), self._config.max_num_seqs)
         return -(-most // self._config.num_batches)
+
+    def _token_budget(self, places: int) -> int:
+        """Return the tokens of a step: where batches share the rows, their share of what is in flight or could be, so
+        that a long prompt keeps more than one stage at work."""
+        most, num_batches = self._config.max_num_batched_tokens, self._config.num_batches
+        if num_batches == 1 or not self._config.enable_chunked_prefill:
+            return most
+        num_left = self._num_tokens_in_flight
+        for row in chain(self._running, self._waiting):
+            num_left += 0 if row.must_wait else row.num_tokens - row.num_computed_tokens
+            if num_left >= most * num_batches:
+                break
+        return min(most, max(places, _LEAST_TOKENS, -(-num_left // num_batches)))
 
     def _serve_running(self, step: Step) -> None:
         """Let each running row catch up its computed tokens to its known ones, in order, within the budget."""
@@ -309,6 +327,7 @@ class Scheduler:
             One entry per sample with news.
         """
         updates = []
+        self._num_tokens_in_flight -= scheduled.num_scheduled_tokens
         for share, result in zip(scheduled.rows, output.rows, strict=True):
             assert result.row_id == share.row_id, f"expected the result of row {share.row_id}, got {result.row_id}"
             row = self._rows.get(share.row_id)

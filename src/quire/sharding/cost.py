@@ -3,7 +3,7 @@
 An exchange is counted by its tensor, and held against the fewest bytes that any way of doing it could send:
 
     all_reduce of b bytes, n ranks     each sends at least 2 (n - 1) / n b    (n - 1) b if small: one exchange, not two
-    all_gather to b bytes, n ranks     each sends at least (n - 1) / n b      as much
+    all_gather of n times b bytes      each sends at least (n - 1) b          as much
     send of b bytes, n ranks a stage   each sends at least b / n              b: no exchange among the next stage's
 
 (Chan et al. 2007, Collective communication: theory, practice, and experience, section 4.)
@@ -15,14 +15,18 @@ from collections import Counter
 from collections.abc import Mapping as Dictionary
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import accumulate
 
 from torch import fx
 
 from quire.core.mapping import Mapping
 from quire.graph.network import Network
-from quire.graph.nodes import is_call, op_of, spec
+from quire.graph.nodes import is_call, op_of, results, spec
 from quire.ops.spec import num_bytes
+from quire.plan.folding import constant_nodes
 from quire.plan.plan import Plan
+from quire.sharding.cut_stages import check_stages
 from quire.sharding.shard import shard
 
 _KINDS = {
@@ -41,7 +45,7 @@ class Exchange:
     Attributes:
         kind: "all_reduce", "all_gather" or "send".
         ranks: All that take part; of a send the sender and the receiver.
-        row_bytes: Bytes of a row of the tensor: of a sum, of what is gathered when it is whole, of what is sent.
+        row_bytes: Bytes of a row of what this rank gives: its term of a sum, its piece, or what it sends.
         rows: What a row is of: "num_tokens" or "num_logits".
         stage_size: Ranks of a stage, `tp_size`.
     """
@@ -64,14 +68,13 @@ class Exchange:
             return total
         if self.kind == "all_reduce":
             return others * total if total <= whole_bytes else 2 * others * -(-total // self.stage_size)
-        return others * -(-total // self.stage_size)
+        return others * total
 
     def least_bytes(self, num_rows: int) -> float:
         """Return what this rank must send at least, however it is done."""
-        share = num_rows * self.row_bytes / self.stage_size
-        return (
-            share * {"send": 1, "all_reduce": 2 * (self.stage_size - 1), "all_gather": self.stage_size - 1}[self.kind]
-        )
+        total, others = num_rows * self.row_bytes, self.stage_size - 1
+        factors = {"send": 1, "all_reduce": 2 * others, "all_gather": others * self.stage_size}
+        return total * factors[self.kind] / self.stage_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,59 @@ def layout_costs(plan: Plan, tp_size: int, pp_size: int, stages: Sequence[int] |
     return [rank_cost(shard(plan, mapping, stages), mapping) for mapping in mappings]
 
 
+def balanced_stages(plan: Plan, pp_size: int) -> tuple[int, ...]:
+    """Return layers for each stage such that the largest stage reads the fewest bytes of weights for a token.
+
+    Embedding and head count: a lookup reads no table but one row, the head reads all of its own. In the bytes' place
+    stands time where decoding is bound by memory, and nearly so elsewhere, since all layers are products of one shape.
+
+    Args:
+        plan: Of the whole model.
+        pp_size: Stages.
+
+    Raises:
+        ConfigError: There are fewer layers than stages.
+    """
+    layer_bytes, head_bytes = _read_bytes(plan)
+    check_stages(len(layer_bytes), pp_size)
+    starts = [0, *accumulate(layer_bytes)]
+
+    @cache
+    def best(first: int, stages: int) -> tuple[int, tuple[int, ...]]:
+        """Return the bytes of the largest of some stages from a layer on, and the layers of each."""
+        if stages == 1:
+            return starts[-1] - starts[first] + head_bytes, (len(layer_bytes) - first,)
+        found = []
+        for count in range(1, len(layer_bytes) - first - stages + 2):
+            rest, layers = best(first + count, stages - 1)
+            found.append((max(starts[first + count] - starts[first], rest), (count, *layers)))
+        return min(found)
+
+    return best(0, pp_size)[1]
+
+
+def _read_bytes(plan: Plan) -> tuple[list[int], int]:
+    """Return the bytes of constants that each layer reads for a token, and those that are read after the last layer."""
+    constants, caches = constant_nodes(plan.network), list(plan.kv_caches)
+    layers, head, seen = [0] * len(caches), 0, 0
+    logits = plan.network.outputs.get("logits")
+    for node in plan.network.calls():
+        if node in constants or is_call(node, "embedding"):
+            continue
+        size = sum(_num_bytes(used) for used in node.all_input_nodes if used in constants)
+        cache_name = str(getattr(node.kwargs.get("kv_cache"), "target", ""))
+        seen = max(seen, caches.index(cache_name) if cache_name in caches else 0)
+        if node is logits:
+            head += size
+        else:
+            layers[seen] += size
+    return layers, head
+
+
+def _num_bytes(constant: fx.Node) -> int:
+    return sum(num_bytes(each) for each in results(constant))
+
+
 def exchanges(network: Network, mapping: Mapping) -> list[Exchange]:
     """Return what a rank's network exchanges in a step, in order."""
     found = []
@@ -159,7 +215,7 @@ def exchanges(network: Network, mapping: Mapping) -> list[Exchange]:
         if not is_call(node, *_KINDS):
             continue
         kind = _KINDS[op_of(node).name]
-        tensor = spec(node) if kind == "all_gather" else spec(_node(node.kwargs["x"]))
+        tensor = spec(_node(node.kwargs["x"]))
         ranks = (mapping.rank, int(str(node.kwargs["rank"]))) if kind == "send" else tuple(mapping.tp_group)
         row_bytes = int(tensor.shape[-1]) * tensor.dtype.itemsize
         found.append(Exchange(kind, ranks, row_bytes, str(tensor.shape[0]), mapping.tp_size))

@@ -97,11 +97,19 @@ class _Cut:
         return sum(int(each.shape[1]) * each.dtype.itemsize for each in specs)
 
 
+def check_stages(num_layers: int, pp_size: int) -> None:
+    """Check that there is a layer for each stage.
+
+    Raises:
+        ConfigError: There is not.
+    """
+    if num_layers < pp_size:
+        raise ConfigError(f"pipeline_parallel_size: expected at most the {num_layers} layers there are, got {pp_size}.")
+
+
 def _starts(num_layers: int, mapping: Mapping, stages: Sequence[int] | None) -> list[int]:
     """Return the first layer of each stage, and at last how many layers there are."""
-    if num_layers < mapping.pp_size:
-        raise ConfigError(f"pipeline_parallel_size: expected at most the {num_layers} layers there are, got "
-                          f"{mapping.pp_size}.")  # fmt: skip
+    check_stages(num_layers, mapping.pp_size)
     if stages is None:
         stages = [len(replace(mapping, rank=rank).pp_layers(num_layers)) for rank in mapping.pp_group]
     if len(stages) != mapping.pp_size or sum(stages) != num_layers or min(stages) < 1:

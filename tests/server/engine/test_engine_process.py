@@ -201,6 +201,9 @@ def test_garbage_ends_the_process(monkeypatch: pytest.MonkeyPatch, garbage: byte
 
 def test_a_loop_that_fails_says_so_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     class Loop:
+        def check_workers(self) -> None:
+            pass
+
         def has_unfinished(self) -> bool:
             return True
 

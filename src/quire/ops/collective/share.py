@@ -36,7 +36,7 @@ def sharded_embedding(ids: Tensor, weight: Tensor, start: int, skip: int = 0) ->
     """
     local = ids - start
     is_here = (local >= skip) & (local < weight.shape[0])
-    rows = torch.nn.functional.embedding(torch.where(is_here, local, skip), weight)
+    rows = torch.nn.functional.embedding(torch.where(is_here, local, 0), weight)
     return torch.where(is_here.unsqueeze(-1), rows, 0)
 
 

@@ -49,13 +49,13 @@ class Ranks:
         self._layout, self._device = layout, device
         self.plans = [shard(plan, self._mapping(rank)) for rank in range(0, layout.world_size, layout.tp_size)]
         self._layout = layout = layout.placed(device)
-        meeting = MeetingPoint(layout.host)
+        self._meeting = MeetingPoint(layout.host)
         self._group = WorkerGroup(layout.start, on_lost)
         self._answers = msgspec.msgpack.Decoder(Answer)
         with self._closing_on_error(), _engine_directory(plan) as directory:
             layout.publish(directory)
             for rank in range(layout.world_size):
-                self._group.send(rank, encode(self._open(directory, rank, meeting.address)))
+                self._group.send(rank, encode(self._open(directory, rank, self._meeting.address)))
             opened = [self._answer(rank, Opened) for rank in range(layout.world_size)]
         available = [each.available_bytes for each in opened]
         self.available_bytes = [min(available[i : i + layout.tp_size]) for i in range(0, len(opened), layout.tp_size)]
@@ -84,7 +84,7 @@ class Ranks:
                 self._group.send(rank, encode(replace(how, is_reporting=rank == reporter)))
             ready = [self._answer(rank, Ready, on_progress if rank == 0 else None) for rank in range(len(self._group))]
         self._group.watch_closely()
-        return DistributedRunner(self._group, self._layout, reporter, ready, grammars)
+        return DistributedRunner(self._group, self._layout, reporter, ready, grammars, self._meeting)
 
     def close(self) -> None:
         """End the workers."""
@@ -111,24 +111,17 @@ class Ranks:
         while True:
             try:
                 answer = self._answers.decode(self._group.receive(rank))
-            except WorkerError as error:
-                raise self._failure(error) from None
-            if isinstance(answer, Progress):
-                if on_progress is not None:
-                    on_progress(answer.done)
-            elif isinstance(answer, kind):
+            except WorkerError as error:  # perhaps of another rank, which has said why it ends
+                words = None if error.rank is None else self._group.last_words(error.rank)
+                if words is None:
+                    raise
+                rank, answer = error.rank or 0, self._answers.decode(words)
+            if isinstance(answer, kind):
                 return answer
-            else:
-                raise self._failure(WorkerError(f"rank {rank}: expected {kind.__name__}, got {answer}.", rank))
-
-    def _failure(self, lost: WorkerError) -> QuireError:
-        """Return what a rank said last, if it is an error of ours; otherwise that it is lost."""
-        words = None if lost.rank is None else self._group.last_words(lost.rank)
-        answer = None if words is None else self._answers.decode(words)
-        kind = getattr(errors, answer.kind, None) if isinstance(answer, Failed) else None
-        if isinstance(answer, Failed) and isinstance(kind, type) and issubclass(kind, QuireError):
-            return kind(f"rank {lost.rank}: {answer.message}")
-        return lost
+            if isinstance(answer, Failed):
+                raise _failure(rank, answer) or self._group.verdict(rank)
+            if isinstance(answer, Progress) and on_progress is not None:
+                on_progress(answer.done)
 
     @contextmanager
     def _closing_on_error(self) -> Iterator[None]:
@@ -137,6 +130,14 @@ class Ranks:
         except BaseException:
             self.close()
             raise
+
+
+def _failure(rank: int, said: Failed) -> QuireError | None:
+    """Return what a rank said last as the error that it was there, None if it was not one of ours."""
+    kind = getattr(errors, said.kind, None)
+    if isinstance(kind, type) and issubclass(kind, QuireError):
+        return kind(f"rank {rank}: {said.message}")
+    return None
 
 
 @contextmanager

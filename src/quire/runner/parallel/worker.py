@@ -105,8 +105,11 @@ class Worker:
                 share = asked.num_local if device.type == "cpu" else 1
                 self._send(Opened(available_memory_bytes(device.type) // share))
                 self._load(plan, asked.device, self._next(Load))
-                while True:
-                    self._turn()
+                try:
+                    while True:
+                        self._turn()
+                finally:
+                    self._runner.close()  # before the group is left: captured graphs hold on to it
 
     def _load(self, plan: Plan, device: str, asked: Load) -> None:
         self._is_reporting, self._is_sampling = asked.is_reporting, "logits" in plan.network.outputs

@@ -7,6 +7,7 @@ for a stopped process.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import time
@@ -216,4 +217,6 @@ def main(command_fd: int, health_fd: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    code = main(*map(int, sys.argv[1:]))
+    sys.stderr.flush()
+    os._exit(code)  # readers wait for the end of this process, and torch takes a second for an orderly one
