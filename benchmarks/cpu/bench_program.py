@@ -22,7 +22,7 @@ PROMPT_TOKENS, CONTEXT_TOKENS, NEW_TOKENS = 1024, 128, 32
 
 def measure(llm: LLM, prompts: list[list[int]], num_tokens: int) -> tuple[float, dict[str, tuple[int, float]]]:
     """Return the seconds that generating takes, and calls and seconds by kernel."""
-    params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+    params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True, detokenize=False)
     inputs: list[Any] = [{"prompt_token_ids": ids} for ids in prompts]
     library().start_recording()
     start = time.perf_counter()
