@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from quire.core.mapping import Mapping
-from quire.distributed.communicator import use
-from quire.distributed.torch_group import TorchCommunicator
+from quire.distributed.tensors.communicator import use
+from quire.distributed.tensors.torch_group import TorchCommunicator
 from quire.ops.triton import norm, peers
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

@@ -17,7 +17,7 @@ from quire.builder.build import open_plan
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import ConfigError, PlanError, WorkerError
 from quire.core.request import Request
-from quire.distributed.communicator import WHOLE_BYTES
+from quire.distributed.tensors.communicator import WHOLE_BYTES
 from quire.distributed.workers import PING_INTERVAL_S
 from quire.engine.engine_loop import EngineLoop
 from quire.server.engine.settings import embedding_params

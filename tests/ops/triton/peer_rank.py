@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import triton
 
-from quire.distributed import peers as memory
+from quire.distributed.tensors import peers as memory
 from quire.ops.collective.exchange import piece_start
 from quire.ops.triton import peers
 

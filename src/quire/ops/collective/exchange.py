@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from quire.core.errors import ShapeError
-from quire.distributed.communicator import current
+from quire.distributed.tensors.communicator import current
 from quire.ops.op import op
 from quire.ops.spec import FLOATS, Shapes, TensorLike, TensorSpec, dtype_of, spec_of
 

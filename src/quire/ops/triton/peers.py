@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.distributed.communicator import current
-from quire.distributed.peers import FLAG_BYTES, NUM_SLOTS, SLOT_BYTES, PeerMemory
+from quire.distributed.tensors.communicator import current
+from quire.distributed.tensors.peers import FLAG_BYTES, NUM_SLOTS, SLOT_BYTES, PeerMemory
 from quire.ops.collective import exchange
 from quire.ops.triton.elementwise import cast, round_to, tiles_of
 from quire.ops.triton.launch import let_next_start, overlap, wait_for_last

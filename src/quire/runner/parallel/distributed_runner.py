@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from quire.core.request import ModelOutput, SchedulerOutput
-from quire.distributed.process_group import MeetingPoint
+from quire.distributed.tensors.process_group import MeetingPoint
 from quire.distributed.workers import WorkerGroup
 from quire.runner.parallel.layout import Layout
 from quire.runner.parallel.messages import (

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from quire.core import errors
 from quire.core.errors import QuireError, WorkerError
 from quire.core.mapping import Mapping
-from quire.distributed.process_group import MeetingPoint
+from quire.distributed.tensors.process_group import MeetingPoint
 from quire.distributed.workers import WorkerGroup
 from quire.plan.engine_directory import is_engine_directory
 from quire.plan.plan import Plan

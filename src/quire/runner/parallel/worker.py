@@ -22,11 +22,11 @@ from quire.core.errors import QuireError
 from quire.core.log import get_logger
 from quire.core.mapping import Mapping
 from quire.distributed.channel import Channel, ChannelError
-from quire.distributed.communicator import use
 from quire.distributed.endpoint import knock
 from quire.distributed.lifeline import answer_pings, die_with_parent
-from quire.distributed.process_group import joined
-from quire.distributed.torch_group import TorchCommunicator, Traffic
+from quire.distributed.tensors.communicator import use
+from quire.distributed.tensors.process_group import joined
+from quire.distributed.tensors.torch_group import TorchCommunicator, Traffic
 from quire.plan.cores import use_cores
 from quire.plan.device import torch_device
 from quire.plan.memory import mib

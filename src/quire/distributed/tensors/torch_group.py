@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 
 from quire.core.mapping import Mapping
-from quire.distributed.communicator import WHOLE_BYTES
-from quire.distributed.ordered_sum import ordered_sum
-from quire.distributed.peers import PeerMemory
-from quire.distributed.symmetric_memory import open_peer_memory
+from quire.distributed.tensors.communicator import WHOLE_BYTES
+from quire.distributed.tensors.ordered_sum import ordered_sum
+from quire.distributed.tensors.peers import PeerMemory
+from quire.distributed.tensors.symmetric_memory import open_peer_memory
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """Of torch.distributed, by kind of device."""

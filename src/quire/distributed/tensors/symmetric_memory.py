@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch.distributed import _symmetric_memory as symmetric
 
 from quire.core.log import get_logger
-from quire.distributed.peers import BUFFER_BYTES, NUM_SLOTS, PeerMemory
+from quire.distributed.tensors.peers import BUFFER_BYTES, NUM_SLOTS, PeerMemory
 
 _log = get_logger(__name__)
 

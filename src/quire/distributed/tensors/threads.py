@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 
 from quire.core.mapping import Mapping
-from quire.distributed.communicator import Communicator, use
-from quire.distributed.ordered_sum import ordered_sum
+from quire.distributed.tensors.communicator import Communicator, use
+from quire.distributed.tensors.ordered_sum import ordered_sum
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """`Communicator`: how the ranks of a `Mapping` exchange tensors; `current` is the one that this thread belongs to.
 
-Collectives are ops of a graph (`ops/collective.py`), so whoever runs a graph says first which communicator it is for:
+Collectives are ops of a graph (`ops/collective/`), so whoever runs a graph says first which communicator it is for:
 
     with use(communicator):
         executor.run(inputs)
@@ -17,7 +17,7 @@ import torch
 
 from quire.core.errors import ConfigError
 from quire.core.mapping import Mapping
-from quire.distributed.peers import PeerMemory
+from quire.distributed.tensors.peers import PeerMemory
 
 # Computed, not measured: so many bytes more, (n - 1) - 2 (n - 1) / n times the tensor's, take as long as the latency of
 # a second exchange. 4 ranks over gloo, 100 us and 1 GB/s: 67 KB; 8 ranks over NVLink, 20 us and 100 GB/s: 380 KB.
