@@ -147,7 +147,7 @@ def test_exchanges_send_what_is_counted_and_small_sums_go_at_once():
     few, many = 1, 100
     assert exchange_s(reduce, few, link, 50_000) == pytest.approx(1e-5 + 3 * 1000 / 1e9)
     assert exchange_s(reduce, many, link, 50_000) == pytest.approx(2e-5 + 1.5 * 1000 * many / 1e9, rel=1e-3)
-    assert exchange_s(gather, 8, link, 0) == pytest.approx(1e-5 + 3 * 2000 / 1e9)
+    assert exchange_s(gather, 8, link, 0) == pytest.approx(1e-5 + 3 * 8000 / 1e9)
     assert exchange_s(send, 8, link, 0) == pytest.approx(1e-5 + 8000 / 1e9)
     assert exchange_s(reduce, 0, link, 0) == 0
 

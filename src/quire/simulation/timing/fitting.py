@@ -17,6 +17,8 @@ UNIT = Efficiency(products=1, reading=1, attention=1, cache_reading=1, narrow_ca
 """A roof that was measured is reached by definition; what is not is in the factors."""
 
 _OUTLIER = 4.0  # medians of absolute errors: beyond, another process had the processor
+_PRIOR = 0.03  # of the weight of a step: that a factor is as usual
+_HOST = -2  # the last two unknowns are the host's, and no factors
 _ROUNDS = 3000  # of coordinate descent; some 30 unknowns settle within a few hundred
 
 
@@ -68,10 +70,11 @@ def fit(
     roofline = Roofline(measured_hardware(device.kind, roof))
     seconds = np.array([step.seconds for step in steps])
     features = np.array([_features(step.shape, costs, roofline, knots) for step in steps]) / seconds[:, None]
-    found = _non_negative(features, np.ones(len(steps)))
+    usual = float(np.median(1 / features[:, :_HOST].sum(axis=1)))
+    found = _non_negative(features, usual)
     errors = np.abs(features @ found - 1)
     kept = errors <= _OUTLIER * max(float(np.median(errors)), 1e-3)
-    found = _non_negative(features[kept], np.ones(int(kept.sum())))
+    found = _non_negative(features[kept], usual)
     error = float(np.abs(features[kept] @ found - 1).mean())
     *factors, decode, prefill, step_s, row_s = (float(factor) for factor in found)
     return Calibration(
@@ -105,20 +108,19 @@ def _features(shape: StepShape, costs: NetworkCosts, roofline: Roofline, knots: 
     return found
 
 
-def _non_negative(features: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the non-negative least squares solution, by descent along one unknown after the other.
+def _non_negative(features: np.ndarray, usual: float) -> np.ndarray:
+    """Return the non-negative least squares solution for ones, by descent along one unknown after the other.
 
-    What no step tells of keeps the mean of the others, so that a knot nobody reached is not free of charge.
+    Each factor is drawn to what is usual, weakly: it decides where steps tell nothing of a factor, or too little to
+    tell it from another.
     """
-    scale = np.linalg.norm(features, axis=0)
-    known = scale > 0
-    scaled = features[:, known] / scale[known]
+    prior = np.eye(features.shape[1])[:_HOST] * (_PRIOR / usual)
+    rows, wanted = np.vstack([features, prior]), np.append(np.ones(len(features)), np.full(len(prior), _PRIOR))
+    scale = np.linalg.norm(rows, axis=0)
+    scaled = rows / scale
     gram, target = scaled.T @ scaled, scaled.T @ wanted
     found = np.zeros(len(target))
     for _ in range(_ROUNDS):
         for i in range(len(target)):
             found[i] = max(0.0, found[i] + target[i] - gram[i] @ found)
-    full = np.zeros(len(scale))
-    full[known] = found / scale[known]
-    full[:-4][~known[:-4]] = full[:-4][known[:-4]].mean() if known[:-4].any() else 1.0
-    return full
+    return found / scale
