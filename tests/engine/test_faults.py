@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 
 from quire import LLM, SamplingParams, StructuredOutputsParams
-from quire.runner import cpu_runner
-from quire.runner import rows as runner_rows
 from quire.runner.execution.executor import Executor
+from quire.runner.inputs import InputBuilder
 from quire.sampling.grammar.state import GrammarState
 from quire.sampling.row import SamplingRow
 from quire.scheduler.row import Row
@@ -41,7 +40,7 @@ def is_victim_row(row):
     return row.sampling.params.seed == MARK
 
 
-NUM_GOOD_CALLS = {"new row": 0, "blocks of a row": 0}
+NUM_GOOD_CALLS = {"new row": 0}
 FAULTS = {
     "sampler": (SamplingRow, "banned_ids", is_sampled),
     "what was sampled": (SamplingRow, "append", is_sampled),
@@ -49,8 +48,7 @@ FAULTS = {
     "detokenizer": (IncrementalDetokenizer, "append", lambda made, *_: made.is_marked),
     "stop strings": (StopChecker, "append", lambda checker, *_: "never said" in checker._stop),
     "new row": (SamplingRow, "__init__", lambda row, params, *_: params.seed == MARK),
-    "blocks of a row": (runner_rows.Row, "append_blocks", lambda row, *_: is_victim_row(row)),
-    "layout": (cpu_runner, "build_inputs", lambda shares, rows, *_: any(map(is_victim_row, rows))),
+    "layout": (InputBuilder, "build", lambda builder, shares, rows, *_: any(map(is_victim_row, rows))),
     "stop tokens": (Row, "accept", lambda row, *_: row.params.seed == MARK),
 }
 
@@ -109,18 +107,18 @@ def test_only_the_row_at_fault_ends(llm, clean, monkeypatch, fault):
 
 def computing(llm, monkeypatch, fails):
     """Have a step fail in the network if `fails` says so of its rows."""
-    build, compute, batch = cpu_runner.build_inputs, Executor.run, []
+    build, compute, batch = InputBuilder.build, Executor.run, []
 
-    def lay_out(shares, rows, block_size):
+    def lay_out(self, shares, rows, tables):
         batch[:] = rows
-        return build(shares, rows, block_size)
+        return build(self, shares, rows, tables)
 
     def run_network(self, inputs):
         if fails(batch):
             raise KeyError("injected")
         return compute(self, inputs)
 
-    monkeypatch.setattr(cpu_runner, "build_inputs", lay_out)
+    monkeypatch.setattr(InputBuilder, "build", lay_out)
     monkeypatch.setattr(Executor, "run", run_network)
 
 

@@ -105,7 +105,7 @@ def test_impossible_layouts_are_refused(model):
         load(model, (1, 5))
     with pytest.raises(ConfigError, match="torchrun --nproc-per-node 2"):
         load(model, (2, 1), distributed_executor_backend="external_launcher")
-    with pytest.raises(ConfigError, match="expected one of mp, external_launcher"):
+    with pytest.raises(ConfigError, match="expected one of mp, ray, external_launcher"):
         load(model, (2, 1), distributed_executor_backend="slurm")
 
 

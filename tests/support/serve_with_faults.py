@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from quire.cli.main import main
-from quire.runner import cpu_runner, rows
+from quire.runner import rows
 from quire.runner.execution.executor import Executor
+from quire.runner.inputs import InputBuilder
 from quire.server.engine import process
 from quire.server.engine.child import EngineChild
 
@@ -35,9 +36,9 @@ def failing(work: Callable[..., Any], fault: str, ids_of: Callable[..., Any]) ->
 
 def inject() -> None:
     """Have this process fail."""
-    rows._make = failing(rows._make, "new row", lambda new, _: new.token_ids)
-    cpu_runner.build_inputs = failing(
-        cpu_runner.build_inputs, "layout", lambda _, found, __: [token for row in found for token in row.token_ids]
+    rows.Slots._make = failing(rows.Slots._make, "new row", lambda _, new: new.token_ids)
+    InputBuilder.build = failing(
+        InputBuilder.build, "layout", lambda _, __, found, ___: [token for row in found for token in row.token_ids]
     )
     Executor.run = failing(Executor.run, "network", lambda _, inputs: inputs["input_ids"])
 

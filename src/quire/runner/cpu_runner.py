@@ -71,7 +71,12 @@ class CPURunner:
         self.can_pool = "hidden_states" in loaded.plan.network.outputs
 
     def execute(self, step: SchedulerOutput) -> Done | FailedStep:
-        """Run one step."""
+        """Run one step.
+
+        Raises:
+            CapacityError: The model sleeps.
+        """
+        self._loaded.check_awake()
         with torch.inference_mode():  # as a decorator it takes twice as long
             try:
                 if step.removed_row_ids:

@@ -121,7 +121,12 @@ class GPURunner:
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> PendingStep | FailedStep:
-        """Start one step. A device that has failed fails again when it is waited for."""
+        """Start one step. A device that has failed fails again when it is waited for.
+
+        Raises:
+            CapacityError: The model sleeps.
+        """
+        self._loaded.check_awake()
         try:
             return self._start_step(step)
         except Exception as error:

@@ -64,6 +64,15 @@ class LoadedPlan:
         self._caches: dict[str, torch.Tensor] = {}
         self._allocate()
 
+    def check_awake(self) -> None:
+        """Find out whether steps can be run.
+
+        Raises:
+            CapacityError: Weights or the KV cache have been freed.
+        """
+        if self._executor is None or self._kv_cache is None:
+            raise _asleep()
+
     @property
     def executor(self) -> Executor:
         """What runs the network.
