@@ -36,7 +36,7 @@ def failing(work: Callable[..., Any], fault: str, ids_of: Callable[..., Any]) ->
 
 def inject() -> None:
     """Have this process fail."""
-    rows.Slots._make = failing(rows.Slots._make, "new row", lambda _, new: new.token_ids)
+    rows._sampling = failing(rows._sampling, "new row", lambda new, _: new.token_ids)
     InputBuilder.build = failing(
         InputBuilder.build, "layout", lambda _, __, found, ___: [token for row in found for token in row.token_ids]
     )
