@@ -1,5 +1,6 @@
 // The Python module `quire._native`: tensors arrive as addresses, so nothing here knows torch.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -7,6 +8,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <map>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -73,6 +75,12 @@ std::pair<size_t, size_t> scratch_bytes(const std::string& name, const std::vect
   return {counted.own, counted.shared};
 }
 
+std::map<std::string, std::pair<int64_t, double>> stop_recording() {
+  std::map<std::string, std::pair<int64_t, double>> found;
+  for (const auto& [name, entry] : record().stop()) found[name] = {entry.calls, entry.seconds};
+  return found;
+}
+
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const KernelTable* table : tables()) names.push_back(table->isa);
@@ -127,6 +135,8 @@ NB_MODULE(_native, m) {
   m.def("call", &call, nb::arg("name"), nb::arg("operands").none(), nb::arg("numbers"), nb::arg("num_threads"),
         nb::arg("isa") = "", "Run one kernel.");
   m.def("scratch_bytes", &scratch_bytes, "What a kernel works in: bytes of each thread, and of all together.");
+  m.def("start_recording", [] { record().start(); }, "Measure every kernel that programs run from now on.");
+  m.def("stop_recording", &stop_recording, "Calls and seconds by kernel and width; no more is measured.");
   nb::class_<Workspace>(m, "Workspace", "What programs that never run at once share.")
       .def(nb::init<>())
       .def("num_bytes", &Workspace::num_bytes);

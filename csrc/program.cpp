@@ -1,10 +1,36 @@
 #include "program.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <stdexcept>
 #include <utility>
 
 namespace quire {
+
+void Record::start() {
+  entries_.clear();
+  is_on_ = true;
+}
+
+std::map<std::string, Record::Entry> Record::stop() {
+  is_on_ = false;
+  return std::move(entries_);
+}
+
+void Record::add(const KernelEntry& kernel, const Tensor* operands, double seconds) {
+  std::string name = kernel.name;
+  for (int i = 1; i >= 0; --i) {
+    if (i < kernel.num_operands && operands[i]) name += " " + std::to_string(operands[i].last());
+  }
+  Entry& entry = entries_[name];
+  ++entry.calls;
+  entry.seconds += seconds;
+}
+
+Record& record() {
+  static Record instance;
+  return instance;
+}
 
 int Program::add_register(Register r) {
   if (r.shape.size() > kMaxRank) throw std::invalid_argument("register: expected at most 5 sizes");
@@ -109,8 +135,16 @@ void Program::run(const std::vector<int64_t>& sizes, const std::vector<uintptr_t
   for (const Patch& patch : patches_) {
     tensors_[patch.tensor].data = reinterpret_cast<std::byte*>(addresses[patch.outside]) + patch.offset;
   }
+  const bool is_recorded = record().is_on();
   workspace_->team(num_threads).run([&](Worker& worker) {
-    for (const Call& call : calls_) call.kernel->run(tensors_.data() + call.first, call.numbers.data(), worker);
+    for (const Call& call : calls_) {
+      const Tensor* operands = tensors_.data() + call.first;
+      const auto start = std::chrono::steady_clock::now();
+      call.kernel->run(operands, call.numbers.data(), worker);  // returns when all workers have done
+      if (!is_recorded || worker.index() != 0) continue;
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+      record().add(*call.kernel, operands, took.count());
+    }
   });
 }
 

@@ -8,7 +8,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -23,6 +25,30 @@ struct Size {
 
   int64_t value(const std::vector<int64_t>& sizes) const { return symbol < 0 ? factor : factor * sizes[symbol]; }
 };
+
+// Seconds that kernels took in programs, by kernel and the width of its first two operands; for one who measures.
+class Record {
+ public:
+  struct Entry {
+    int64_t calls = 0;
+    double seconds = 0;
+  };
+
+  // From now on programs add to it, from nothing.
+  void start();
+  // What was added; from now on nothing is.
+  std::map<std::string, Entry> stop();
+
+  bool is_on() const { return is_on_; }
+  void add(const KernelEntry& kernel, const Tensor* operands, double seconds);
+
+ private:
+  bool is_on_ = false;
+  std::map<std::string, Entry> entries_;
+};
+
+// The one of this process.
+Record& record();
 
 // What programs that never run at once share: the memory of their arenas, and their threads with what these work in.
 class Workspace {

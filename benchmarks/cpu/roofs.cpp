@@ -36,7 +36,7 @@ extern "C" int read_all(const char* data, size_t bytes, int threads) {
   return total;
 }
 
-// Each thread multiplies four pairs of tiles `times` times: 131,072 operations each time.
+// Each thread multiplies four pairs of tiles `times` times: 65,536 operations each time.
 extern "C" void multiply_tiles(int64_t times, int threads) {
 #pragma omp parallel num_threads(threads)
   {

@@ -84,8 +84,7 @@ class StandInChild(EngineChild):
 class FrontEnd(AsyncEngine):
     """The real engine client, with that process behind it."""
 
-    async def _spawn(self) -> EngineChild:
-        return await StandInChild.spawn(self._take, self._config.hang_timeout_s)
+    child_class = StandInChild
 
 
 def serve_stand_in(profile: Path | None) -> None:
@@ -95,7 +94,7 @@ def serve_stand_in(profile: Path | None) -> None:
     engine, keys, bound = FrontEnd("quire-tiny", server=config), Keys(()), bind(config)
 
     def make_app(drain: Drain) -> Gate:
-        return build_app(engine, config, keys, drain, engine.prometheus.render)
+        return build_app(engine, config, keys, drain, engine.metrics_text)
 
     def run() -> None:
         serve(engine, config, make_app, bound, Limits(), lambda *_: None, lambda: print(url(config, bound), flush=True))

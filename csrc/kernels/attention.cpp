@@ -72,6 +72,10 @@ template <class T>
 struct FloatProducts {
   using Element = float;
 
+  static constexpr bool reads_keys(const AttentionStep&, int64_t) { return false; }
+  static void pack_queries(const float*, int64_t, int64_t, float*) {}
+  static void score_keys(const std::byte* const*, const std::byte* const*, int64_t, const float*, float*, int64_t,
+                         float*, int64_t) {}
   static void use_rows(int64_t) {}
   static void end() {}
   QUIRE_INLINE void store_weights(float* p, Floats x) { store(p, x); }

@@ -136,6 +136,7 @@ struct AttentionScratch {
   QueryTile* tiles;
   std::byte* zeros;  // a key or value past the end of its sequence
   Element *queries;  // [tile_rows, width]
+  Element* query_tiles;  // of a row block of few rows: [width / kPanel, 2, kPanel / 2, kPanel]
   Element *keys;     // [kSpan / kPanel, width, kPanel]
   Element *values;   // [width / kPanel, kSpan, kPanel]
   float* scores;     // [kRowBlock, kStride]
@@ -151,6 +152,7 @@ struct AttentionScratch {
     take(tiles, Cut::most_tiles(step));
     take(zeros, step.head_dim * sizeof(float));
     take(queries, step.tile_rows * step.width);
+    take(query_tiles, kPanel * step.width);
     take(keys, kSpan * step.width);
     take(values, kSpan * step.width);
     take(scores, kRowBlock * kStride);
@@ -273,6 +275,20 @@ class Attention {
     Products::pack_keys(rows, ahead, step_.head_dim, to);
   }
 
+  // Scores of a tile of few rows with keys that are read where they lie: (keys . queries), transposed, which sums in
+  // the order of (queries . keys).
+  void score_keys(const Part& part, Range keys, int64_t count) const {
+    const std::byte *rows[kPanel], *ahead[kPanel];
+    Products::use_rows(kRowBlock);
+    for (int64_t key = keys.first; key < keys.last; key += kPanel) {
+      const int64_t index = (key - part.keys.first) / kPanel;
+      locate(part, index, rows);
+      locate(part, index + 1, ahead);
+      Products::score_keys(rows, ahead, step_.head_dim, scratch_.query_tiles, scratch_.keys, count,
+                           scratch_.scores + key, Scratch::kStride);
+    }
+  }
+
   void pack_values(const Part& part, int64_t key, Element* to, int64_t panel_stride) const {
     const std::byte *rows[kPanel], *ahead[kPanel];
     const int64_t index = (key - part.keys.first + part.keys.last - part.keys.first) / kPanel;
@@ -287,8 +303,10 @@ class Attention {
     if (keys.first >= keys.last) return;
     const int64_t width = step_.width;
     float* scores = scratch_.scores;
+    const bool in_place = Products::reads_keys(step_, tile.num_tokens * step_.group);
+    if (in_place) score_keys(part, keys, rows);
     Products::use_rows(rows);
-    for (int64_t key = keys.first; key < keys.last; key += kPanel) {
+    for (int64_t key = keys.first; key < keys.last && !in_place; key += kPanel) {
       if (!is_packed) pack_keys(part, key, scratch_.keys);
       Products::multiply(rows, scratch_.queries + row * width, width, scratch_.keys + (is_packed ? key * width : 0),
                          width, scores + key, Scratch::kStride, false);
@@ -330,6 +348,8 @@ class Attention {
         std::memset(to + step_.head_dim, 0, (step_.width - step_.head_dim) * sizeof(Element));
       }
     });
+    const int64_t rows = tile.num_tokens * step_.group, width = step_.width;
+    if (Products::reads_keys(step_, rows)) Products::pack_queries(scratch_.queries, rows, width, scratch_.query_tiles);
   }
 
   void store_rows(const QueryTile& tile, int64_t head) {

@@ -119,6 +119,14 @@ struct Vectors {
     with_rows<kRows>(count, a, stride, reinterpret_cast<const float*>(values), steps, sums, from_zero);
   }
 
+  static void finish(const Product& product, PanelSums sums) {
+    by_float(product.out.dtype, [&](auto element) {
+      sums.finish(kRows, [&](int64_t panel, int64_t row, const float* of_row) {
+        finish_row<decltype(element)>(product, panel, row, of_row);
+      });
+    });
+  }
+
  private:
   template <int rows, class... Arguments>
   static void with_rows(int64_t count, Arguments... arguments) {

@@ -42,6 +42,7 @@ struct Product {
   const Tensor& zero_points;
   const Tensor& bias;
   int64_t rows, columns, depth, groups;
+  const Tensor* x_scales = nullptr;  // [rows, 1] float32, of x in int8
 
   int64_t group() const { return groups ? depth / groups : depth; }
   int64_t row_stride() const { return x.rank > 1 ? x.stride[x.rank - 2] : depth; }
@@ -120,35 +121,34 @@ QUIRE_INLINE void add_group(const Scale* scales, const uint8_t* zero_points, flo
   }
 }
 
+// A row of a panel's sums as the result: scaled, with the bias added, rounded once.
 template <class T>
-QUIRE_INLINE void store_rounded(T* out, Floats value, int count) {
-#ifdef __AVX512BF16__
-  if constexpr (std::is_same_v<T, bf16>) {  // takes denormals for zero, as tiles do
-    const __m256i bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
-    return _mm256_mask_storeu_epi16(out, first(count), bits);
-  }
-#endif
-  if (count == kLanes) store(out, value);
-  else store_part(out, value, count);
-}
-
-// One panel's sums of some rows, as the result: scaled, with the bias added, rounded once.
-template <class T>
-QUIRE_INLINE void finish(const Product& product, int64_t panel, int64_t first, int64_t count, const float* sums) {
+QUIRE_INLINE void finish_row(const Product& product, int64_t panel, int64_t row, const float* sums) {
   const int64_t begin = panel * kPanelColumns, end = least(product.columns, begin + kPanelColumns);
   const int64_t stride = product.out.rank > 1 ? product.out.stride[product.out.rank - 2] : product.columns;
   const float* scales = product.groups ? nullptr : product.scales.as<float>();
-  for (int64_t row = 0; row < count; ++row) {
-    T* out = product.out.as<T>() + (first + row) * stride;
-    for (int64_t column = begin; column < end; column += kLanes) {
-      const int present = static_cast<int>(least(kLanes, end - column));
-      Floats value = load(sums + row * kPanelColumns + (column - begin));
-      if (scales != nullptr) value = value * load_part(scales + column, present);
-      if (product.bias) value = value + load_part(product.bias.as<T>() + column, present);
-      store_rounded(out + column, value, present);
+  T* out = product.out.as<T>() + row * stride;
+  for_vectors(end - begin, [&](int64_t i, auto n) {
+    Floats value = load(sums + i);
+    if (scales != nullptr) value = value * load(scales + begin + i, n);
+    if (product.bias) value = value + load(product.bias.as<T>() + begin + i, n);
+    store_quickly(out + begin + i, value, n);
+  });
+}
+
+// Sums of a panel with rows [next, end), to be stored as results.
+struct PanelSums {
+  int64_t panel = 0, next = 0, end = 0;
+  const float* of_next = nullptr;
+
+  // The next `count` rows of them, if there are so many, each by `finish_row`.
+  template <class FinishRow>
+  inline __attribute__((always_inline)) void finish(int64_t count, FinishRow&& finish_row) {
+    for (const int64_t stop = least(end, next + count); next < stop; ++next, of_next += kPanelColumns) {
+      finish_row(panel, next, of_next);
     }
   }
-}
+};
 
 // How the product is cut.
 template <class Engine, class Weight>
@@ -169,7 +169,8 @@ struct Cut {
 
   int64_t widened_bytes() const { return is_direct ? 0 : chunk * Engine::kStepBytes; }
   int64_t block_floats() const { return Engine::kRows * kPanelColumns; }
-  int64_t num_sums() const { return chunk >= steps ? 1 : blocks_together * panels_together; }
+  // Of a block that is complete at once, and of the one before it, which may not be stored yet.
+  int64_t num_sums() const { return chunk >= steps ? least(blocks, 2) : blocks_together * panels_together; }
   int64_t floats() const { return (num_sums() + kIsInt4<Weight>)*block_floats(); }
 
   static constexpr bool is_direct = Engine::template kIsDirect<Weight>;
@@ -204,6 +205,7 @@ class Item {
     for (int64_t step = 0; step < cut_.steps; step += cut_.chunk) {
       for (int64_t panel = first_panel_; panel < end_panel_; ++panel) add_chunk(panel, step);
     }
+    engine_.finish(product_, {});
   }
 
  private:
@@ -217,9 +219,9 @@ class Item {
       else engine_.add(product_, x_.rows(), block, rows_of(block), step, steps, values, ahead, sums, step == 0,
                        step + steps == cut_.steps);
       if (step + steps < cut_.steps) continue;
-      by_float(product_.out.dtype, [&](auto element) {
-        finish<decltype(element)>(product_, panel, block * Engine::kRows, rows_of(block), sums);
-      });
+      const int64_t first = block * Engine::kRows;
+      engine_.finish(product_, {panel, first, first + rows_of(block), sums});
+      turn_ ^= cut_.num_sums() == 2;
     }
   }
 
@@ -257,7 +259,7 @@ class Item {
   }
   int64_t rows_of(int64_t block) const { return least(Engine::kRows, product_.rows - block * Engine::kRows); }
   float* sums_of(int64_t panel, int64_t block) const {
-    if (cut_.num_sums() == 1) return sums_;
+    if (cut_.chunk >= cut_.steps) return sums_ + turn_ * cut_.block_floats();
     return sums_ + ((panel - first_panel_) * cut_.blocks_together + block - first_block_) * cut_.block_floats();
   }
 
@@ -266,7 +268,7 @@ class Item {
   const Prepared<Engine>& x_;
   std::byte* widened_;
   float *sums_, *partial_;
-  int64_t panel_bytes_, first_block_ = 0, end_block_ = 0, first_panel_ = 0, end_panel_ = 0;
+  int64_t panel_bytes_, first_block_ = 0, end_block_ = 0, first_panel_ = 0, end_panel_ = 0, turn_ = 0;
   Engine engine_;
 };
 

@@ -276,6 +276,20 @@ QUIRE_INLINE void store(T* p, Floats x, N count) {
   else store(p, x);
 }
 
+// `store` by the instruction for it where there is one, which takes denormals for zero, as tiles do.
+template <class T, class N>
+QUIRE_INLINE void store_quickly(T* p, Floats x, N count) {
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<T, bf16>) {
+    const __m256i bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x));
+    if constexpr (std::is_same_v<N, int>) _mm256_mask_storeu_epi16(p, first(count), bits);
+    else _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
+    return;
+  }
+#endif
+  store(p, x, count);
+}
+
 // The sum of `term(i, n)` over a row, in an order that its length alone decides: four vectors of sums in turn, then
 // their tree. Terms past the n-th lane must be 0.
 template <class Term>

@@ -1,8 +1,8 @@
 // Products of rows and weights of int8: sums of integers, exact however they are added up, then one scaling for all.
 #pragma once
 
-#include "kernels/amx/tiles.hpp"
 #include "kernels/eight_bits.hpp"
+#include "kernels/panels.hpp"
 #include "kernels/rows.hpp"
 
 namespace quire::QUIRE_ISA {
@@ -23,7 +23,7 @@ QUIRE_INLINE void scale_sums(const int32_t* sums, const float* scales, float x_s
     std::memcpy(&whole, sums + i, sizeof(whole));
     Floats y = __builtin_convertvector(whole, Floats) * load(scales + i, n) * broadcast(x_scale);
     if (bias != nullptr) y += load(bias + i, n);
-    store(out + i, y, n);
+    store_quickly(out + i, y, n);
   });
 }
 
@@ -31,12 +31,12 @@ QUIRE_INLINE void scale_sums(const int32_t* sums, const float* scales, float x_s
 // them with one panel after the other, while they stay in the second cache.
 template <class Engine>
 void multiply_int8(const Tensor* operands, Worker& worker) {
-  constexpr int64_t kGroupBytes = 1 << 20, kMostRows = 1024;  // half of the second cache; sums of 128 KiB
+  constexpr int64_t kGroupBytes = 1 << 20, kMostRows = 1024, kFewest = 32;  // half of the second cache; sums of 128 KiB
   const Tensor &out = operands[0], &x = operands[1], &x_scales = operands[2], &panels = operands[3];
   const Tensor &scales = operands[4], &corrections = operands[5], &bias = operands[6];
   const int64_t rows = x.rows(), width = x.last(), columns = out.last(), steps = num_steps(width);
-  const int64_t fitting = kGroupBytes / (steps * kTileRowBytes) / kBlockRows * kBlockRows;
-  const int64_t group = fitting < kBlockRows ? kBlockRows : fitting < kMostRows ? fitting : kMostRows;
+  const int64_t fitting = kGroupBytes / (steps * kTileRowBytes) / kFewest * kFewest;
+  const int64_t group = fitting < kFewest ? kFewest : fitting < kMostRows ? fitting : kMostRows;
   const int64_t most = rows < group ? rows : group, sum_bytes = most * kPanelColumns * sizeof(int32_t);
   auto* const sums = reinterpret_cast<int32_t*>(worker.scratch(sum_bytes + Engine::scratch_bytes(most, width)));
   Engine engine(reinterpret_cast<std::byte*>(sums) + sum_bytes, width);

@@ -56,6 +56,17 @@ def test_plan(capsys):
     assert "model.layers.0.self_attn.{q,k,v}_proj.weight" in out
 
 
+def test_plan_of_ranks(capsys):
+    code, out, _ = run(capsys, "plan", "quire-tiny", "-tp", "2", "-pp", "2")
+    assert code == 0 and "Ranks (the first of each stage)" in out and "3 layers; " in out
+    code, out, _ = run(capsys, "plan", "quire-tiny", "--json", "-tp", "2", "-pp", "2")
+    ranks = json.loads(out)["ranks"]
+    assert code == 0 and [(rank["rank"], rank["num_layers"]) for rank in ranks] == [(0, 3), (2, 3)]
+    assert all(rank["sent_bytes_per_token"] >= rank["least_bytes_per_token"] > 0 for rank in ranks)
+    code, out, err = run(capsys, "plan", "quire-tiny", "-tp", "3")
+    assert code == 2 and "expected one of 1, 2, 4, 8 for 8 query heads and 4 KV heads, got 3" in err
+
+
 def test_plan_for_another_machine(capsys):
     code, out, _ = run(capsys, "plan", "quire-tiny", "--json", "--memory", "900MiB")
     record = json.loads(out)

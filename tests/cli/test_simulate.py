@@ -90,7 +90,7 @@ def test_texts_are_counted_by_the_models_own_tokenizer(capsys, tmp_path):
         (("--hardware", "H100", "--timings", "f.json"), "timings: expected none"),
         (("--timings", "/nowhere.json"), "No such file"),
         (("--hardware", "H100", "-tp", "3"), "tensor"),
-        (("--hardware", "H100", "-pp", "3"), "stages"),
+        (("--hardware", "H100", "-pp", "3"), "pipeline_parallel_size"),
         (("--replicas", "0"), "replicas: expected an integer of at least 1"),
         (("--price-per-hour", "-1"), "price_per_hour: expected at least 0"),
         (("--rate", "0"), "rate: expected more than 0"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from quire.core.mapping import Mapping
-from quire.distributed.torch_group import TorchCommunicator
+from quire.distributed.tensors.torch_group import TorchCommunicator
 
 _TIMEOUT_S = 100
 Found = dict[str, torch.Tensor]

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from quire.core.errors import ConfigError
-from quire.distributed.communicator import current, use
-from quire.distributed.ordered_sum import ordered_sum
-from quire.distributed.threads import run_threads, thread_communicators
+from quire.distributed.tensors.communicator import current, use
+from quire.distributed.tensors.ordered_sum import ordered_sum
+from quire.distributed.tensors.threads import run_threads, thread_communicators
 
 
 def test_sum_is_in_order_and_rounded_once():

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.distributed.communicator import WHOLE_BYTES
-from quire.distributed.ordered_sum import ordered_sum
+from quire.distributed.tensors.communicator import WHOLE_BYTES
+from quire.distributed.tensors.ordered_sum import ordered_sum
 from quire.sharding.cost import Exchange
 from tests.distributed.ranks import run_ranks
 

@@ -17,7 +17,7 @@ from quire.builder.build import open_plan
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import ConfigError, PlanError, WorkerError
 from quire.core.request import Request
-from quire.distributed.communicator import WHOLE_BYTES
+from quire.distributed.tensors.communicator import WHOLE_BYTES
 from quire.distributed.workers import PING_INTERVAL_S
 from quire.engine.engine_loop import EngineLoop
 from quire.server.engine.settings import embedding_params
@@ -60,6 +60,11 @@ def is_alive(pid: int) -> bool:
     return False
 
 
+def open_sockets() -> list[str]:
+    paths = Path("/proc/self/fd").iterdir()
+    return sorted(str(path.readlink()) for path in paths if path.is_symlink() and "socket:" in str(path.readlink()))
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model") / "llama", SHARED)
@@ -71,6 +76,7 @@ def test_two_ranks_are_one(model):
     many = SamplingParams(n=3, temperature=0.0, max_tokens=8, logprobs=2, detokenize=False)
     with load(model) as llm:
         expected = tokens(llm, batch), tokens(llm, batch[:2], many)
+    sockets = open_sockets()
     with load(model, (2, 1)) as llm:
         assert (tokens(llm, batch), tokens(llm, batch[:2], many)) == expected
         assert llm.generate(batch[0], GREEDY, use_tqdm=False)[0].num_cached_tokens >= 16
@@ -89,7 +95,7 @@ def test_two_ranks_are_one(model):
             tokens(llm, batch)
         with pytest.raises(WorkerError, match="rank 1 of 2"):
             tokens(llm, batch)
-    assert not any(map(is_alive, pids))
+    assert not any(map(is_alive, pids)) and open_sockets() == sockets
 
 
 def test_impossible_layouts_are_refused(model):
@@ -99,7 +105,7 @@ def test_impossible_layouts_are_refused(model):
         load(model, (1, 5))
     with pytest.raises(ConfigError, match="torchrun --nproc-per-node 2"):
         load(model, (2, 1), distributed_executor_backend="external_launcher")
-    with pytest.raises(ConfigError, match="expected one of mp, external_launcher"):
+    with pytest.raises(ConfigError, match="expected one of mp, ray, external_launcher"):
         load(model, (2, 1), distributed_executor_backend="slurm")
 
 

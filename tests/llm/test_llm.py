@@ -242,7 +242,9 @@ def test_bad_sampling_params(fields, expected):
     "options, expected",
     [
         ({"trust_remote_code": True}, "never runs code"),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size: expected 1"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size: expected an integer of at least 1"),
+        ({"tensor_parallel_size": 7}, "tensor_parallel_size: expected one of"),
+        ({"enable_lora": True}, "enable_lora: expected False"),
         ({"speculative_config": {}}, "speculative_config"),
         ({"quantization": "awq"}, "quantization"),
         ({"max_modellen": 3}, "unknown argument 'max_modellen'. Did you mean 'max_model_len'?"),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.core.errors import ConfigError, ShapeError
-from quire.distributed.threads import run_threads, thread_communicators
+from quire.distributed.tensors.threads import run_threads, thread_communicators
 from quire.ops.collective.exchange import all_gather, all_reduce, piece_start, recv, send
 from quire.ops.collective.share import all_reduce_add_rms_norm, sharded_embedding
 from quire.ops.fused import add_rms_norm

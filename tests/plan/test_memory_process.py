@@ -28,7 +28,7 @@ from quire.ops.cpu.linear import ROW_COUNTS
 from quire.plan.plan import Plan
 from quire.runner.cpu_runner import CPURunner
 from quire.runner.loaded import LoadedPlan
-from tests.support.memory_run import GREEDY, step_of, worst_steps
+from tests.support.memory_run import GREEDY, step_of, with_seats, worst_steps
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
@@ -38,7 +38,7 @@ settings = json.loads(sys.argv[2])
 blocks = 400 * settings["block_size"] * plan.kv_bytes_per_token
 config, memory = resolve(EngineConfig(kv_cache_memory_bytes=blocks, **settings), plan)
 before = status("VmRSS")
-runner = CPURunner(LoadedPlan(plan, config.num_blocks, config.block_size, "cpu"))
+runner = CPURunner(LoadedPlan(plan, config.num_blocks, config.block_size, "cpu"), with_seats(config))
 runner._loaded.kv_cache.fill_(0.01)
 for _ in range(2):
     for step in worst_steps(plan, config):

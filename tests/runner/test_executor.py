@@ -17,7 +17,7 @@ from quire.graph import functional as F
 from quire.graph.network import Network, Tensor, net_guard
 from quire.ops.spec import dtype_of, spec_of
 from quire.runner.execution.executor import Executor
-from quire.runner.inputs import build_inputs
+from quire.runner.inputs import InputBuilder
 from quire.runner.rows import Rows
 from tests.support.dummy_models import FAMILIES, write_model
 from tests.support.tolerance import assert_close
@@ -42,15 +42,16 @@ class Counting:
 
 def step_inputs(plan, num_tokens=(5, 1, 17), block_size=16):
     """A step of three fresh rows, with KV caches."""
-    rows, scheduled, new, block = Rows(), [], [], 1
+    rows, scheduled, new, block = Rows(len(num_tokens), -(-max(num_tokens) // block_size)), [], [], 1
     for i, count in enumerate(num_tokens):
         used = -(-count // block_size)
         ids = tuple((7 * i + k) % plan.spec.vocab_size for k in range(count))
         new.append(NewRow(i, ids, count, tuple(range(block, block + used)), SamplingParams(temperature=0)))
         scheduled.append(ScheduledRow(i, 0, count, (), True))
         block += used
-    rows.apply(SchedulerOutput(tuple(scheduled), tuple(new)))
-    tensors = build_inputs(scheduled, [rows[i] for i in range(len(new))], block_size).tensors
+    step = SchedulerOutput(tuple(scheduled), tuple(new))
+    rows.apply(step)
+    tensors = InputBuilder(block_size).build(scheduled, rows.of(step.rows), rows.tables).tensors
     spec = plan.spec
     shape = (2, block, spec.num_kv_heads, block_size, spec.head_dim)
     caches = {f"kv_cache.{i}": torch.zeros(shape, dtype=dtype_of(spec.dtype)) for i in range(spec.num_layers)}

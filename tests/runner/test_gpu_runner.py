@@ -8,7 +8,9 @@ from quire import LLM, SamplingParams
 from quire.core.errors import RequestError
 from quire.core.request import Request
 from quire.core.sampling_params import BeamSearchParams
+from quire.runner.gpu_runner import GPURunner
 from quire.sampling.device import SamplingState
+from quire.sampling.row import SamplingRow
 from tests.support import equalities
 from tests.support.dummy_models import LLAMA, write_model
 from tests.support.equalities import KINDS, prompts, run, run_alone
@@ -194,6 +196,41 @@ def test_abort_while_steps_are_in_flight(model, batch, together):
         engine.abort_request("c")
         assert not engine.loop.in_flight, "nobody is left, so its step is waited for"
         engine.loop.scheduler.check_integrity()
+
+
+def test_a_step_that_fails_ends_its_rows_and_no_step_is_built_on_it(model, batch, together, monkeypatch):
+    with load(model) as llm:
+        engine, outputs = llm._engine, {}
+
+        def step():
+            outputs.update({output.request_id: output for output in engine.step()})
+
+        engine.add_request("a", batch[0], KINDS[0])
+        step()
+        forward = GPURunner._forward
+        monkeypatch.setattr(GPURunner, "_forward", lambda self, staged: 1 / 0)
+        engine.add_request("b", batch[1], KINDS[1])
+        step()
+        assert not engine.loop.in_flight and not engine.has_unfinished_requests()
+        assert {name: output.outputs[0].finish_reason for name, output in outputs.items()} == {
+            "a": "error",
+            "b": "error",
+        }
+        assert len(outputs["a"].outputs[0].token_ids) == 1, "of the step before"
+        monkeypatch.setattr(GPURunner, "_forward", forward)
+        assert run(llm, batch[:2], KINDS[:2]) == together[:2]
+        engine.loop.scheduler.check_integrity()
+
+
+def test_a_row_that_cannot_be_made_fails_alone(model, batch, together, monkeypatch):
+    made = SamplingRow.__init__
+    monkeypatch.setattr(
+        SamplingRow, "__init__", lambda row, params, *more: 1 / 0 if params.seed == 3 else made(row, params, *more)
+    )
+    with load(model) as llm:
+        good, failed = llm.generate(batch[:2], KINDS[:2], use_tqdm=False)
+    assert failed.outputs[0].finish_reason == "error" and "ZeroDivisionError" in failed.outputs[0].stop_reason
+    assert equalities.bits(good) == together[0]
 
 
 def test_sleep_and_wake_up(model, batch, together):

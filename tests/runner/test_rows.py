@@ -91,7 +91,7 @@ def test_slots_are_used_again():
 
 def test_rows_of_the_host_agree():
     """`Rows` holds the same tables, whole, after the same steps."""
-    world, rows = World(), Rows()
+    world, rows = World(), Rows(3, MAX_BLOCKS)
     steps = (
         {"new_rows": (new(1, 4), new(2, 5, 6))},
         {"rows": (ScheduledRow(1, 3, 1, (8, 9, 10)),), "replaced_block_ids": ((2, 1, 11),)},
@@ -102,4 +102,6 @@ def test_rows_of_the_host_agree():
         rows.apply(SchedulerOutput(**step))
     for row_id in (1, 2, 3):
         row = rows[row_id]
-        assert row.block_table[: row.num_blocks].tolist() == world.blocks(row_id)
+        table = rows.tables.blocks[row.slot].tolist()
+        assert table[: row.num_blocks] == world.blocks(row_id)
+        assert table[row.num_blocks :] == [0] * (MAX_BLOCKS - row.num_blocks), "of nobody before"

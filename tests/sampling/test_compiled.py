@@ -35,7 +35,8 @@ SETTINGS = [
 @pytest.fixture(params=ISAS, autouse=True)
 def isa(request, monkeypatch):
     """Run every test on each set of instructions."""
-    monkeypatch.setattr(compiled, "call", partial(library.call, isa=request.param))
+    for name in ("call", "run"):
+        monkeypatch.setattr(compiled, name, partial(getattr(library, name), isa=request.param))
     return request.param
 
 

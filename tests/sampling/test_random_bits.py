@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from reference_sampler import SplitMix64
 
-from quire.sampling.random_bits import random_bits
+from quire.sampling.random_bits import random_bits, random_bits_of, stream_start
 
 
 def test_reference_is_splitmix64() -> None:
@@ -18,6 +18,14 @@ def test_equals_the_generator_read_in_order() -> None:
     for seed in (0, 1, -1, 1234567, -(1 << 63), (1 << 64) - 1):
         generator = SplitMix64(SplitMix64(seed).next())
         assert [random_bits(seed, position) for position in range(20)] == [generator.next() for _ in range(20)]
+
+
+def test_many_at_once_are_each_alone():
+    seeds, positions = (0, 1, -1, 1234567, -(1 << 63), (1 << 64) - 1), (0, 1, 7, 1 << 20, (1 << 64) - 1, 3)
+    starts = np.array([stream_start(seed) for seed in seeds], dtype=np.uint64)
+    found = random_bits_of(starts, np.array(positions, dtype=np.uint64))
+    assert found.tolist() == [random_bits(*each) for each in zip(seeds, positions, strict=True)]
+    assert random_bits_of(starts[:0], starts[:0]).tolist() == []
 
 
 def test_only_the_low_64_bits_of_a_seed_count() -> None:

@@ -177,8 +177,8 @@ def test_draws_follow_the_distribution_along_one_sample() -> None:
 def test_the_ends_of_the_random_range_hit_the_first_and_last_possible_token(
     monkeypatch: pytest.MonkeyPatch, bits: int, token_id: int
 ) -> None:
-    for module in (choice, compiled):
-        monkeypatch.setattr(module, "random_bits", lambda seed, position: bits)
+    monkeypatch.setattr(choice, "random_bits", lambda seed, position: bits)
+    monkeypatch.setattr(compiled, "random_bits_of", lambda starts, positions: np.full_like(starts, bits))
     allowed = SamplingParams(seed=1, allowed_token_ids=[3, 100, 200])
     assert sample(random_logits(1), [SamplingRow(allowed, [0])])[0].token_id == token_id
 

@@ -133,5 +133,5 @@ def test_random_operations_reach_every_path(max_ahead: int) -> None:
     for path in ("stop", "length", "abort", "error", "hit", "out_of_blocks", "lost_fork", "prompt_logprobs"):
         assert counts[path] > 10, f"{path}: {counts}"
     assert counts["limited prefill"] > 10
-    assert not max_ahead or counts["left to others"] > 5, "batches in flight share the rows"
+    assert not max_ahead or counts["left to others"] > 2, "batches in flight share the rows"
     assert counts["back at once"] > 0, "preempted and admitted again in one step"

@@ -68,6 +68,34 @@ def test_a_prefill_ahead_leaves_a_token_to_each_decode_behind() -> None:
     assert step(world) == [(2, 2, 2, False), (0, 2, 1, True), (1, 2, 1, True)]
 
 
+def test_a_long_prompt_leaves_a_part_to_those_that_are_done_with_it() -> None:
+    world = world_of(max_num_batched_tokens=16, enable_prefix_caching=False, num_blocks=40, max_model_len=64)
+    world.add(make_request("long", [1] * 40, max_tokens=2))
+    world.add(make_request("short", [2] * 7, max_tokens=2))
+    world.add(make_request("other", [3] * 40, max_tokens=2))
+    assert step(world) == [(0, 0, 9, False), (1, 0, 7, True)]
+    assert step(world) == [(0, 9, 15, False), (1, 7, 1, True)], "nobody is done with half of it"
+    for name in "abc":
+        world.add(make_request(name, [4] * 3, max_tokens=1))
+    assert step(world) == [(0, 24, 16, True)], "they do not overtake the other long one"
+    assert step(world) == [(0, 40, 1, True), (2, 0, 9, False), (3, 0, 3, True), (4, 0, 3, True)]
+
+
+def test_a_long_prompt_gives_way_to_running_prompts_and_not_to_those_without_a_seat_or_blocks() -> None:
+    world = world_of(
+        max_num_batched_tokens=8, enable_prefix_caching=False, num_blocks=30, max_num_seqs=2, max_model_len=128
+    )
+    world.add(make_request("first", [1] * 4, priority=0, max_tokens=1))
+    world.add(make_request("second", [1] * 8, priority=1, max_tokens=1))
+    assert step(world) == [(0, 0, 4, True), (1, 0, 4, False)]
+    world.add(make_request("third", [2] * 30, max_tokens=1))
+    world.add(make_request("fourth", [2] * 2, max_tokens=1))
+    assert step(world) == [(1, 4, 4, True), (2, 0, 4, False)], "a seat is not free before this step ends"
+    assert step(world) == [(2, 4, 6, False), (3, 0, 2, True)]
+    world.add(make_request("fifth", [2] * 100, max_tokens=1))
+    assert step(world) == [(2, 10, 8, False)], "what is behind is longer"
+
+
 def test_a_long_prompt_beside_decodes_takes_no_more_than_the_share_of_prefill() -> None:
     world = world_of(max_num_batched_tokens=16, max_num_prefill_tokens=4, enable_prefix_caching=False)
     world.add(make_request("a", [1, 2], max_tokens=6))
@@ -147,7 +175,7 @@ def test_admission_needs_blocks_for_the_whole_prompt_at_once() -> None:
     step(world)
     assert world.scheduler.kv_cache.num_free_blocks == 3
     world.add(make_request("b", [1] * 13, max_tokens=3))
-    world.add(make_request("c", [1], max_tokens=3))
+    world.add(make_request("c", [1] * 3, max_tokens=3))
     for _ in range(4):
         assert {row[0] for row in step(world)} == {0}
     assert {row[0] for row in step(world)} == {1}

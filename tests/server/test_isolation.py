@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from tests.support.poison import poisons
-from tests.support.server_process import events, status_and_body
+from tests.support.serve_with_faults import FAULTS
+from tests.support.server_process import events, serving, status_and_body
 
 NUM_NEIGHBOURS = 31
 POISONS = poisons()
@@ -70,3 +71,25 @@ def test_the_engine_has_outlived_all_of_it(server):
     assert server.metric("engine_deaths_total") == 0
     server.until_idle()
     assert server.ask("GET", "/health/ready")[0] == 200
+
+
+def test_what_the_engine_process_cannot_compute_ends_alone():
+    with serving(module="tests.support.serve_with_faults") as faulty:
+        clean, stop, found = neighbours(faulty), threading.Event(), []
+
+        def poison() -> None:
+            while not stop.is_set():
+                for fault, token in FAULTS.items():
+                    body = {"prompt": [token] * (3 + len(found) % 50), "max_tokens": 2}
+                    found.append((fault, faulty.post("/v1/completions", body)[0]))
+
+        thread = threading.Thread(target=poison)
+        thread.start()
+        try:
+            assert neighbours(faulty) == clean
+        finally:
+            stop.set()
+            thread.join()
+        assert {fault for fault, _ in found} == set(FAULTS) and {status for _, status in found} == {500}
+        assert faulty.metric("engine_deaths_total") == 0
+        faulty.until_idle()

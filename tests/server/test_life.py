@@ -125,6 +125,31 @@ def test_streams_of_a_dead_engine_get_one_error_frame():
         assert server.post("/v1/completions", {"prompt": "Once", "max_tokens": 2})[0] == 200
 
 
+def test_two_engines_behind_one_door():
+    with serving("--replicas", "2") as server:
+        sock, got = begin(server, prompt="Once upon a time", max_tokens=400)
+        other, more = begin(server, prompt="The capital of France is", max_tokens=400)
+        health = msgspec.json.decode(server.ask("GET", "/health")[1])
+        assert [engine["status"] for engine in health["engines"]] == ["ready", "ready"]
+        views = [msgspec.json.decode(server.ask("GET", f"/kv_cache/{i}")[1]) for i in range(2)]
+        assert [(view["engine"], view["num_engines"], view["picture"]["num_running"]) for view in views] == [
+            (0, 2, 1), (1, 2, 1),
+        ]  # fmt: skip
+        status, answer = server.ask("GET", "/kv_cache/2")
+        assert status == 404 and msgspec.json.decode(answer)["error"]["code"] == "engine_not_found"
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        with closing(sock), closing(other):
+            ends = [events(status_and_body(begun + read_all(stream))[1])[-1]
+                    for begun, stream in ((got, sock), (more, other))]  # fmt: skip
+        assert ends.count("[DONE]") == 1, "the other engine's stream is whole"
+        assert server.ask("GET", "/health")[0] == 200, "one engine takes requests"
+        while b"not ready" in server.ask("GET", "/health")[1]:
+            time.sleep(0.05)
+        server.until_idle()
+        assert server.metric("engine_deaths_total") == 1
+
+
 def test_without_restart_the_server_ends_with_its_engine():
     with serving("--no-restart") as server:
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()

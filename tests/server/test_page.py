@@ -44,9 +44,9 @@ def locked():
         yield running
 
 
-def look(server) -> dict:
+def look(server, path: str = "/kv_cache") -> dict:
     """What `/kv_cache` says; bytes are decoded."""
-    status, body = server.ask("GET", "/kv_cache")
+    status, body = server.ask("GET", path)
     assert status == 200, body
     view = msgspec.json.decode(body)
     for name in ("holders", "findable", "owners"):
@@ -179,7 +179,7 @@ def test_who_looks_is_told_when_the_engine_process_dies():
         engine = AsyncEngine("quire-tiny", engine=EngineConfig(max_num_seqs=4, max_model_len=128))
         await engine.start()
         assert (await engine.picture()).num_running == 0
-        pid = engine._child.pid
+        pid = engine.replicas[0]._child.pid
         os.kill(pid, signal.SIGSTOP)  # it will not answer any more
         looking = [asyncio.create_task(engine.picture()) for _ in range(3)]
         await asyncio.sleep(0.1)
@@ -286,3 +286,23 @@ def test_everything_has_a_name_and_can_be_reached(server, page):
         page.press("Tab")
         reached.add(page.evaluate("document.activeElement.id"))
     assert {"prompt", "new", "system", "temperature", "top_p", "max_tokens", "seed", "key", "log"} <= reached
+
+
+@needs_browser
+@pytest.mark.slow
+def test_one_of_several_engines_is_chosen(page):
+    with serving("--replicas", "2", "--max-num-seqs", "8") as several:
+        page.errors.clear()
+        page.resize(1280, 800)
+        page.open(several.url + "/")
+        page.until("!document.querySelector('#engine').hidden")
+        assert page.evaluate("document.querySelector('#engine').options.length") == 2
+        several.post("/v1/completions", {**LONG, "max_tokens": 4})
+        cached = [look(several, f"/kv_cache/{i}")["picture"]["num_cached_blocks"] for i in range(2)]
+        assert sorted(map(bool, cached)) == [False, True]
+        for number in (0, 1, 0):
+            select = f"const s = document.querySelector('#engine'); s.value = {number};"
+            page.evaluate(f"{{ {select} s.dispatchEvent(new Event('change')); }}")
+            label = "document.querySelector('#blocks').getAttribute('aria-label')"
+            page.until(f"{label}.includes('; {cached[number]} can be found again')")
+        assert not page.errors

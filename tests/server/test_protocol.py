@@ -1,5 +1,6 @@
 """What becomes of bodies, keys, errors and the documentation: without a server."""
 
+import re
 from dataclasses import fields
 
 import msgspec
@@ -187,7 +188,7 @@ def test_every_integer_of_the_document_has_a_maximum():
 def test_the_page_of_documentation_asks_nobody_else():
     made = page(document(all_endpoints()))
     for endpoint in all_endpoints():
-        assert endpoint.path.replace(":path", "") in made
+        assert re.sub(r":\w+}", "}", endpoint.path) in made
     for foreign in ("http://", "https://", "//", "<script", "@import", "url("):
         assert foreign not in made.replace("</", "")
 

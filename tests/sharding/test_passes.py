@@ -7,7 +7,7 @@ import torch
 
 from quire.core.errors import BuildError, ConfigError
 from quire.core.mapping import Mapping
-from quire.distributed.threads import run_threads, thread_communicators
+from quire.distributed.tensors.threads import run_threads, thread_communicators
 from quire.graph import functional as F
 from quire.graph.layers import Linear
 from quire.graph.legality import check_network

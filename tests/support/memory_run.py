@@ -50,7 +50,8 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
         trace.start()
         try:
             with trace.span("load"):
-                runner = cpu_runner.CPURunner(LoadedPlan(plan, config.num_blocks, config.block_size, "cpu"))
+                loaded = LoadedPlan(plan, config.num_blocks, config.block_size, "cpu")
+                runner = cpu_runner.CPURunner(loaded, with_seats(config))
             _record(runner, trace, patch)
             for step in worst_steps(plan, config):
                 runner.execute(step)
@@ -60,12 +61,13 @@ def measure(plan: Plan, config: SchedulerConfig) -> Measured:
     most, largest = max(_beside(steps, load.left_tensors, _sampling_scratch(plan.spec.vocab_size)))
     probes = sum(proofs.probe.rows.nbytes for proofs in linear._PROOFS.values())
     kept = runner._loaded.executor.workspace_bytes()
-    return Measured(load.left_tensors - probes, runner._loaded.kv_cache.nbytes, most + kept, largest)
+    kv = runner._loaded.kv_cache.nbytes
+    return Measured(load.left_tensors - probes - kv, kv, most + kept, largest)
 
 
 def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.MonkeyPatch) -> None:
     """Make a span of each call of the network and of sampling, and an empty one before the inputs of a step."""
-    build, sample = cpu_runner.build_inputs, runner._sample
+    build, sample = cpu_runner.InputBuilder.build, runner._sample
 
     def build_inputs(*args):
         with trace.span("start"):
@@ -85,7 +87,7 @@ def _record(runner: cpu_runner.CPURunner, trace: MemoryTrace, patch: pytest.Monk
 
         return replace(call, run=run)
 
-    patch.setattr(cpu_runner, "build_inputs", build_inputs)
+    patch.setattr(cpu_runner.InputBuilder, "build", build_inputs)
     runner._sample = sampled
     executor_ = runner._loaded.executor
     executor_._calls = [recorded(call) for call in executor_._calls]
@@ -102,6 +104,11 @@ def _beside(spans: Sequence[Span], weights: int, scratch: int) -> Iterator[tuple
             python = span.most_python
         unrecorded = scratch if span.name == "sample" else 0
         yield span.most_tensors - weights + span.most_python - python + unrecorded, span.name
+
+
+def with_seats(config: SchedulerConfig) -> SchedulerConfig:
+    """Return a configuration with a slot for each row of the worst steps: one of them has a row too many."""
+    return replace(config, max_num_seqs=config.max_num_seqs + 1)
 
 
 def _sampling_scratch(vocab_size: int) -> int:

@@ -57,9 +57,9 @@ class ServerProcess:
         return {"authorization": f"Bearer {self.key}"} if self.key else {}
 
     def metric(self, name: str) -> float:
-        """The value of a metric without labels but the model's."""
+        """The value of a metric without labels but model and engine, summed over engines."""
         text = self.ask("GET", "/metrics")[1].decode()
-        return float(re.search(rf"^quire:{name}{{[^}}]*}} (\S+)$", text, re.M)[1])
+        return sum(map(float, re.findall(rf"^quire:{name}{{[^}}]*}} (\S+)$", text, re.M)))
 
     def until_idle(self, timeout_s: float = 5.0) -> float:
         """Wait until no request runs and all blocks are free; return the seconds that took."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from quire.core.mapping import Mapping
-from quire.distributed.threads import run_threads, thread_communicators
+from quire.distributed.tensors.threads import run_threads, thread_communicators
 from quire.plan.plan import Plan
 from quire.runner.execution.executor import Executor
 from quire.sharding.shard import shard

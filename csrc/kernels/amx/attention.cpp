@@ -38,6 +38,54 @@ template <class T>
 struct TileProducts {
   using Element = bf16;
 
+  // Whether keys can be the first operand of a product, of which queries are one tile at most.
+  static bool reads_keys(const AttentionStep& step, int64_t rows) {
+    return std::is_same_v<T, bf16> && rows <= kTileRows && step.head_dim % kPanel == 0 &&
+           step.block_size % kTileRows == 0;
+  }
+
+  static void pack_queries(const bf16* queries, int64_t count, int64_t width, bf16* tiles) {
+    for (int64_t i = 0; i < width; i += kPanel) {
+      Floats pairs[kTileRows];
+#pragma GCC unroll 16
+      for (int j = 0; j < kTileRows; ++j) {
+        pairs[j] = j < count ? floats_of(words_of(queries + j * width + i, ~0u)) : zeros();
+      }
+      transpose(pairs);
+      float* tile = reinterpret_cast<float*>(tiles + i * kTileRows);
+      for (int j = 0; j < kTileRows; ++j) store(tile + j * kTileColumns, pairs[j]);
+    }
+  }
+
+  // Scores of `count` queries with kPanel keys; `copied` has room for those that lie apart, or are past the last.
+  static void score_keys(const std::byte* const* rows, const std::byte* const* ahead, int64_t head_dim,
+                         const bf16* query_tiles, bf16* copied, int64_t count, float* scores, int64_t stride) {
+    alignas(64) float found[kTileRows * kTileColumns];
+    for (int64_t half = 0; half < kPanel; half += kTileRows) {
+      const std::byte* keys = rows[half];
+      int64_t step = rows[half + 1] - keys;
+      const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(bf16));
+      if (step < row_bytes || rows[half + kTileRows - 1] - keys != (kTileRows - 1) * step) {
+        step = row_bytes;
+        for (int j = 0; j < kTileRows; ++j) std::memcpy(copied + j * head_dim, rows[half + j], step);
+        keys = reinterpret_cast<const std::byte*>(copied);
+      }
+      zero_tile<C00>();
+      for (int64_t i = 0; i < head_dim; i += kPanel) {
+        for (int j = 0; j < kTileRows; ++j) fetch(ahead[half + j] + i * sizeof(bf16));
+        load_tile<A0>(keys + i * sizeof(bf16), step);
+        load_tile<B0>(query_tiles + i * kTileRows);
+        multiply_bf16<C00, A0, B0>();
+      }
+      store_tile<C00>(found);
+      const Ints column = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                             _mm512_set1_epi32(kTileColumns));
+      for (int64_t row = 0; row < count; ++row) {
+        store(scores + row * stride + half, _mm512_i32gather_ps(column, found + row, sizeof(float)));
+      }
+    }
+  }
+
   static void use_rows(int64_t rows) { configure_tiles(rows); }
   static void end() { release_tiles(); }
 

@@ -1,13 +1,12 @@
-// Matrix products with packed weights in AMX tiles, for x of bf16. Weights of eight and four bits become bf16 in the
-// first cache, exactly.
+// Matrix products with packed weights in AMX tiles, for x of bf16 and of int8. With x of bf16, weights of eight and
+// four bits become bf16 in the first cache, exactly; with x of int8 sums are exact integers.
 #include "kernels/amx/tiles.hpp"
+#include "kernels/declarations.hpp"
 #include "kernels/linear.hpp"
+#include "kernels/w8a8.hpp"
 
 namespace quire::QUIRE_ISA {
 namespace {
-
-template <class Weight>
-constexpr bool kIsBf16 = std::is_same_v<Weight, bf16>;
 
 // Moves byte `from` of each word, and the one after it, to the word's first two.
 constexpr int32_t moved(int from) { return 0x01010101 * from + 0x03020100; }
@@ -49,22 +48,35 @@ QUIRE_INLINE void widen_words(__m512i words, int4x2, std::byte* to) {
   store(3, _mm512_srli_epi16(words, 9));
 }
 
-// a: the upper 16 rows of a step of x; `lower` bytes from there, the others.
-template <bool has_lower>
-void add_steps(const std::byte* a, int64_t stride, int64_t lower, int64_t a_step, const std::byte* b, int64_t steps,
-               Ahead ahead) {
-  for (int64_t step = 0; step < steps; ++step, a += a_step, b += kPanelStepBytes) {
-    for (int64_t line = 0; line < ahead.lines; ++line, ahead.from += 64) prefetch(ahead.from);
-    load_tile<B0>(b);
-    load_tile<B1>(b + kTileBytes);
+template <class X, Tile c, Tile a, Tile b>
+QUIRE_INLINE void multiply_tiles() {
+  if constexpr (std::is_same_v<X, bf16>) multiply_bf16<c, a, b>();
+  else multiply_i8<c, a, b>();
+}
+
+// Sums += a b of all steps. `beside` is called in each of them: what it does costs nothing while tiles multiply.
+//
+// a: the upper 16 rows of a step of x; `lower` bytes from there, the others. A tile is loaded as soon as nobody needs
+// what it holds: where two threads share a core each has no registers but these eight, so loads cannot run ahead.
+template <class X, bool has_lower, class Beside>
+QUIRE_INLINE void add_steps(const std::byte* a, int64_t stride, int64_t lower, int64_t a_step, const std::byte* b,
+                            int64_t steps, Beside&& beside) {
+  load_tile<A0>(a, stride);
+  load_tile<B0>(b);
+  load_tile<B1>(b + kTileBytes);
+  if constexpr (has_lower) load_tile<A1>(a + lower, stride);
+  for (int64_t step = 1;; ++step) {
+    beside();
+    multiply_tiles<X, C00, A0, B0>();
+    multiply_tiles<X, C01, A0, B1>();
+    if constexpr (has_lower) multiply_tiles<X, C11, A1, B1>();
+    if constexpr (has_lower) multiply_tiles<X, C10, A1, B0>();
+    if (step == steps) return;
+    a += a_step, b += kPanelStepBytes;
     load_tile<A0>(a, stride);
-    multiply_bf16<C00, A0, B0>();
-    multiply_bf16<C01, A0, B1>();
-    if constexpr (has_lower) {
-      load_tile<A1>(a + lower, stride);
-      multiply_bf16<C10, A1, B0>();
-      multiply_bf16<C11, A1, B1>();
-    }
+    load_tile<B1>(b + kTileBytes);
+    if constexpr (has_lower) load_tile<A1>(a + lower, stride);
+    load_tile<B0>(b);
   }
 }
 
@@ -97,18 +109,28 @@ void store_sums(float* sums) {
   }
 }
 
+// A row of a panel's sums in int32 as the result.
+template <class T>
+QUIRE_INLINE void scale_row(const Product& product, int64_t panel, int64_t row, const float* sums) {
+  const int64_t begin = panel * kPanelColumns;
+  scale_sums(reinterpret_cast<const int32_t*>(sums), product.scales.as<float>() + begin,
+             *row_of<float>(*product.x_scales, row), product.bias ? product.bias.as<T>() + begin : nullptr,
+             row_of<T>(product.out, row) + begin, least(kPanelColumns, product.columns - begin));
+}
+
+template <class X, class Out>
 class Tiles {
  public:
   static constexpr int64_t kRows = kBlockRows;
-  static constexpr int64_t kStep = kTileRowBytes / sizeof(bf16);
+  static constexpr int64_t kStep = kTileRowBytes / sizeof(X);
   static constexpr int64_t kStepBytes = kPanelStepBytes;
   // Steps: 4 KiB of a panel, so that reading and widening overlap, and 64.
   static constexpr int64_t kFirstCache = 2, kSecondCache = 32;
   static constexpr int64_t kAhead = 4096;  // bytes of a panel asked for while memory brings a step of it
   static constexpr float kInt4Base = 16.0f;
-  using Element = bf16;
+  using Element = X;
   template <class Weight>
-  static constexpr bool kIsDirect = kIsBf16<Weight>;
+  static constexpr bool kIsDirect = std::is_same_v<Weight, X>;
 
   Tiles() = default;
   Tiles(const Tiles&) = delete;
@@ -124,10 +146,10 @@ class Tiles {
 
   static void prepare(const Product& product, int64_t first, int64_t count, std::byte* rows) {
     if (reads_x(product)) return;
-    const int64_t steps = ceil_div(product.depth, kStep), bytes = product.depth * static_cast<int64_t>(sizeof(bf16));
+    const int64_t steps = ceil_div(product.depth, kStep), bytes = product.depth * static_cast<int64_t>(sizeof(X));
     std::byte* block = rows + first * steps * kTileRowBytes;
     for (int64_t row = 0; row < count; ++row) {
-      const std::byte* x = product.x.data + (first + row) * product.row_stride() * sizeof(bf16);
+      const std::byte* x = product.x.data + (first + row) * product.row_stride() * sizeof(X);
       std::byte* to = block + row * kTileRowBytes;
       int64_t byte = 0;
       for (; byte + kTileRowBytes <= bytes; byte += kTileRowBytes, to += kRows * kTileRowBytes) {
@@ -141,7 +163,7 @@ class Tiles {
 
   template <class Weight>
   static const std::byte* widen(const std::byte* panel, int64_t step, int64_t steps, std::byte* buffer) {
-    if constexpr (kIsBf16<Weight>) {
+    if constexpr (kIsDirect<Weight>) {
       return panel + step * kPanelStepBytes;
     } else {
       constexpr int64_t kParts = kPerWord<Weight> / kPerWord<bf16>, kPartBytes = kTileBytes / kParts;
@@ -164,35 +186,62 @@ class Tiles {
            const std::byte* values, Ahead ahead, float* sums, bool from_zero, bool is_last) {
     if (count != configured_) configure_tiles(configured_ = count);
     const bool is_direct = reads_x(product), is_alone = product.rows <= kRows;
-    const int64_t stride = is_direct ? product.row_stride() * sizeof(bf16) : kTileRowBytes;
+    const int64_t stride = is_direct ? product.row_stride() * sizeof(X) : kTileRowBytes;
     const int64_t a_step = is_direct ? kTileRowBytes : kRows * kTileRowBytes;
     const std::byte* a = is_direct ? product.x.data : rows + block * ceil_div(product.depth, kStep) * a_step;
-    const auto run = count > kTileRows ? add_to<true> : add_to<false>;
-    run(a + step * a_step, stride, a_step, values, steps, ahead, from_zero || is_alone ? nullptr : sums, from_zero,
-        is_last || !is_alone ? sums : nullptr);
+    const int64_t rows_a_step = ceil_div(unfinished_.end - unfinished_.next, steps);
+    const auto beside = [&] {
+      for (int64_t line = 0; line < ahead.lines; ++line, ahead.from += 64) prefetch(ahead.from);
+      finish_rows(product, rows_a_step);
+    };
+    const float* from = from_zero || is_alone ? nullptr : sums;
+    float* to = is_last || !is_alone ? sums : nullptr;
+    if (count > kTileRows) add_to<true>(a + step * a_step, stride, a_step, values, steps, beside, from, from_zero, to);
+    else add_to<false>(a + step * a_step, stride, a_step, values, steps, beside, from, from_zero, to);
+  }
+
+  // Stores what is left of the sums before, and the rows of these beside the products that come next.
+  void finish(const Product& product, PanelSums sums) {
+    finish_rows(product, kRows);
+    unfinished_ = sums;
   }
 
  private:
-  template <bool has_lower>
-  static void add_to(const std::byte* a, int64_t stride, int64_t a_step, const std::byte* b, int64_t steps, Ahead ahead,
-                     const float* from, bool from_zero, float* to) {
+  inline __attribute__((always_inline)) void finish_rows(const Product& product, int64_t count) {
+    unfinished_.finish(count, [&](int64_t panel, int64_t row, const float* sums) {
+      if constexpr (std::is_same_v<X, bf16>) finish_row<Out>(product, panel, row, sums);
+      else scale_row<Out>(product, panel, row, sums);
+    });
+  }
+
+  template <bool has_lower, class Beside>
+  static void add_to(const std::byte* a, int64_t stride, int64_t a_step, const std::byte* b, int64_t steps,
+                     Beside& beside, const float* from, bool from_zero, float* to) {
     if (from_zero) zero_sums<has_lower>();
     if (from != nullptr) load_sums<has_lower>(from);
-    add_steps<has_lower>(a, stride, kTileRows * stride, a_step, b, steps, ahead);
+    add_steps<X, has_lower>(a, stride, kTileRows * stride, a_step, b, steps, beside);
     if (to != nullptr) store_sums<has_lower>(to);
   }
 
   int64_t configured_ = 0;
+  PanelSums unfinished_;
 };
 
 }  // namespace
 
 void linear_in_tiles(const Product& product, Worker& worker) {
   switch (product.weight.dtype) {
-    case DType::u8: return multiply<Tiles, int4x2>(product, worker);
-    case DType::i8: return multiply<Tiles, int8_t>(product, worker);
-    default: return multiply<Tiles, bf16>(product, worker);
+    case DType::u8: return multiply<Tiles<bf16, bf16>, int4x2>(product, worker);
+    case DType::i8: return multiply<Tiles<bf16, bf16>, int8_t>(product, worker);
+    default: return multiply<Tiles<bf16, bf16>, bf16>(product, worker);
   }
+}
+
+void linear_w8a8_tiles(const Tensor* operands, Worker& worker) {
+  const Tensor &out = operands[0], &x = operands[1], none;
+  const Product product{out, x, operands[3], operands[4], none, operands[6], x.rows(), out.last(), x.last(), 0,
+                        &operands[2]};
+  by_float(out.dtype, [&](auto element) { multiply<Tiles<int8_t, decltype(element)>, int8_t>(product, worker); });
 }
 
 }  // namespace quire::QUIRE_ISA

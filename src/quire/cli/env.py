@@ -11,7 +11,7 @@ import msgspec
 
 from quire import __version__
 from quire.cli.options import table
-from quire.core.env import KNOWN, check_environment
+from quire.core.env import KNOWN, check_environment, num_threads_wish
 
 PACKAGES = (
     "torch", "triton", "numpy", "tokenizers", "sentencepiece", "safetensors", "huggingface_hub", "jinja2", "msgspec",
@@ -27,8 +27,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print what Quire runs on."""
     from quire.ops.native.library import library
+    from quire.plan.cores import find_cores, huge_pages
     from quire.plan.device import isa_flags, num_threads, processor_name
 
+    cores = find_cores()
     check_environment()
     rows = {
         "quire": __version__,
@@ -38,8 +40,9 @@ def run(options: argparse.Namespace) -> None:
         "processor": processor_name(),
         "instruction sets": " ".join(isa_flags()) or "none of those that Quire looks for",
         "compiled kernels": ", ".join(native.isas()) if (native := library()) else "none: torch computes",
-        "cores": str(os.cpu_count()),
-        "threads": str(num_threads()),
+        "cores": str(cores),
+        "threads": str(min(num_threads(), cores.num_threads) if num_threads_wish() is None else num_threads()),
+        "huge pages": huge_pages(),
         "memory": _memory("cpu"),
         **_gpu(),
         **{name: os.environ.get(name, "(not set)") for name in KNOWN},

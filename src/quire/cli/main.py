@@ -20,6 +20,7 @@ COMMANDS = {
     "verify": "check every byte of an engine, and compute recorded logits again",
     "bench": "measure latency, throughput, start-up or a server",
     "plan": "show what fits into memory, before loading anything",
+    "doctor": "find out why ranks or hosts cannot work together, and whose fault it is",
     "simulate": "predict throughput, latency and cost of a load on devices that need not be there",
     "env": "show versions, processor, GPU and memory",
 }

@@ -43,8 +43,8 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, skip: Collection[str]
             settings |= {"type": _reader(kind), "metavar": _metavar(kind)}
             if "choices" in item.metadata:
                 settings |= {"choices": item.metadata["choices"], "metavar": None}
-        names = [f"--{item.name.replace('_', '-')}", *filter(None, [item.metadata.get("short")])]
-        group.add_argument(*names, **settings)
+        flags = (f"--{item.name.replace('_', '-')}", *item.metadata.get("flags", ()))
+        group.add_argument(*flags, **settings)
 
 
 def read_fields(cls: type[T], namespace: argparse.Namespace, **fixed: Any) -> T:

@@ -11,6 +11,8 @@ from quire.core.server_config import ServerConfig
 
 if TYPE_CHECKING:
     from quire.server.engine_client import ServedModel
+    from quire.server.http.gate import Gate
+    from quire.server.http.lifecycle import Drain
     from quire.server.http.limits import Limits
 
 
@@ -45,19 +47,18 @@ def serve_model(options: argparse.Namespace, limits: Limits) -> int:
     """
     from quire.core import env, log
     from quire.core.progress import stages
-    from quire.server.app import build_app
     from quire.server.engine.async_engine import AsyncEngine
     from quire.server.http.auth import Keys, check_address, read_keys
-    from quire.server.http.gate import Gate
-    from quire.server.http.lifecycle import Drain
     from quire.server.http.listening import bind, release, url
     from quire.server.http.serving import serve
+    from quire.server.tracing import open_traces
 
     log.configure()
     env.check_environment()
     config = read_fields(ServerConfig, options)
     keys = Keys(read_keys(config), share_prefix_cache=config.share_prefix_cache)
     check_address(config, keys)
+    traces = None if config.otlp_traces_endpoint is None else open_traces(config.otlp_traces_endpoint)
     engine = AsyncEngine(
         options.model,
         read_fields(BuildConfig, options),
@@ -68,7 +69,9 @@ def serve_model(options: argparse.Namespace, limits: Limits) -> int:
     )
 
     def make_app(drain: Drain) -> Gate:
-        return build_app(engine, config, keys, drain, engine.prometheus.render, limits)
+        from quire.server.app import build_app
+
+        return build_app(engine, config, keys, drain, engine.metrics_text, limits, traces)
 
     bound = bind(config)
     try:
@@ -77,6 +80,8 @@ def serve_model(options: argparse.Namespace, limits: Limits) -> int:
                          lambda: _announce(engine.served, url(config, bound), is_open=keys.is_open))  # fmt: skip
     finally:
         release(config, bound)
+        if traces is not None:
+            traces.close()
 
 
 def _read_template(path: str | None) -> str | None:

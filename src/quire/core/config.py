@@ -15,11 +15,11 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCHEMES = ("w8a16", "w8a8", "w4a16", "fp8")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
-EXECUTOR_BACKENDS = ("mp", "external_launcher")
+EXECUTOR_BACKENDS = ("mp", "ray", "external_launcher")
 
 
 def option(text: str, **more: Any) -> dict[str, Any]:
-    """Return a field's metadata: the help of its command line option, and more, such as `choices`."""
+    """Return a field's metadata: the help of its command line option, and more: `choices`, other `flags`."""
     return {"help": text, **more}
 
 
@@ -122,15 +122,17 @@ class EngineConfig:
     )
     enforce_eager: bool = field(default=False, metadata=option("on a GPU, launch every kernel: no captured graphs"))
     tensor_parallel_size: int = field(
-        default=1, metadata=option("ranks that share every layer, each a process with a device of its own", short="-tp")
+        default=1,
+        metadata=option("ranks that share every layer, each a process with a device of its own", flags=("-tp",)),
     )
     pipeline_parallel_size: int = field(
-        default=1, metadata=option("stages into which the layers are cut, each of so many ranks", short="-pp")
+        default=1, metadata=option("stages into which the layers are cut, each of so many ranks", flags=("-pp",))
     )
     distributed_executor_backend: str | None = field(
         default=None,
         metadata=option(
-            "who starts the ranks: mp, this process; external_launcher, torchrun; None: mp", choices=EXECUTOR_BACKENDS
+            "who starts the ranks: mp, this process; ray, on its hosts; external_launcher, torchrun; None: mp",
+            choices=EXECUTOR_BACKENDS,
         ),
     )
     max_model_len: int | None = field(default=None, metadata=option("longest prompt plus output, in tokens"))

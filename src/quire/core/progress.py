@@ -1,12 +1,17 @@
-"""Progress bars on standard error, over everything that takes more than a second."""
+"""Progress bars on standard error, over everything that takes more than a second.
+
+What draws them takes a tenth of a second to read, so it is read by who draws: many processes only say how far they are.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 OnProgress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -34,12 +39,13 @@ def progress_bar(title: str, total: int, *, enable: bool = True, has_speed: bool
 @contextmanager
 def stages() -> Iterator[OnProgress]:
     """Yield what draws a bar for each stage that it is told of, on a terminal; the bars vanish at the end."""
+    if not sys.stderr.isatty():
+        yield lambda title, done, total: None
+        return
     bar = _bar(is_kept=False)
     tasks = {}
 
     def report(title: str, done: int, total: int) -> None:
-        if not bar.console.is_terminal:
-            return
         if title not in tasks:
             tasks[title] = bar.add_task(title, total=total, speed="")
             bar.start()
@@ -53,6 +59,9 @@ def stages() -> Iterator[OnProgress]:
 
 
 def _bar(*, is_kept: bool) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     if is_kept:
         columns.append(TextColumn("{task.fields[speed]}"))

@@ -26,13 +26,21 @@ class ServerConfig:
     served_model_name: str | None = field(
         default=None, metadata=option("names of the model in requests, separated by commas; None: as MODEL was given")
     )
+    replicas: int = field(
+        default=1,
+        metadata=option(
+            "engines behind this server, each with its own devices, or its share of the cores and the memory",
+            flags=("--data-parallel-size", "-dp"),
+        ),
+    )
     max_num_waiting: int | None = field(
-        default=None, metadata=option("sequences that may wait for a seat; None: max_num_seqs, at least 16")
+        default=None,
+        metadata=option("sequences that may wait for a seat; None: max_num_seqs of all engines, at least 16"),
     )
     max_waiting_tokens: int | None = field(
         default=None,
         metadata=option(
-            "tokens that may wait, prompt plus n times max_tokens; None: 4 times what the KV cache holds, at least 16 "
+            "tokens that may wait, prompt plus n times max_tokens; None: 4 times what the KV caches hold, at least 16 "
             "of the longest requests"
         ),
     )
@@ -56,6 +64,9 @@ class ServerConfig:
     metrics_compat: str = field(
         default="none", metadata=option("export metrics under another engine's names, too", choices=METRICS_COMPAT)
     )
+    otlp_traces_endpoint: str | None = field(
+        default=None, metadata=option("URL of a collector of traces, OTLP over HTTP; needs quire[otel]")
+    )
 
     def __post_init__(self) -> None:
         at_least("port", self.port, 0)
@@ -63,6 +74,7 @@ class ServerConfig:
             raise ConfigError(f"port: expected 0..65535, got {self.port}.")
         for name in ("max_num_waiting", "max_logprobs"):
             at_least(name, getattr(self, name), 0)
+        at_least("replicas", self.replicas, 1)
         at_least("max_waiting_tokens", self.max_waiting_tokens, 1)
         for name in ("ready_timeout_s", "hang_timeout_s"):
             in_range(name, getattr(self, name), 0.1, _DAY_S)

@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -18,6 +20,18 @@ from quire.core.errors import WorkerError
 from quire.distributed.channel import Channel, ChannelError, pack_frame
 
 _KNOCK_TIMEOUT_S = 10.0  # from a connection to its name: it is sent at once
+
+
+class RemoteProcess(Protocol):
+    """A worker that somebody else started, and watches on its host."""
+
+    def last_words(self) -> tuple[int | None, list[str]]:
+        """Return its exit code, None if it lives or if nobody can tell, and the last lines that it wrote; soon."""
+        ...
+
+    def end(self, timeout_s: float) -> None:
+        """End it, and all workers of its model; kill those that take longer."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +43,14 @@ class Endpoint:
         commands: Steps and results go over it.
         health: Pings go over it.
         process: The worker, if it was started by this process; its standard error is a pipe.
+        remote: The worker, if it was started through somebody who watches it.
     """
 
     rank: int
     commands: socket.socket
     health: socket.socket
     process: subprocess.Popen[bytes] | None = None
+    remote: RemoteProcess | None = None
 
 
 def spawn(module: str, rank: int) -> Endpoint:
@@ -80,22 +96,29 @@ class Door:
         self.address = f"{host}:{self._socket.getsockname()[1]}"
         self.secret = secrets.token_hex(16)
 
-    def admit(self, ranks: set[int], timeout_s: float) -> list[Endpoint]:
+    def admit(
+        self, ranks: set[int], timeout_s: float, problem: Callable[[], str | None] = lambda: None
+    ) -> list[Endpoint]:
         """Wait for both connections of each rank.
 
         Args:
             ranks: Who is expected.
             timeout_s: Most seconds to wait.
+            problem: Says why a rank will never come, None if all may; asked every second.
 
         Raises:
             WorkerError: Not all came in time; the message names those who did not.
         """
         deadline_s, found = time.monotonic() + timeout_s, dict[tuple[int, bool], socket.socket]()
         while len(found) < 2 * len(ranks):
-            self._socket.settimeout(max(0.001, deadline_s - time.monotonic()))
+            self._socket.settimeout(min(1.0, max(0.001, deadline_s - time.monotonic())))
             try:
                 sock, _ = self._socket.accept()
             except TimeoutError:
+                if (told := problem()) is not None:
+                    raise WorkerError(told) from None
+                if time.monotonic() < deadline_s:
+                    continue
                 missing = sorted(rank for rank in ranks if (rank, False) not in found or (rank, True) not in found)
                 raise WorkerError(
                     f"ranks {', '.join(map(str, missing))}: expected them to reach {self.address} within "

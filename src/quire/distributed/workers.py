@@ -35,7 +35,7 @@ class _Worker:
     """One worker, and what is known of it."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.rank, self.process = endpoint.rank, endpoint.process
+        self.rank, self.process, self.remote = endpoint.rank, endpoint.process, endpoint.remote
         self.commands = Channel(endpoint.commands)
         self.health = endpoint.health
         self.health.setblocking(False)
@@ -65,6 +65,8 @@ class _Worker:
 
     def bury(self, timeout_s: float) -> None:
         """Wait for its process, kill it if it takes too long, and close everything."""
+        if self.remote is not None:
+            self.remote.end(timeout_s)
         if self.process is not None:
             try:
                 self.process.communicate(timeout=timeout_s)
@@ -115,6 +117,27 @@ class WorkerGroup:
         """What each rank said of itself when it last answered, empty before."""
         return [worker.report for worker in self._workers]
 
+    def verdict(self, rank: int) -> WorkerError:
+        """Wait until it is clear which worker is to blame, and return the error.
+
+        Args:
+            rank: One that has closed its channel, or says that it fails: perhaps because of another.
+        """
+        if not self._is_judged.wait(_VERDICT_TIMEOUT_S) or self.lost is None:
+            return WorkerError(f"rank {rank}: expected its worker to listen, got a closed channel.", rank)
+        return WorkerError(str(self.lost), self.lost.rank)
+
+    def wait_until_up(self) -> None:
+        """Wait until all have answered once: their libraries are read then.
+
+        Raises:
+            WorkerError: One is lost.
+        """
+        while not all(self.reports):
+            if self.lost is not None:
+                raise self.lost
+            time.sleep(PING_INTERVAL_S / 10)
+
     def watch_closely(self) -> None:
         """Take silence for death from now on: what takes long at a start is over."""
         self._most_unanswered = MOST_UNANSWERED
@@ -128,7 +151,7 @@ class WorkerGroup:
         try:
             self._workers[rank].commands.send(payload)
         except ChannelError:
-            raise self._verdict(rank) from None
+            raise self.verdict(rank) from None
 
     def receive(self, rank: int) -> bytes:
         """Wait for a frame of a rank.
@@ -140,10 +163,10 @@ class WorkerGroup:
         try:
             while not worker.inbox:
                 if self.lost is not None:
-                    raise self._verdict(rank)
+                    raise self.verdict(rank)
                 worker.inbox.extend(worker.commands.receive(is_waiting=True))
         except ChannelError:
-            raise self._verdict(rank) from None
+            raise self.verdict(rank) from None
         return worker.inbox.popleft()
 
     def has_frame(self, rank: int) -> bool:
@@ -166,12 +189,6 @@ class WorkerGroup:
             worker.commands.close()
         if threading.current_thread() is not self._thread:  # which may be who collects the garbage
             self._thread.join()
-
-    def _verdict(self, rank: int) -> WorkerError:
-        """Return who is to blame for a channel that was closed; the thread that watches finds out."""
-        if not self._is_judged.wait(_VERDICT_TIMEOUT_S) or self.lost is None:
-            return WorkerError(f"rank {rank}: expected its worker to listen, got a closed channel.", rank)
-        return WorkerError(str(self.lost), self.lost.rank)
 
     # ------------------------------------------------------------------------------------- in the thread that watches
 
@@ -245,6 +262,9 @@ class WorkerGroup:
         for each in self._workers:
             if each.process is not None:
                 each.process.kill()
+        if worker.remote is not None:
+            code, lines = worker.remote.last_words()
+            worker.lines.extend(lines)
         if worker.process is not None:
             while worker.take_log():
                 pass
@@ -261,4 +281,7 @@ class WorkerGroup:
         self._is_judged.set()
         for each in self._workers:
             each.commands.wake()
+        for each in self._workers:
+            if each.remote is not None:  # its host may be gone, and nobody is to wait for that
+                each.remote.end(0)
         self._on_lost()

@@ -14,8 +14,11 @@ from quire.engine.runners import load_runner
 from quire.engine.stats_log import StatsLog
 from quire.plan.plan import Plan
 from quire.runner.model_runner import Pending
+from quire.runner.outputs import FailedStep
 from quire.sampling.grammar.compiler import GrammarCompiler
 from quire.scheduler.scheduler import Scheduler
+
+_MOST_FAILED_STEPS = 5  # in a row, each with all of its rows: then it is the runner and not a request
 
 
 class EngineLoop:
@@ -47,6 +50,7 @@ class EngineLoop:
         self.scheduler = Scheduler(self.scheduler_config)
         self.in_flight: deque[tuple[SchedulerOutput, Pending]] = deque()
         self._stats_log = None if config.disable_log_stats else StatsLog()
+        self._num_failed = 0
         self._counters = {"num_steps": 0, "computed_tokens": 0, "generation_tokens": 0}
 
     def add(self, request: Request) -> None:
@@ -67,20 +71,26 @@ class EngineLoop:
         """Start a step, take the result of the oldest one in flight, and return what is new.
 
         No tokens are while as many steps may be in flight as there are. A runner that computes at once has none.
+
+        Raises:
+            Exception: The runner is broken: every step fails.
         """
         scheduled = self.scheduler.schedule()  # requests -> integers
         if scheduled.rows:
             self.in_flight.append((scheduled, self._start(scheduled)))  # integers -> tensors -> integers
-        seated = self._take_seated()
+        updates = self._take_seated()
         is_full = len(self.in_flight) > self.runner.max_ahead
-        if not self.in_flight or (scheduled.rows and not is_full):
-            return seated
-        return seated + self._take_result()
+        if self.in_flight and (is_full or not scheduled.rows):
+            updates += self._take_result()
+        while self.in_flight and isinstance(self.in_flight[-1][1], FailedStep):  # nothing can be built on it
+            updates += self._take_result()
+        return updates
 
     def _take_seated(self) -> list[SampleUpdate]:
         """Return the news of samples that run for the first time, with the time."""
-        now = time.monotonic()
-        return [SampleUpdate(*sample, scheduled_time_s=now) for sample in self.scheduler.take_seated()]
+        seated = self.scheduler.take_seated()
+        now = time.monotonic() if seated else 0.0
+        return [SampleUpdate(*sample, scheduled_time_s=now) for sample in seated]
 
     def _start(self, scheduled: SchedulerOutput) -> Pending:
         try:
@@ -99,6 +109,9 @@ class EngineLoop:
 
     def _next_result(self) -> tuple[SchedulerOutput, ModelOutput]:
         scheduled, pending = self.in_flight.popleft()
+        self._num_failed = self._num_failed + 1 if isinstance(pending, FailedStep) else 0
+        if isinstance(pending, FailedStep) and self._num_failed >= _MOST_FAILED_STEPS:
+            raise pending.error
         try:
             return scheduled, pending.result()
         except WorkerError:

@@ -67,6 +67,7 @@ class _Tracked:
     request: Request
     prompt_token_ids: list[int]  # one for all outputs: a copy for each token would cost more than its text
     samples: list[_Sample]
+    num_unfinished: int
     metrics: RequestMetrics
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int = 0
@@ -77,14 +78,18 @@ class _Tracked:
         if self.metrics.scheduled_time_s is None:
             self.metrics = replace(self.metrics, scheduled_time_s=time_s)
 
+    def finish(self, sample: _Sample, reason: str, stop_reason: int | str | None) -> None:
+        sample.finish_reason, sample.stop_reason = reason, stop_reason
+        self.num_unfinished -= 1
+
     @property
     def is_finished(self) -> bool:
-        return all(sample.finish_reason is not None for sample in self.samples)
+        return not self.num_unfinished
 
     @property
     def is_due(self) -> bool:
         """Whether its kind of output asks for one now."""
-        return self.request.params.output_kind is not RequestOutputKind.FINAL_ONLY or self.is_finished
+        return not self.num_unfinished or self.request.params.output_kind is not RequestOutputKind.FINAL_ONLY
 
 
 class OutputProcessor:
@@ -102,7 +107,7 @@ class OutputProcessor:
         """Start to track a request."""
         samples = [self._new_sample(request, index) for index in range(request.params.n)]
         metrics, ids = RequestMetrics(request.arrival_time_s), list(request.prompt_token_ids)
-        self._tracked[request.request_id] = _Tracked(request, ids, samples, metrics)
+        self._tracked[request.request_id] = _Tracked(request, ids, samples, len(samples), metrics)
 
     def process(self, updates: Sequence[SampleUpdate]) -> tuple[list[RequestOutput], list[Ended]]:
         """Take in news of samples.
@@ -127,6 +132,7 @@ class OutputProcessor:
         """
         ended: list[Ended] = []
         touched: dict[str, None] = {}
+        now = time.monotonic()
         for update in updates:
             tracked = self._tracked.get(update.request_id)
             if tracked is None or tracked.samples[update.index].finish_reason is not None:
@@ -134,7 +140,8 @@ class OutputProcessor:
             if update.scheduled_time_s is not None:
                 tracked.note_scheduled(update.scheduled_time_s)
                 continue
-            ended += self._apply(tracked, update)
+            if (end := self._apply(tracked, update, now)) is not None:
+                ended.append(end)
             if tracked.is_due:
                 touched[update.request_id] = None
         return list(touched), ended
@@ -170,29 +177,31 @@ class OutputProcessor:
             )
         return _Sample(index, detokenizer, StopChecker(_stops(params), params.include_stop_str_in_output))
 
-    def _apply(self, tracked: _Tracked, update: SampleUpdate) -> list[Ended]:
+    def _apply(self, tracked: _Tracked, update: SampleUpdate, now_s: float) -> Ended | None:
         """Add an update to its sample; a failure here ends that sample alone."""
         sample = tracked.samples[update.index]
         try:
-            self._add_tokens(tracked, sample, update)
-            stop = self._add_text(tracked.request.params, sample, update)
+            self._add_tokens(tracked, sample, update, now_s)
+            stop = None if sample.detokenizer is None else _add_text(sample.detokenizer, tracked, sample, update)
         except Exception as error:
             _log.exception("output of request %s, sample %d failed", update.request_id, update.index)
-            sample.finish_reason, sample.stop_reason = "error", f"{type(error).__name__} while making text"
-            return [Ended(update.request_id, update.index, "error", sample.stop_reason)]
+            stop_reason = f"{type(error).__name__} while making text"
+            tracked.finish(sample, "error", stop_reason)
+            return Ended(update.request_id, update.index, "error", stop_reason)
         if stop is not None:
-            sample.finish_reason, sample.stop_reason = "stop", stop
-            return [Ended(update.request_id, update.index, "stop", stop)]
-        sample.finish_reason, sample.stop_reason = update.finish_reason, update.stop_reason
-        return []
+            tracked.finish(sample, "stop", stop)
+            return Ended(update.request_id, update.index, "stop", stop)
+        if update.finish_reason is not None:
+            tracked.finish(sample, update.finish_reason, update.stop_reason)
+        return None
 
-    def _add_tokens(self, tracked: _Tracked, sample: _Sample, update: SampleUpdate) -> None:
-        now = tracked.last_news_s = time.monotonic()
-        metrics = tracked.metrics
-        if update.new_token_ids and metrics.first_token_time_s is None:
-            tracked.metrics = replace(metrics, first_token_time_s=now)
+    def _add_tokens(self, tracked: _Tracked, sample: _Sample, update: SampleUpdate, now_s: float) -> None:
+        tracked.last_news_s = now_s
+        if update.new_token_ids and tracked.metrics.first_token_time_s is None:
+            tracked.metrics = replace(tracked.metrics, first_token_time_s=now_s)
         sample.num_preemptions = update.num_preemptions
-        tracked.num_cached_tokens = max(tracked.num_cached_tokens, update.num_cached_tokens)
+        if update.num_cached_tokens > tracked.num_cached_tokens:
+            tracked.num_cached_tokens = update.num_cached_tokens
         if update.prompt_logprobs is not None:
             tracked.prompt_logprobs = [None, *map(self._logprobs, update.prompt_logprobs)]
         if update.embedding is not None:
@@ -201,23 +210,6 @@ class OutputProcessor:
         for entry in update.new_logprobs or ():
             sample.logprobs.append(self._logprobs(entry))
             sample.cumulative_logprob += entry.logprobs[0]
-
-    def _add_text(self, params: SamplingParams, sample: _Sample, update: SampleUpdate) -> str | None:
-        """Append an update's text; returns the stop string that was found."""
-        if sample.detokenizer is None:
-            return None
-        ids = list(update.new_token_ids)
-        if update.finish_reason == "stop" and ids and not params.include_stop_str_in_output:
-            ids.pop()  # the end-of-sequence or stop token is no text
-        text = sample.detokenizer.append(ids)
-        if update.finish_reason is not None:
-            text += sample.detokenizer.finish()
-        safe, stop = sample.stop_checker.append(text)
-        sample.text += safe
-        if stop is None and update.finish_reason is not None:
-            sample.text += sample.stop_checker.finish()
-            stop = sample.stop_checker.matched
-        return stop
 
     def _logprobs(self, entry: TokenLogprobs) -> dict[int, Logprob]:
         text = self._tokenizer.token_text if self._tokenizer is not None else (lambda token: None)
@@ -249,6 +241,24 @@ class OutputProcessor:
             tracked.num_cached_tokens,
             tracked.embedding,
         )
+
+
+def _add_text(
+    detokenizer: IncrementalDetokenizer, tracked: _Tracked, sample: _Sample, update: SampleUpdate
+) -> str | None:
+    """Append an update's text; returns the stop string that was found."""
+    ids: Sequence[int] = update.new_token_ids
+    if update.finish_reason == "stop" and not tracked.request.params.include_stop_str_in_output:
+        ids = ids[:-1]  # the end-of-sequence or stop token is no text
+    text = detokenizer.append(ids)
+    if update.finish_reason is not None:
+        text += detokenizer.finish()
+    safe, stop = sample.stop_checker.append(text)
+    sample.text += safe
+    if stop is None and update.finish_reason is not None:
+        sample.text += sample.stop_checker.finish()
+        stop = sample.stop_checker.matched
+    return stop
 
 
 def _stops(params: SamplingParams) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from quire.core.config import EngineConfig, SchedulerConfig
 from quire.distributed.torchrun import Launched
 from quire.engine.resolve import resolve, resolve_parts
+from quire.plan.cores import use_cores
 from quire.plan.device import device_kind
 from quire.plan.memory import MemoryPlan
 from quire.plan.plan import Plan
@@ -69,6 +70,8 @@ def load_runner(
     """
     layout, device = Layout.of(config), device_kind(config.device)
     if layout.world_size == 1:
+        if device == "cpu":
+            use_cores()  # first: memory depends on the number of threads
         scheduler, memory = resolve(config, plan)
         runner = make_runner(
             plan,

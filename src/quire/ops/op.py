@@ -199,5 +199,24 @@ class Tactic:
     keeps_bits: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """How two calls are one, where the second alone uses what the first makes.
+
+    Attributes:
+        first: Op and tactic of the first, which returns one tensor, and packs and prepares nothing.
+        second: Op and tactic of the second, which packs nothing.
+        argument: Name of the argument of the second that is the result of the first. If the second prepares something,
+            the first has an argument of this name as well, of the same shape and dtype.
+        run: Takes the arguments of the first in order, then those of the second but for `argument`, and `prepared` if
+            the second prepares something; returns what the second would, the same bits.
+    """
+
+    first: tuple[str, str]
+    second: tuple[str, str]
+    argument: str
+    run: Callable[..., Any]
+
+
 REFERENCE = "reference"
 """Name of the tactic that every op has."""

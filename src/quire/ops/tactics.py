@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quire.core.errors import TacticError
 from quire.ops.cpu import table as cpu
-from quire.ops.op import REFERENCE, Tactic
+from quire.ops.op import REFERENCE, Fusion, Tactic
 
 DEVICE_KINDS = ("cpu", "cuda")
 
@@ -35,3 +35,12 @@ def tactics_for(op: str, device: str) -> list[Tactic]:
     listed = [tactic for tactic in table(device) if tactic.op == op]
     is_listed = any(tactic.name == REFERENCE for tactic in listed)
     return listed if is_listed else [*listed, cpu.reference(op, keeps_bits=not listed)]
+
+
+def fusions_for(device: str) -> tuple[Fusion, ...]:
+    """Return which calls can be one on a device kind; a CPU's compiled kernels are joined to programs instead."""
+    if device != "cuda":
+        return ()
+    from quire.ops.cuda import table as cuda
+
+    return cuda.FUSIONS

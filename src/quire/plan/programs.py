@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from torch import fx
 
 from quire.core.errors import ShapeError
 from quire.graph.nodes import is_call, op_of, results
+from quire.ops.op import Fusion, Tactic
 from quire.ops.spec import TensorSpec, num_bytes
 
 ALIASES = {"view": "x", "slice": "x", "split": "x", "item": "results"}
@@ -88,6 +90,49 @@ def _closed(nodes: dict[fx.Node, None], outputs: Collection[fx.Node]) -> list[fx
     made = [node for node in nodes if node in outside]
     views = [node for node in made if is_view(node)]
     return [Group(tuple(nodes), tuple(node for node in made if not is_view(node))), *views]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FusedCalls(Group):
+    """Two calls that run as one.
+
+    Attributes:
+        fusion: How.
+    """
+
+    fusion: Fusion
+
+
+def fuse(
+    groups: Sequence[fx.Node | Group],
+    tactics: Mapping[fx.Node, Tactic],
+    fusions: Sequence[Fusion],
+    outputs: Collection[fx.Node],
+) -> list[fx.Node | Group]:
+    """Put calls together that can be one; the first then happens where the second did.
+
+    Args:
+        groups: Calls in order.
+        tactics: What runs each.
+        fusions: Which can be one.
+        outputs: What the network returns.
+    """
+    fused: list[fx.Node | Group] = []
+    for each in groups:
+        for fusion in fusions if isinstance(each, fx.Node) else ():
+            if _runs(each, fusion.second, tactics):
+                first = each.kwargs[fusion.argument]
+                if _runs(first, fusion.first, tactics) and len(first.users) == 1 and first not in outputs:
+                    fused.remove(first)
+                    each = FusedCalls((first, each), (each,), fusion)
+                    break
+        fused.append(each)
+    return fused
+
+
+def _runs(node: object, wanted: tuple[str, str], tactics: Mapping[fx.Node, Tactic]) -> TypeGuard[fx.Node]:
+    """Return whether a value is a call of an op that runs by a tactic."""
+    return is_call(node, wanted[0]) and node in tactics and tactics[node].name == wanted[1]
 
 
 def nodes_of(each: fx.Node | Group) -> tuple[fx.Node, ...]:

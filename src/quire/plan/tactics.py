@@ -7,8 +7,10 @@ the tactics it was chosen among, and the device. What is missing or does not fit
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from torch import fx
@@ -79,15 +81,27 @@ def candidates(
     Raises:
         TacticError: There is none.
     """
-    specs = {name: spec_argument(value) for name, value in node.kwargs.items()}
-    valid = [
-        tactic
-        for tactic in tactics_for(op_of(node).name, device)
-        if all(_is_constant(node.kwargs[name], constants) for name in tactic.pack_args) and tactic.is_valid(**specs)
-    ]
+    arguments = tuple(
+        (name, type(value), _fixed(spec_argument(value)), _is_constant(value, constants))
+        for name, value in node.kwargs.items()
+    )
+    valid = _valid(tuple(tactics_for(op_of(node).name, device)), arguments)
     if not valid:
-        raise TacticError(f"{op_of(node).name}: expected a tactic for {specs} on {device}, got none.")
-    return ([tactic for tactic in valid if tactic.keeps_bits] if deterministic else []) or valid
+        raise TacticError(f"{op_of(node).name}: expected a tactic for {describe(node)} on {device}, got none.")
+    return ([tactic for tactic in valid if tactic.keeps_bits] if deterministic else []) or list(valid)
+
+
+@lru_cache(maxsize=1024)  # layers are alike, and each load asks four times: the memory plan and the executor
+def _valid(tactics: tuple[Tactic, ...], arguments: tuple[tuple[str, type, Any, bool], ...]) -> tuple[Tactic, ...]:
+    """Return the tactics that bear arguments, of each its name, type, spec or value, and whether it is constant."""
+    specs = {name: spec for name, _, spec, _ in arguments}
+    constant = {name for name, _, _, is_constant in arguments if is_constant}
+    return tuple(t for t in tactics if constant.issuperset(t.pack_args) and t.is_valid(**specs))
+
+
+def _fixed(value: object) -> object:
+    """Return an argument as something that can be looked up."""
+    return tuple(map(_fixed, value)) if isinstance(value, (list, tuple)) else value
 
 
 def contenders(node: fx.Node, constants: Collection[fx.Node], device: str) -> list[Tactic]:

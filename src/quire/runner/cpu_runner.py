@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
 
 import torch
 
+from quire.core.config import SchedulerConfig
 from quire.core.errors import RequestError
 from quire.core.log import get_logger
-from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput
-from quire.runner.inputs import StepInputs, build_inputs
+from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput, TokenLogprobs
+from quire.runner.inputs import InputBuilder, StepInputs
 from quire.runner.loaded import LoadedPlan
-from quire.runner.outputs import Pooling, prompt_logprobs_of, row_output
+from quire.runner.outputs import FailedStep, failed_row, prompt_logprobs_of, row_output
 from quire.runner.rows import Row, Rows
 from quire.sampling.grammar.compiler import GrammarCompiler
 from quire.sampling.row import SampledToken
-from quire.sampling.sampler import sample
+from quire.sampling.sampler import Sampler
 
 _log = get_logger(__name__)
 
@@ -47,6 +48,7 @@ class CPURunner:
 
     Args:
         loaded: Weights and KV cache.
+        config: Sizes; how rows are scheduled does not matter here.
         on_logits: Called with the logits [num_logits, vocab_size] of each step, before anything is sampled.
         grammars: Of the model's vocabulary, for rows with structured outputs.
     """
@@ -56,33 +58,83 @@ class CPURunner:
     def __init__(
         self,
         loaded: LoadedPlan,
+        config: SchedulerConfig,
         on_logits: Callable[[torch.Tensor], None] | None = None,
         grammars: GrammarCompiler | None = None,
     ) -> None:
         self._loaded = loaded
+        self._config = config
         self._on_logits = on_logits
         self._grammars = grammars
-        self._rows = Rows(grammars)
+        self._is_gathered = "logits_indices" in loaded.plan.network.inputs
+        self._forget_rows()
         self.can_pool = "hidden_states" in loaded.plan.network.outputs
 
-    @torch.inference_mode()
-    def execute(self, step: SchedulerOutput) -> Done:
-        """Run one step."""
-        self._rows.apply(step)
-        self._prepare_blocks(step)
-        if not step.rows:
-            return Done(ModelOutput())
-        rows = [self._rows[s.row_id] for s in step.rows]
-        inputs = build_inputs(step.rows, rows, self._loaded.block_size)
-        outputs = self._loaded.executor.run({**inputs.tensors, **self._loaded.caches()})
+    def execute(self, step: SchedulerOutput) -> Done | FailedStep:
+        """Run one step.
+
+        Raises:
+            CapacityError: The model sleeps.
+        """
+        self._loaded.check_awake()
+        with torch.inference_mode():  # as a decorator it takes twice as long
+            try:
+                if step.removed_row_ids:
+                    self._forget_last_step()
+                self._rows.apply(step)
+                self._prepare_blocks(step)
+                return Done(ModelOutput(tuple(self._outputs(step.rows))))
+            except Exception as error:
+                _log.exception("a step of %d rows failed", len(step.rows))
+                return FailedStep(step, error)
+
+    def _outputs(self, shares: Sequence[ScheduledRow]) -> list[RowOutput]:
+        """Compute the rows that can be, and return the outputs of all in order."""
+        rows = self._rows.of(shares)
+        errors = [row.error for row in rows]
+        if not any(errors):
+            return self._compute(shares, rows)
+        usable = [place for place, error in enumerate(errors) if error is None]
+        computed = iter(self._compute([shares[place] for place in usable], [rows[place] for place in usable]))
+        return [next(computed) if row.error is None else RowOutput(row.row_id, error=row.error) for row in rows]
+
+    def _compute(self, shares: Sequence[ScheduledRow], rows: list[Row]) -> list[RowOutput]:
+        """Compute rows together; if that fails one by one, for a row gets the same alone: all but the one at fault.
+
+        What several ranks compute together is not tried again: the others would not.
+
+        Raises:
+            Exception: Every single one failed.
+        """
+        try:
+            return self._forward(shares, rows) if rows else []
+        except Exception:
+            if len(rows) == 1 or self._loaded.is_shared:
+                raise
+            _log.exception("a step of %d rows failed; each is computed alone", len(rows))
+        outputs, problems = [], []
+        for share, row in zip(shares, rows, strict=True):
+            try:
+                outputs += self._forward([share], [row])
+            except Exception as error:
+                problems.append(error)
+                outputs.append(failed_row(row.row_id, error))
+        if len(problems) == len(rows):
+            raise problems[-1]
+        return outputs
+
+    def _forward(self, shares: Sequence[ScheduledRow], rows: list[Row]) -> list[RowOutput]:
+        """Run the network and choose tokens; rows are told when nothing can fail any more, so it can be done again."""
+        inputs = self._inputs.build(shares, rows, self._rows.tables)
+        outputs = self._loaded.executor.run(inputs.tensors | self._loaded.caches)
         if "logits" not in outputs:  # a part of a network: others sample, and `learn` tells what
-            return Done(ModelOutput())
+            return [RowOutput(row.row_id) for row in rows]
         logits = outputs.pop("logits")  # nothing else holds on to them: where rows are chosen, the rest is free
-        if "logits_indices" not in self._loaded.plan.network.inputs:  # the network computed those of all tokens
+        if not self._is_gathered:  # the network computed those of all tokens
             logits = logits[inputs.tensors["logits_indices"]]
         if self._on_logits is not None:
             self._on_logits(logits)
-        return Done(self._sample(step, rows, inputs, logits, outputs.get("hidden_states")))
+        return self._sample(shares, rows, inputs, logits, outputs.get("hidden_states"))
 
     def learn(self, sampled: Sequence[tuple[int, int]]) -> None:
         """Take in tokens that others have sampled, of a network without logits."""
@@ -103,7 +155,7 @@ class CPURunner:
 
     def sleep(self, level: int) -> None:
         """Free the KV cache (level 1), at level 2 the weights as well; all rows are forgotten."""
-        self._rows = Rows(self._grammars)
+        self._forget_rows()
         self._loaded.sleep(level)
 
     def wake_up(self) -> None:
@@ -113,6 +165,15 @@ class CPURunner:
     def close(self) -> None:
         """Return everything."""
         self.sleep(2)
+
+    def _forget_rows(self) -> None:
+        max_blocks = -(-self._config.max_model_len // self._config.block_size)
+        self._rows = Rows(self._config.max_num_seqs, max_blocks, self._grammars)
+        self._forget_last_step()
+
+    def _forget_last_step(self) -> None:
+        """Let go of what was found out about its rows, and so of those that are no more."""
+        self._inputs, self._sampler = InputBuilder(self._config.block_size), Sampler()
 
     def _prepare_blocks(self, step: SchedulerOutput) -> None:
         """Copy shared blocks, then clear those that were somebody else's, so that nothing of theirs can leak."""
@@ -125,46 +186,38 @@ class CPURunner:
 
     def _sample(
         self,
-        step: SchedulerOutput,
+        shares: Sequence[ScheduledRow],
         rows: list[Row],
         inputs: StepInputs,
         logits: torch.Tensor,
         hidden_states: torch.Tensor | None,
-    ) -> ModelOutput:
-        sampled = [i for i, place in enumerate(inputs.sampled_logits) if place >= 0]
-        places = [inputs.sampled_logits[i] for i in sampled]
-        results = sample(_rows_of(logits, places), [rows[i].sampling for i in sampled]) if sampled else []
-        by_row = dict(zip(sampled, results, strict=True))
-        outputs = []
-        for i, (scheduled, row) in enumerate(zip(step.rows, rows, strict=True)):
-            wanted = _Places(inputs.prompt_logits[i], inputs.sampled_logits[i])
-            outputs.append(_output(scheduled, row, wanted, logits, hidden_states, by_row.get(i)))
-        return ModelOutput(tuple(outputs))
+    ) -> list[RowOutput]:
+        sampled = inputs.sampled
+        wanted = logits[: len(sampled)] if len(sampled) < len(logits) else logits
+        tokens = self._sampler.sample(wanted, [rows[place].sampling for place in sampled])
+        if len(sampled) == len(rows) and not inputs.prompt_logits:
+            return list(map(_output, rows, tokens))
+        token_of = dict(zip(sampled, tokens, strict=True))
+        news = {
+            place: partial(
+                _prompt_news, shares[place], rows[place], positions,
+                sampled.index(place) if place in token_of else -1, logits, hidden_states,
+            )
+            for place, positions in inputs.prompt_logits.items()
+        }  # fmt: skip
+        return [_output(row, token_of.get(place), news.get(place)) for place, row in enumerate(rows)]
 
 
-class _Places(NamedTuple):
-    """Where a row's logits and hidden states are: of prompt positions, and of the last token, -1 if not wanted."""
-
-    prompt: range
-    sampled: int
+_PromptNews = tuple[tuple[TokenLogprobs, ...] | None, tuple[float, ...] | None]
 
 
-def _output(
-    scheduled: ScheduledRow,
-    row: Row,
-    places: _Places,
-    logits: torch.Tensor,
-    hidden_states: torch.Tensor | None,
-    result: SampledToken | None,
-) -> RowOutput:
+def _output(row: Row, token: SampledToken | None, prompt_news: Callable[[], _PromptNews] | None = None) -> RowOutput:
     """Tell a row what it got, and return that; whatever goes wrong, the others know nothing of it."""
     try:
-        prompt_logits = logits[places.prompt.start : places.prompt.stop]
-        prompt = prompt_logprobs_of(scheduled, row.sampling, row.token_ids, prompt_logits)
-        embedding = None if row.pooling is None else _pool(row.pooling, places, hidden_states)
-        if result is not None and result.error is None:
-            row.append_token(result.token_id)
-        return row_output(row.row_id, result, prompt, embedding)
+        prompt, embedding = (None, None) if prompt_news is None else prompt_news()
+        if token is not None and token.error is None:
+            row.append_token(token.token_id)
+        return row_output(row.row_id, token, prompt, embedding)
     except RequestError as error:
         return RowOutput(row.row_id, error=str(error))
     except Exception as error:
@@ -172,16 +225,31 @@ def _output(
         return RowOutput(row.row_id, error=f"{type(error).__name__} while a token was taken in.")
 
 
-def _pool(pooling: Pooling, places: _Places, hidden_states: torch.Tensor | None) -> tuple[float, ...] | None:
-    """Take in a row's hidden states; return the vector if they are all there."""
+def _prompt_news(
+    scheduled: ScheduledRow,
+    row: Row,
+    positions: range,
+    sampled: int,
+    logits: torch.Tensor,
+    hidden_states: torch.Tensor | None,
+) -> _PromptNews:
+    """Return the logprobs of a row's prompt tokens if it wants any, and its pooled hidden states once all are here.
+
+    Args:
+        scheduled: The row's share.
+        row: Which.
+        positions: Where logits and hidden states of its prompt positions are.
+        sampled: Where those of its last token are, -1 if it is not sampled.
+        logits: [num_logits, vocab_size].
+        hidden_states: [num_logits, hidden_size], if the plan gives them.
+    """
+    wanted = slice(positions.start, positions.stop)
+    prompt = prompt_logprobs_of(scheduled, row.sampling, row.token_ids, logits[wanted])
+    if row.pooling is None:
+        return prompt, None
     assert hidden_states is not None, "nobody may ask for what the plan does not give"
-    pooling.add(hidden_states[places.prompt.start : places.prompt.stop])
-    if places.sampled < 0:
-        return None
-    pooling.add(hidden_states[places.sampled : places.sampled + 1])
-    return pooling.vector()
-
-
-def _rows_of(logits: torch.Tensor, places: list[int]) -> torch.Tensor:
-    """Return the rows of logits at `places`, without a copy if that is all of them."""
-    return logits if len(places) == len(logits) else logits[torch.tensor(places, dtype=torch.int64)]
+    row.pooling.add(hidden_states[wanted])
+    if sampled < 0:
+        return prompt, None
+    row.pooling.add(hidden_states[sampled : sampled + 1])
+    return prompt, row.pooling.vector()

@@ -8,7 +8,7 @@ to the next size that there is; any other launches its kernels one by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from quire.ops.triton.step.sampling import Edits, Kinds, Sampled
 from quire.plan.device import torch_device
 from quire.runner.captured import CapturedSteps, graph_sizes
 from quire.runner.loaded import LoadedPlan
-from quire.runner.outputs import prompt_logprobs_of, row_output
-from quire.runner.rows import SlotRow, Slots
+from quire.runner.outputs import FailedStep, failed_row, prompt_logprobs_of, row_output
+from quire.runner.rows import Row, Slots
 from quire.runner.staging import StagedStep, Staging
 from quire.sampling.device import SamplingState, kinds_of, tokens_of
 from quire.sampling.grammar.compiler import GrammarCompiler
@@ -49,7 +49,7 @@ class _Share:
     """
 
     scheduled: ScheduledRow
-    row: SlotRow
+    row: Row
     place: int
     prompt_logits: range
     output_index: int
@@ -120,8 +120,22 @@ class GPURunner:
         return torch.empty(num_rows, 0, device=self._device)
 
     @torch.inference_mode()
-    def execute(self, step: SchedulerOutput) -> PendingStep:
-        """Start one step."""
+    def execute(self, step: SchedulerOutput) -> PendingStep | FailedStep:
+        """Start one step. A device that has failed fails again when it is waited for.
+
+        Raises:
+            CapacityError: The model sleeps.
+        """
+        self._loaded.check_awake()
+        try:
+            return self._start_step(step)
+        except Exception as error:
+            _log.exception("a step of %d rows failed", len(step.rows))
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            return FailedStep(step, error)
+
+    def _start_step(self, step: SchedulerOutput) -> PendingStep:
         updates = self._slots.apply(step)
         for new in step.new_rows:
             self._introduce(self._slots[new.row_id])
@@ -142,7 +156,7 @@ class GPURunner:
         has_prompt_logits = any(share.prompt_logits for share in shares)
         return PendingStep(shares, sampled, logits if has_prompt_logits else None)
 
-    def _introduce(self, row: SlotRow) -> None:
+    def _introduce(self, row: Row) -> None:
         """Tell the sampler of a row; a row that it cannot serve fails alone."""
         try:
             self._sampling.set_row(row.slot, row.sampling)
@@ -152,7 +166,7 @@ class GPURunner:
             _log.exception("row %d failed", row.row_id)
             row.error = f"{type(error).__name__} while its parameters were taken in."
 
-    def _sample_rows(self, logits: torch.Tensor, staged: StagedStep, rows: Sequence[SlotRow], size: int) -> Sampled:
+    def _sample_rows(self, logits: torch.Tensor, staged: StagedStep, rows: Sequence[Row], size: int) -> Sampled:
         """Sample a step's rows; what those want that cannot be served is not looked at."""
         served = {index: row.sampling for index, row in enumerate(rows) if row.error is None}
         kinds = kinds_of(served.values())
@@ -166,7 +180,7 @@ class GPURunner:
             sampled = self._sample(logits[: len(staged.sampled_slots)], staged.sampled_slots, kinds, edits)
         return sampled
 
-    def _send_masks(self, rows: Sequence[SlotRow], served: Mapping[int, SamplingRow]) -> None:
+    def _send_masks(self, rows: Sequence[Row], served: Mapping[int, SamplingRow]) -> None:
         """Send what grammars allow; a row whose grammar fails does so alone. The device runs the network meanwhile."""
         masks, problems = masks_of(served)
         for index, problem in problems.items():
@@ -292,7 +306,7 @@ class GPURunner:
         inputs["seq_lens"] = self._inputs["seq_lens"][:num_rows]
         inputs["block_table"] = self._inputs["block_table"][:num_rows]
         inputs |= {"query_start_loc": staged.query_start_loc, "logits_indices": staged.logits_indices}
-        outputs = self._loaded.executor.run({**inputs, **self._loaded.caches()})
+        outputs = self._loaded.executor.run({**inputs, **self._loaded.caches})
         if not self._is_sampling:
             return self._no_logits(len(staged.logits_indices))
         logits = outputs["logits"]
@@ -346,6 +360,9 @@ class PendingStep:
             return row_output(row.row_id, token, self._prompt_logprobs(share))
         except RequestError as error:  # this row's logits are not finite; the others know nothing of it
             return RowOutput(row.row_id, error=str(error))
+        except Exception as error:
+            _log.exception("row %d failed", row.row_id)
+            return failed_row(row.row_id, error)
 
     def _prompt_logprobs(self, share: _Share) -> tuple[TokenLogprobs, ...] | None:
         if share.row.sampling.params.prompt_logprobs is None:
@@ -360,8 +377,10 @@ def _on_host(sampled: Sampled, num_rows: int) -> Sampled:
 
     def copy(tensor: torch.Tensor | None) -> torch.Tensor | None:
         if tensor is None or not tensor.is_cuda:
-            return None if tensor is None else tensor[:num_rows]
-        shape = (num_rows, *tensor.shape[1:])
-        return torch.empty(shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor[:num_rows], non_blocking=True)
+            return tensor
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
-    return Sampled(*(copy(getattr(sampled, each.name)) for each in fields(sampled)))  # type: ignore[arg-type]
+    reported = (sampled.logprobs, sampled.logprob_ids, sampled.ranks)
+    outcomes = copy(sampled.outcomes)
+    assert outcomes is not None
+    return Sampled(outcomes[:, :num_rows], *(copy(None if each is None else each[:num_rows]) for each in reported))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from quire.core.errors import CapacityError
 from quire.core.log import get_logger
+from quire.graph.nodes import is_call
+from quire.ops.collective.exchange import EXCHANGES
 from quire.plan.device import this_device, torch_device
 from quire.plan.plan import Plan
 from quire.plan.tactics import choices, unusable
+from quire.plan.weight_source import own_pages
 from quire.runner.execution.executor import Executor
 
 _log = get_logger(__name__)
@@ -32,6 +34,7 @@ class LoadedPlan:
         plan: What to execute.
         block_size: Tokens in a block.
         device: Kind of device.
+        is_shared: Whether it is a part of a network, and exchanges tensors with other ranks.
 
     Raises:
         PlanError: A weight is missing or damaged.
@@ -50,13 +53,25 @@ class LoadedPlan:
         self.plan = plan
         self.block_size = block_size
         self.device = device
+        self.is_shared = any(is_call(node, *EXCHANGES) for node in plan.network.calls())
         self._num_blocks = num_blocks
         here = this_device(device)
         self._chosen = choices(plan.tactics, here, plan.network, deterministic=deterministic)
         for said in unusable(plan.tactics, here, plan.network, deterministic=deterministic):
             _log.info("tactics: %s", said)
         self._executor: Executor | None = self._load(on_progress)
-        self._kv_cache: torch.Tensor | None = self._allocate()
+        self._kv_cache: torch.Tensor | None = None
+        self._caches: dict[str, torch.Tensor] = {}
+        self._allocate()
+
+    def check_awake(self) -> None:
+        """Find out whether steps can be run.
+
+        Raises:
+            CapacityError: Weights or the KV cache have been freed.
+        """
+        if self._executor is None or self._kv_cache is None:
+            raise _asleep()
 
     @property
     def executor(self) -> Executor:
@@ -80,9 +95,16 @@ class LoadedPlan:
             raise _asleep()
         return self._kv_cache
 
+    @property
     def caches(self) -> dict[str, torch.Tensor]:
-        """Return each layer's KV cache by the name of the network's input."""
-        return dict(zip(self.plan.kv_caches, self.kv_cache, strict=True))
+        """Each layer's KV cache by the name of the network's input.
+
+        Raises:
+            CapacityError: It has been freed.
+        """
+        if self._kv_cache is None:
+            raise _asleep()
+        return self._caches
 
     def num_bytes(self) -> int:
         """Return the bytes of weights and KV cache."""
@@ -91,7 +113,7 @@ class LoadedPlan:
 
     def sleep(self, level: int) -> None:
         """Free the KV cache (level 1), at level 2 the weights as well."""
-        self._kv_cache = None
+        self._kv_cache, self._caches = None, {}
         if level > 1:
             self._executor = None
         if torch_device(self.device).type == "cuda":
@@ -102,16 +124,19 @@ class LoadedPlan:
         if self._executor is None:
             self._executor = self._load()
         if self._kv_cache is None:
-            self._kv_cache = self._allocate()
+            self._allocate()
 
     def _load(self, on_progress: Callable[[int], None] | None = None) -> Executor:
         return Executor(self.plan.network, self.plan.weights, self.device, on_progress, self._chosen)
 
-    def _allocate(self) -> torch.Tensor:
+    def _allocate(self) -> None:
+        self._kv_cache = self._zeros()
+        self._caches = dict(zip(self.plan.kv_caches, self._kv_cache, strict=True))
+
+    def _zeros(self) -> torch.Tensor:
         """Return a KV cache of zeros, 64-byte aligned.
 
-        On a CPU numpy takes zeroed pages from the system, which costs nothing before they are written; `torch.zeros`
-        writes them.
+        On a CPU in fresh pages of the system, which cost nothing before they are written; `torch.zeros` writes them.
         """
         spec, dtype = self.plan.spec, self.plan.kv_cache.dtype
         shape = (spec.num_layers, 2, self._num_blocks, spec.num_kv_heads, self.block_size, spec.head_dim)
@@ -119,9 +144,8 @@ class LoadedPlan:
         try:
             if torch_device(self.device).type == "cuda":
                 return torch.zeros(num_bytes, dtype=torch.uint8, device="cuda").view(dtype).view(shape)
-            memory = torch.from_numpy(np.zeros(num_bytes + 64, dtype=np.uint8))
-            return memory[-memory.data_ptr() % 64 :][:num_bytes].view(dtype).view(shape)
-        except (MemoryError, torch.OutOfMemoryError):
+            return torch.frombuffer(own_pages(num_bytes), dtype=torch.uint8).view(dtype).view(shape)
+        except (OSError, MemoryError, torch.OutOfMemoryError):
             raise CapacityError(
                 f"KV cache: expected {num_bytes / 2**20:,.0f} MiB in one piece, got a refusal from the system. "
                 "Lower kv_cache_memory_bytes or gpu_memory_utilization."

@@ -52,7 +52,11 @@ class ModelRunner(Protocol):
 
         Returns:
             What gives one `RowOutput` per row of `step`, in order. A row that fails has its `error` set; the others are
-            as if it had not been there.
+            as if it had not been there. A `FailedStep` if none could be computed; until its result is taken, no other
+            step may be started.
+
+        Raises:
+            Exception: The device is lost, and all rows with it.
         """
         ...
 
@@ -128,7 +132,7 @@ def make_runner(
     if device == "cpu":
         from quire.runner.cpu_runner import CPURunner
 
-        return CPURunner(loaded, on_logits, grammars)
+        return CPURunner(loaded, config, on_logits, grammars)
     from quire.runner.gpu_runner import GPURunner
 
     return GPURunner(loaded, config, enforce_eager, on_logits, grammars)

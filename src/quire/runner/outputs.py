@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from quire.core.errors import RequestError
-from quire.core.request import RowOutput, ScheduledRow, TokenLogprobs
+from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput, TokenLogprobs
 from quire.sampling.logprobs import prompt_logprobs
 from quire.sampling.row import SampledToken, SamplingRow
 
@@ -52,6 +52,35 @@ class Pooling:
         return tuple((self._sum / length).tolist())
 
 
+class FailedStep:
+    """A `Pending` step that could not be computed for any of its rows. Those end with it; all other rows are as before.
+
+    Args:
+        step: What was asked for.
+        error: What went wrong.
+
+    Attributes:
+        error: As given.
+    """
+
+    def __init__(self, step: SchedulerOutput, error: Exception) -> None:
+        self.error = error
+        self._output = ModelOutput(tuple(failed_row(row.row_id, error) for row in step.rows))
+
+    def is_ready(self) -> bool:
+        """Return that there is nothing to wait for."""
+        return True
+
+    def result(self) -> ModelOutput:
+        """Return an error for each row."""
+        return self._output
+
+
+def failed_row(row_id: int, error: Exception) -> RowOutput:
+    """Return the output of a row that could not be computed; the log has the error's text, which is not for clients."""
+    return RowOutput(row_id, error=f"{type(error).__name__} while it was computed.")
+
+
 def row_output(
     row_id: int,
     result: SampledToken | None,
@@ -71,7 +100,7 @@ def row_output(
     if result.error is not None:
         return RowOutput(row_id, error=result.error)
     logprobs = None if result.logprobs is None else (result.logprobs,)
-    return RowOutput(row_id, (result.token_id,), logprobs, prompt, embedding=embedding)
+    return RowOutput(row_id, (result.token_id,), logprobs, prompt, None, embedding)
 
 
 def prompt_logprobs_of(

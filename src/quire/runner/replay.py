@@ -175,17 +175,16 @@ def _steps(prompts: Sequence[Sequence[int]]) -> Sequence[SchedulerOutput]:
         blocks = tuple(range(first_block, first_block + count))
         new.append(NewRow(row_id, tuple(prompt), len(prompt), blocks, params))
         first_block += count
-    fresh = tuple(range(1, first_block))
     steps = []
     for step in range(_NUM_TOKENS):
         rows = tuple(
             ScheduledRow(i, 0 if step == 0 else len(p) + step - 1, len(p) if step == 0 else 1, is_sampled=True)
             for i, p in enumerate(prompts)
         )
-        is_first = step == 0
-        steps.append(
-            SchedulerOutput(rows, new_rows=tuple(new) if is_first else (), fresh_block_ids=fresh if is_first else ())
-        )
+        steps.append(SchedulerOutput(rows))
+    steps[0] = SchedulerOutput(
+        steps[0].rows, tuple(new), removed_row_ids=tuple(range(len(new))), fresh_block_ids=tuple(range(1, first_block))
+    )
     return steps
 
 

@@ -1,65 +1,74 @@
-"""The rows of running samples, kept up to date from each step's diff: whole here, or mostly on a device, by slot."""
+"""The rows of running samples, by slot, kept up to date from each step's diff; block tables are here or on a device."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from quire.core.request import NewRow, SchedulerOutput
+from quire.core.log import get_logger
+from quire.core.request import NewRow, ScheduledRow, SchedulerOutput
+from quire.core.sampling_params import SamplingParams
 from quire.runner.outputs import Pooling
 from quire.sampling.grammar.compiler import GrammarCompiler
 from quire.sampling.grammar.state import GrammarState
 from quire.sampling.row import SamplingRow
 
+_log = get_logger(__name__)
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 
+_NO_CHANGES: IntArray = np.zeros((0, 2), dtype=np.int32)
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Row:
     """One running sample.
 
     Attributes:
         row_id: The scheduler's key.
-        token_ids: Prompt, then what was generated, the newest sampled id included.
+        slot: Its place in the block tables.
+        token_ids: Those that the host knows: all, or where steps run ahead of results those that came with the row.
         num_prompt_tokens: How many of them are prompt.
-        block_table: [capacity], int32; the first `num_blocks` are in use.
-        num_blocks: Blocks in use.
-        sampling: What the sampler keeps of it.
+        num_blocks: Blocks in its table.
+        sampling: Parameters, and what was generated as far as results have been taken.
         pooling: What becomes of its prompt's hidden states, None if nobody asks for them.
+        error: Why it cannot be sampled, None if it can.
     """
 
     row_id: int
+    slot: int
     token_ids: list[int]
     num_prompt_tokens: int
-    block_table: IntArray
     num_blocks: int
     sampling: SamplingRow
-    pooling: Pooling | None
+    pooling: Pooling | None = None
+    error: str | None = None
+
+    @property
+    def has_prompt_news(self) -> bool:
+        """Whether anything is wanted of its prompt's positions."""
+        return self.pooling is not None or self.sampling.params.prompt_logprobs is not None
 
     def append_token(self, token_id: int) -> None:
         """Add a sampled id."""
         self.token_ids.append(token_id)
         self.sampling.append(token_id)
 
-    def append_blocks(self, block_ids: tuple[int, ...]) -> None:
-        """Add blocks to the table."""
-        needed = self.num_blocks + len(block_ids)
-        if needed > len(self.block_table):
-            self.block_table = np.resize(self.block_table, max(needed, 2 * len(self.block_table)))
-        self.block_table[self.num_blocks : needed] = block_ids
-        self.num_blocks = needed
 
-
-class Rows:
-    """All rows that the runner holds, by row id.
+class Slots:
+    """All rows that a runner holds, by row id.
 
     Args:
+        max_num_seqs: Number of slots.
+        max_blocks: Columns of the block tables.
         grammars: Of the model's vocabulary, for rows with structured outputs.
     """
 
-    def __init__(self, grammars: GrammarCompiler | None = None) -> None:
+    def __init__(self, max_num_seqs: int, max_blocks: int, grammars: GrammarCompiler | None = None) -> None:
         self._rows: dict[int, Row] = {}
+        self._free = list(reversed(range(max_num_seqs)))
+        self._max_blocks = max_blocks
         self._grammars = grammars
 
     def __getitem__(self, row_id: int) -> Row:
@@ -71,32 +80,98 @@ class Rows:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def apply(self, step: SchedulerOutput) -> None:
-        """Take in a step's diff: removed rows first, then new ones, then what changed in block tables."""
+    def of(self, shares: Sequence[ScheduledRow]) -> list[Row]:
+        """Return the rows of shares, in order."""
+        rows = self._rows
+        return [rows[share.row_id] for share in shares]
+
+    def apply(self, step: SchedulerOutput) -> IntArray:
+        """Take in a step's diff: removed rows first, then new ones; return what changes in the block tables.
+
+        Returns:
+            [num_updates, 2], int32: place in the flattened tables, and block id.
+        """
         for row_id in step.removed_row_ids:
-            self._rows.pop(row_id, None)
+            row = self._rows.pop(row_id, None)
+            if row is not None:
+                self._free.append(row.slot)
+        changes: list[tuple[int, int]] = []
         for new in step.new_rows:
-            self._rows[new.row_id] = _make(new, self._grammars)
+            row = self._rows[new.row_id] = self._make(new)
+            changes += self._appended(row, new.block_ids)
         is_new = {new.row_id for new in step.new_rows}
         for row_id, index, block_id in step.replaced_block_ids:
             if row_id not in is_new:
-                self._rows[row_id].block_table[index] = block_id
+                changes.append((self._rows[row_id].slot * self._max_blocks + index, block_id))
         for scheduled in step.rows:
             if scheduled.new_block_ids and scheduled.row_id not in is_new:
-                self._rows[scheduled.row_id].append_blocks(scheduled.new_block_ids)
+                changes += self._appended(self._rows[scheduled.row_id], scheduled.new_block_ids)
+        if not changes:
+            return _NO_CHANGES
+        return np.array(changes, dtype=np.int32)
+
+    def _make(self, new: NewRow) -> Row:
+        """Return a new row; one that the sampler cannot serve has its place and an error."""
+        pooling, error = None if new.pooling is None else Pooling(new.pooling), None
+        try:
+            sampling = _sampling(new, self._grammars)
+        except Exception as found:
+            _log.exception("row %d cannot be sampled", new.row_id)
+            error = f"{type(found).__name__} while its row was made."
+            sampling = SamplingRow(SamplingParams(temperature=0.0), (), ())
+        ids = list(new.token_ids)
+        return Row(new.row_id, self._free.pop(), ids, new.num_prompt_tokens, 0, sampling, pooling, error)
+
+    def _appended(self, row: Row, block_ids: tuple[int, ...]) -> zip[tuple[int, int]]:
+        """Note blocks at the end of a row's table; return the changes."""
+        first = row.slot * self._max_blocks + row.num_blocks
+        row.num_blocks += len(block_ids)
+        return zip(range(first, first + len(block_ids)), block_ids, strict=True)
 
 
-def _make(new: NewRow, grammars: GrammarCompiler | None) -> Row:
-    table = np.array(new.block_ids, dtype=np.int32)
-    return Row(
-        new.row_id,
-        list(new.token_ids),
-        new.num_prompt_tokens,
-        table,
-        len(table),
-        _sampling(new, grammars),
-        None if new.pooling is None else Pooling(new.pooling),
-    )
+class BlockTables:
+    """Block tables on the host, by slot.
+
+    Attributes:
+        blocks: [max_num_seqs, max_blocks], int32; 0, the null block, where a row has none.
+        num_changes: How often they changed.
+    """
+
+    def __init__(self, max_num_seqs: int, max_blocks: int) -> None:
+        self.blocks = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
+        self.num_changes = 0
+
+    def change(self, new_slots: Sequence[int], changes: IntArray) -> None:
+        """Clear the tables of slots that have a new row, then take in changes.
+
+        Args:
+            new_slots: Which.
+            changes: [num_updates, 2], int32, from `Slots.apply`.
+        """
+        if not new_slots and not len(changes):
+            return
+        self.num_changes += 1
+        for slot in new_slots:
+            self.blocks[slot] = 0
+        self.blocks.reshape(-1)[changes[:, 0]] = changes[:, 1]
+
+
+class Rows(Slots):
+    """All rows, with their block tables on the host.
+
+    Attributes:
+        tables: The tables.
+    """
+
+    def __init__(self, max_num_seqs: int, max_blocks: int, grammars: GrammarCompiler | None = None) -> None:
+        super().__init__(max_num_seqs, max_blocks, grammars)
+        self.tables = BlockTables(max_num_seqs, max_blocks)
+
+    def apply(self, step: SchedulerOutput) -> IntArray:
+        """Take in a step's diff, the changes of block tables, too."""
+        changes = super().apply(step)
+        self.tables.change([self._rows[new.row_id].slot for new in step.new_rows], changes)
+        return changes
 
 
 def _sampling(new: NewRow, grammars: GrammarCompiler | None) -> SamplingRow:
@@ -106,89 +181,3 @@ def _sampling(new: NewRow, grammars: GrammarCompiler | None) -> SamplingRow:
         assert grammars is not None, "the engine admits no structured outputs without a vocabulary"
         grammar = GrammarState(grammars, new.params.structured_outputs)
     return SamplingRow(new.params, prompt, output, new.stop_token_ids, new.bad_words_ids, grammar)
-
-
-@dataclass(slots=True)
-class SlotRow:
-    """One running sample.
-
-    Attributes:
-        row_id: The scheduler's key.
-        slot: Its place in the device's tables.
-        token_ids: Those that the host knew when the row came; what is sampled since is on the device.
-        num_prompt_tokens: How many of them are prompt.
-        num_blocks: Blocks in its table.
-        sampling: Parameters, and what was generated as far as results have been taken.
-        error: Why it cannot be sampled, None if it can.
-    """
-
-    row_id: int
-    slot: int
-    token_ids: list[int]
-    num_prompt_tokens: int
-    num_blocks: int
-    sampling: SamplingRow
-    error: str | None = None
-
-
-class Slots:
-    """All rows that a device holds, by row id.
-
-    Args:
-        max_num_seqs: Number of slots.
-        max_blocks: Columns of the device's block tables.
-        grammars: Of the model's vocabulary, for rows with structured outputs.
-    """
-
-    def __init__(self, max_num_seqs: int, max_blocks: int, grammars: GrammarCompiler | None = None) -> None:
-        self._rows: dict[int, SlotRow] = {}
-        self._free = list(reversed(range(max_num_seqs)))
-        self._max_blocks = max_blocks
-        self._grammars = grammars
-
-    def __getitem__(self, row_id: int) -> SlotRow:
-        return self._rows[row_id]
-
-    def __contains__(self, row_id: int) -> bool:
-        return row_id in self._rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def apply(self, step: SchedulerOutput) -> IntArray:
-        """Take in a step's diff; return what changes in the block tables.
-
-        Returns:
-            [num_updates, 2], int32: place in the flattened tables, and block id.
-        """
-        for row_id in step.removed_row_ids:
-            row = self._rows.pop(row_id, None)
-            if row is not None:
-                self._free.append(row.slot)
-        changes: list[IntArray] = []
-        is_new = {new.row_id for new in step.new_rows}
-        for new in step.new_rows:
-            row = self._rows[new.row_id] = SlotRow(
-                new.row_id,
-                self._free.pop(),
-                list(new.token_ids),
-                new.num_prompt_tokens,
-                0,
-                _sampling(new, self._grammars),
-            )
-            changes.append(self._appended(row, new.block_ids))
-        for row_id, index, block_id in step.replaced_block_ids:
-            if row_id not in is_new:
-                place = self._rows[row_id].slot * self._max_blocks + index
-                changes.append(np.array([[place, block_id]], dtype=np.int32))
-        for scheduled in step.rows:
-            if scheduled.new_block_ids and scheduled.row_id not in is_new:
-                changes.append(self._appended(self._rows[scheduled.row_id], scheduled.new_block_ids))
-        return np.concatenate(changes) if changes else np.zeros((0, 2), dtype=np.int32)
-
-    def _appended(self, row: SlotRow, block_ids: tuple[int, ...]) -> IntArray:
-        """Note blocks at the end of a row's table; return the changes."""
-        first = row.slot * self._max_blocks + row.num_blocks
-        row.num_blocks += len(block_ids)
-        places = np.arange(first, first + len(block_ids), dtype=np.int32)
-        return np.stack([places, np.array(block_ids, dtype=np.int32)], axis=1)

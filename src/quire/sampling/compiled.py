@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from quire.core.request import TokenLogprobs
-from quire.ops.native.library import call, kernel_names
+from quire.ops.native.library import call, kernel_names, operand, run
 from quire.ops.spec import FLOATS
 from quire.sampling.grammar.compiler import Words
-from quire.sampling.random_bits import random_bits
+from quire.sampling.random_bits import random_bits_of, stream_start
 from quire.sampling.row import SamplingRow
 
 EDIT_BYTES = 8 + 1 + 4
@@ -39,34 +39,66 @@ def as_rows(logits: Tensor) -> Tensor:
     return known if known.stride(1) == 1 else known.contiguous()
 
 
-def choose(
-    logits: Tensor, rows: Sequence[SamplingRow | None], masks: Mapping[int, Words]
-) -> tuple[list[int], list[float]]:
-    """Return the chosen token of each row, -1 where there is none, and the largest logit that was left.
+class Batch:
+    """What rows ask for, as kernels take it: found once, and used as long as the same rows are sampled.
 
     Args:
-        logits: [num_rows, vocab_size], float32 | bfloat16 | float16, rows contiguous.
-        rows: One per row, all their ids inside the vocabulary; None for rows whose choice is not wanted.
-        masks: What grammars allow, by index: a bit for each token.
+        rows: One per row of logits.
+        vocab_size: Logits of a row.
+
+    Attributes:
+        rows: As given.
+        vocab_size: As given.
+        problems: By row why it cannot be sampled, None if it can.
+        structured: Rows that have a grammar, by index; like the next one without those that have a problem.
+        nums_logprobs: How many logprobs rows want, by index of those that want any.
     """
-    ids, largest = torch.empty(len(rows), dtype=torch.int64), torch.empty(len(rows))
-    reals = np.zeros((3, len(rows)), dtype=np.float64)
-    integers = np.zeros((2, len(rows)), dtype=np.uint64)
-    for index, row in enumerate(rows):
-        if row is not None and not row.params.is_greedy:
-            params = row.params
-            reals[:, index] = params.temperature, params.top_p, params.min_p
-            integers[:, index] = max(0, params.top_k), random_bits(params.seed or 0, len(row.output_token_ids))
-    parameters = [torch.from_numpy(reals.view(np.int64)), torch.from_numpy(integers.view(np.int64))]
-    tensors = [ids, largest, logits, *parameters, *_edits(rows, masks, logits.shape[1])]
-    call("choose_tokens", tensors, num_threads=_num_threads(len(rows)))
-    return ids.tolist(), largest.tolist()
+
+    def __init__(self, rows: Sequence[SamplingRow], vocab_size: int) -> None:
+        self.rows, self.vocab_size = list(rows), vocab_size
+        self.problems = [row.problem(vocab_size) for row in rows]
+        usable = {index: row for index, row in enumerate(rows) if self.problems[index] is None}
+        self.structured = {index: row for index, row in usable.items() if row.grammar is not None}
+        self.nums_logprobs = {index: num for index, row in usable.items() if (num := row.params.logprobs) is not None}
+        self._is_edited = any(row.has_edits for row in usable.values())
+        self._random = {index: row for index, row in usable.items() if not row.params.is_greedy}
+        self._starts = np.array([stream_start(row.params.seed or 0) for row in self._random.values()], dtype=np.uint64)
+        self._places = np.array(list(self._random), dtype=np.int64)
+        self._ids, self._largest = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.float32)
+        reals = np.zeros((3, len(rows)), dtype=np.float64)
+        self._integers = np.zeros((2, len(rows)), dtype=np.uint64)
+        for index, row in self._random.items():
+            reals[:, index] = row.params.temperature, row.params.top_p, row.params.min_p
+            self._integers[0, index] = max(0, row.params.top_k)
+        arrays = self._ids, self._largest, reals.view(np.int64), self._integers.view(np.int64)
+        self._tensors = [torch.from_numpy(array) for array in arrays]  # their memory is what the operands are
+        self._operands = [operand(tensor) for tensor in self._tensors]
+
+    def choose(
+        self, logits: Tensor, masks: Mapping[int, Words], errors: Sequence[str | None]
+    ) -> tuple[list[int], npt.NDArray[np.float32]]:
+        """Return the chosen token of each row, -1 where there is none, and the largest logit that was left.
+
+        Args:
+            logits: [num_rows, vocab_size], float32 | bfloat16 | float16, rows contiguous.
+            masks: What grammars allow, by index: a bit for each token.
+            errors: By row why its choice is not wanted, None if it is.
+        """
+        if self._random:
+            positions = [len(row.output_token_ids) for row in self._random.values()]
+            self._integers[1, self._places] = random_bits_of(self._starts, np.array(positions, dtype=np.uint64))
+        edits: list[Tensor | None] = [None] * 5
+        if self._is_edited:
+            wanted = [row if error is None else None for row, error in zip(self.rows, errors, strict=True)]
+            edits = _edits(wanted, masks, self.vocab_size)
+        results, parameters = self._operands[:2], self._operands[2:]
+        operands = [*results, operand(logits), *parameters, *(operand(tensor) for tensor in edits)]
+        run("choose_tokens", operands, num_threads=_num_threads(len(self.rows)))
+        return self._ids.tolist(), self._largest
 
 
 def _edits(rows: Sequence[SamplingRow | None], masks: Mapping[int, Words], vocab_size: int) -> list[Tensor | None]:
-    """Return starts, ids, kinds, values and penalties as the kernel takes them; all None without an edit."""
-    if not any(row is not None and row.has_edits for row in rows):
-        return [None] * 5
+    """Return starts, ids, kinds, values and penalties as the kernel takes them."""
     parts: list[tuple[Array, int, Array | float]] = []
     counts, penalties = [0], np.ones((len(rows), 3), dtype=np.float32)
     for index, row in enumerate(rows):

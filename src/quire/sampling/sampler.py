@@ -8,7 +8,7 @@ choice.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -46,22 +46,41 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
     Raises:
         ShapeError: `logits` is not a floating matrix with one row per entry of `rows`.
     """
-    if logits.ndim != 2 or logits.shape[0] != len(rows) or not logits.is_floating_point():
-        raise ShapeError(
-            f"logits: expected floating [{len(rows)}, vocab_size], got {logits.dtype} {list(logits.shape)}."
-        )
-    try:
-        return _sample(logits, rows)
-    except Exception as error:
-        if len(rows) > 1:  # a row gets the same alone: all but the one at fault
-            return [sample(logits[index : index + 1], [row])[0] for index, row in enumerate(rows)]
-        _log.exception("a row could not be sampled")
-        return [SampledToken(-1, None, f"{type(error).__name__} while a token was chosen.")]
+    return Sampler().sample(logits, rows)
+
+
+class Sampler:
+    """Samples as `sample` does, and looks at what rows ask for once, as long as the same rows come again."""
+
+    def __init__(self) -> None:
+        self._batch: compiled.Batch | None = None
+
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+        """Sample one token per row; see the function `sample`."""
+        if logits.ndim != 2 or logits.shape[0] != len(rows) or not logits.is_floating_point():
+            raise ShapeError(
+                f"logits: expected floating [{len(rows)}, vocab_size], got {logits.dtype} {list(logits.shape)}."
+            )
+        if not rows:
+            return []
+        try:
+            if compiled.is_compiled(logits.device):
+                return _sample_compiled(compiled.as_rows(logits), self._batch_of(rows, logits.shape[1]))
+            return _sample(logits, rows)
+        except Exception as error:
+            if len(rows) > 1:  # a row gets the same alone: all but the one at fault
+                return [sample(logits[index : index + 1], [row])[0] for index, row in enumerate(rows)]
+            _log.exception("a row could not be sampled")
+            return [SampledToken(-1, None, f"{type(error).__name__} while a token was chosen.")]
+
+    def _batch_of(self, rows: Sequence[SamplingRow], vocab_size: int) -> compiled.Batch:
+        batch = self._batch
+        if batch is None or batch.rows != rows or batch.vocab_size != vocab_size:
+            batch = self._batch = compiled.Batch(rows, vocab_size)
+        return batch
 
 
 def _sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
-    if compiled.is_compiled(logits.device):
-        return _sample_compiled(compiled.as_rows(logits), rows)
     step = rows_together(logits.shape[1], torch.get_num_threads())
     results: list[SampledToken] = []
     for start in range(0, len(rows), step):
@@ -70,25 +89,28 @@ def _sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
     return results
 
 
-def _sample_compiled(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+def _sample_compiled(logits: Tensor, batch: compiled.Batch) -> list[SampledToken]:
     """Return what `sample` does, by kernels that take all rows at once."""
-    errors = [row.problem(logits.shape[1]) for row in rows]
-    masks = _masks(rows, errors)
-    token_ids, largest = compiled.choose(
-        logits, [None if error else row for row, error in zip(rows, errors, strict=True)], masks
-    )
-    for index, token_id in enumerate(token_ids):
-        if token_id < 0 and errors[index] is None:
-            errors[index] = _unusable(largest[index])
-    chosen = {index: token_id for index, token_id in enumerate(token_ids) if errors[index] is None}
+    errors = batch.problems.copy()
+    masks = _masks(batch.structured, errors)
+    token_ids, largest = batch.choose(logits, masks, errors)
+    if min(token_ids) < 0:
+        for index, token_id in enumerate(token_ids):
+            if token_id < 0 and errors[index] is None:
+                errors[index] = _unusable(float(largest[index]))
+    if not any(errors) and not batch.nums_logprobs:
+        return list(map(SampledToken, token_ids))
     logprobs: dict[int, TokenLogprobs] = {}
-    wanted = [index for index in chosen if rows[index].params.logprobs is not None]
+    wanted = [index for index in batch.nums_logprobs if errors[index] is None]
     step = rows_together(logits.shape[1], torch.get_num_threads())
     for some in (wanted[start : start + step] for start in range(0, len(wanted), step)):
-        nums = [num for index in some if (num := rows[index].params.logprobs) is not None]
-        entries = compiled.token_logprobs(_take(logits, some), [chosen[index] for index in some], nums)
+        nums = [batch.nums_logprobs[index] for index in some]
+        entries = compiled.token_logprobs(_take(logits, some), [token_ids[index] for index in some], nums)
         logprobs |= zip(some, entries, strict=True)
-    return [SampledToken(chosen.get(index, -1), logprobs.get(index), error) for index, error in enumerate(errors)]
+    return [
+        SampledToken(token_id, logprobs.get(index)) if error is None else SampledToken(-1, None, error)
+        for index, (token_id, error) in enumerate(zip(token_ids, errors, strict=True))
+    ]
 
 
 def rows_together(vocab_size: int, num_threads: int) -> int:
@@ -124,16 +146,16 @@ def _edit(logits: Tensor, rows: Sequence[SamplingRow], errors: list[str | None])
     edits = {index: row for index, row in enumerate(rows) if row.has_edits and errors[index] is None}
     if not edits:
         return logits
-    masks = _masks(rows, errors)
+    masks = _masks(edits, errors)
     edited = logits.clone()
     apply_edits(edited, {index: row for index, row in edits.items() if errors[index] is None}, masks)
     _find_unusable(edited, errors)
     return edited
 
 
-def _masks(rows: Sequence[SamplingRow], errors: list[str | None]) -> dict[int, Words]:
+def _masks(rows: Mapping[int, SamplingRow], errors: list[str | None]) -> dict[int, Words]:
     """Return what grammars allow, by index. Rows whose grammar fails get an error."""
-    masks, problems = masks_of({index: row for index, row in enumerate(rows) if errors[index] is None})
+    masks, problems = masks_of(rows)
     for index, problem in problems.items():
         errors[index] = problem
     return masks

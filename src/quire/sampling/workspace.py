@@ -41,14 +41,12 @@ def sampling_bytes(logits: SampledLogits, num_threads: int) -> int:
         logits: What it is given.
         num_threads: How many an op may use: rows are worked on in chunks of a size per thread.
     """
-    # As soon as one row is a prompt's, the sampled ones are copied.
-    copied = min(logits.num_sampled, logits.num_rows - 1) * logits.vocab_size * logits.dtype.itemsize
     sampled = _chunk(logits, logits.num_sampled, sampler.CHUNK_ELEMENTS * num_threads)
     prompt = _chunk(logits, logits.num_rows, logprobs.CHUNK_ELEMENTS)
     if not compiled.is_compiled(torch.device("cpu")):
-        return max(copied + _sample(logits, sampled), _logprobs(logits, prompt))
+        return max(_sample(logits, sampled), _logprobs(logits, prompt))
     scratch = compiled.scratch_bytes(logits.vocab_size, num_threads)
-    return scratch + max(copied + _sample_compiled(logits, sampled), prompt * _widened(logits))
+    return scratch + max(_sample_compiled(logits, sampled), prompt * _widened(logits))
 
 
 def gpu_sampling_bytes(num_rows: int, vocab_size: int, *, is_captured: bool = False) -> int:

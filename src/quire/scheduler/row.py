@@ -79,6 +79,14 @@ class Row:
         """Whether its next step computes one token and samples another."""
         return self.num_tokens - self.num_computed_tokens == 1 and not self.must_wait
 
+    def share(self, budget: int, logits: int) -> int:
+        """Return how many of its tokens may be computed within what is left of tokens, and of logits."""
+        return budget if self.params.prompt_logprobs is None else min(budget, logits)
+
+    def num_logits(self, num_tokens: int) -> int:
+        """Return for how many of some tokens of its logits are computed at most."""
+        return 1 if self.params.prompt_logprobs is None else num_tokens
+
     def move_to(self, queue: RowQueue | None) -> None:
         """Leave the present queue, if any, and enter `queue`, if any."""
         if self.queue is not None:

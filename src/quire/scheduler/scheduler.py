@@ -9,6 +9,8 @@ within the token budget, and a row whose last known token is computed gets a sam
   and each leaves one token of budget to every running row behind it, so that no prefill starves a decode.
 - While a row decodes, that is has one token to compute, all rows that have more share `max_num_prefill_tokens`: a long
   prompt that arrives makes the steps of others longer by that much and no more. Beyond it each gets its one token.
+- A prompt that would take all that is left for prompts leaves up to half of it to those behind it that are done with
+  that. So a short prompt does not wait for a long one, and the long one takes at most twice the steps.
 - When blocks run out the last in that order gives its own back, forks that still wait before rows that run. It has
   not been served in this step then, or is the one being served; so a step never has to be unmade. The first in order
   always proceeds, and `check_fits` has seen to it that the whole pool is enough for it.
@@ -29,7 +31,6 @@ within the token budget, and a row whose last known token is computed gets a sam
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain
 
 from quire.core.config import SchedulerConfig
 from quire.core.errors import RequestError
@@ -47,13 +48,13 @@ from quire.core.request import (
 )
 from quire.kv_cache.block_table import Extension
 from quire.kv_cache.cache import KVCache
+from quire.scheduler.budgets import open_step
 from quire.scheduler.capacity import check_fits
 from quire.scheduler.picture import draw_cache
 from quire.scheduler.row import Row, RowQueue
 from quire.scheduler.samples import Samples
 from quire.scheduler.step import Step
 
-_LEAST_TOKENS = 64  # a step of fewer takes about as long
 PREEMPTION_REASONS = ("out_of_blocks", "lost_fork")
 _log = get_logger(__name__)
 
@@ -162,16 +163,16 @@ class Scheduler:
         in this very step if shared blocks let it; so removals are applied first. With nothing to run the output is
         empty, and removals wait for a step; so it is while all that is left depends on results.
         """
-        places = self._places()
-        step = Step(self._token_budget(places), self._config.max_num_logits, self._prefill_budget(), places)
+        step = open_step(self._config, self._running.rows, self._waiting.rows, self._num_tokens_in_flight)
         self._serve_running(step)
         self._serve_waiting(step)
         if not step.rows:
             is_due = any(row.num_in_flight for row in self._rows.values())
             assert is_due or not self._rows, f"{len(self._rows)} unfinished samples, but none can be scheduled"
             return SchedulerOutput()
+        rows = self._rows
         for share in step.rows:
-            row = self._rows[share.row_id]
+            row = rows[share.row_id]
             row.num_computed_tokens = share.num_computed_tokens + share.num_scheduled_tokens
             row.num_in_flight += 1
             row.num_unknown += share.is_sampled
@@ -180,55 +181,67 @@ class Scheduler:
         self._num_tokens_in_flight += output.num_scheduled_tokens
         return output
 
-    def _prefill_budget(self) -> int:
-        """Return how many tokens the rows with more than one to compute may take together."""
-        is_limited = self._config.enable_chunked_prefill and any(row.is_decoding for row in self._running)
-        most = self._config.max_num_batched_tokens
-        return min(most, self._config.max_num_prefill_tokens) if is_limited else most
-
-    def _places(self) -> int:
-        """Return how many rows may enter a step: their share of all that can run, so that all batches have some."""
-        most = min(len(self._running) + len(self._waiting), self._config.max_num_seqs)
-        return -(-most // self._config.num_batches)
-
-    def _token_budget(self, places: int) -> int:
-        """Return the tokens of a step: where batches share the rows, their share of what is in flight or could be, so
-        that a long prompt keeps more than one stage at work."""
-        most, num_batches = self._config.max_num_batched_tokens, self._config.num_batches
-        if num_batches == 1 or not self._config.enable_chunked_prefill:
-            return most
-        num_left = self._num_tokens_in_flight
-        for row in chain(self._running, self._waiting):
-            num_left += 0 if row.must_wait else row.num_tokens - row.num_computed_tokens
-            if num_left >= most * num_batches:
-                break
-        return min(most, max(places, _LEAST_TOKENS, -(-num_left // num_batches)))
-
     def _serve_running(self, step: Step) -> None:
         """Let each running row catch up its computed tokens to its known ones, in order, within the budget."""
-        rows, budget, num_served = self._running.rows, step.budget, 0
+        rows, shares, budget, num_served = self._running.rows, step.rows, step.budget, 0
         while num_served < len(rows) and budget > 0:
             row = rows[num_served]
             num_served += 1
-            start = row.num_computed_tokens
-            num_left = row.num_tokens - start
-            if row.must_wait or (num_left == 1 and step.places == 0):
+            if row.num_unknown and row.must_wait:
                 continue
-            num_behind = len(rows) - num_served
-            share = min(_share(row, budget - num_behind, step.logits - num_behind), step.prefill)
-            num_tokens = min(num_left, max(1, share))
+            start = row.num_computed_tokens
+            num_left = len(row.token_ids) + row.num_unknown - start
+            if num_left == 1:
+                if step.places == 0:
+                    continue
+                num_tokens = 1
+            else:
+                num_tokens = self._next_share(row, num_left, budget, num_served, step)
             new_block_ids: tuple[int, ...] = ()
             if start + num_tokens > row.table.writable_end:
                 extension = self._extend(row, start + num_tokens, step)
                 if extension is None:
                     break
                 new_block_ids = extension.new_block_ids
-            step.rows.append(ScheduledRow(row.row_id, start, num_tokens, new_block_ids, num_tokens == num_left))
+            shares.append(ScheduledRow(row.row_id, start, num_tokens, new_block_ids, num_tokens == num_left))
             budget -= num_tokens
             step.places -= step.places > 0
-            step.prefill -= num_tokens if num_left > 1 else 0
-            step.logits -= _num_logits(row, num_tokens)
+            if num_left > 1:
+                step.prefill -= num_tokens
+            step.logits -= 1 if num_tokens == 1 else row.num_logits(num_tokens)
         step.budget = budget
+
+    def _next_share(self, row: Row, num_left: int, budget: int, num_served: int, step: Step) -> int:
+        """Return how many of the tokens that a running row has left it computes, at least one."""
+        num_behind = len(self._running) - num_served
+        share = min(row.share(budget - num_behind, step.logits - num_behind), step.prefill)
+        return min(num_left, max(1, self._prefill_share(num_left, share, num_served)))
+
+    def _prefill_share(self, num_left: int, budget: int, num_running: int, num_waiting: int = 0) -> int:
+        """Return how much of the budget for prompts one of them may take.
+
+        Args:
+            num_left: Tokens that it has to compute.
+            budget: What is left.
+            num_running: Running rows up to it.
+            num_waiting: Waiting rows up to it.
+        """
+        half = budget // 2
+        if num_left <= half or not self._config.enable_chunked_prefill:
+            return budget
+        num_given = 0
+        for row in self._running.rows[num_running:]:
+            num_tokens = row.num_tokens - row.num_computed_tokens
+            num_given += num_tokens if 1 < num_tokens <= half - num_given else 0
+        num_seats = self._config.max_num_seqs - len(self._running)
+        num_blocks = self.kv_cache.num_free_blocks
+        for row in self._waiting.rows[num_waiting:num_seats]:
+            num_tokens = row.num_tokens - row.num_computed_tokens
+            num_blocks -= self.kv_cache.num_blocks_for(row.num_tokens) - len(row.table.block_ids)
+            if num_tokens > half - num_given or num_blocks < 0:
+                break
+            num_given += num_tokens
+        return budget - num_given
 
     def _extend(self, row: Row, end: int, step: Step) -> Extension | None:
         """Make a running row writable up to `end`, at others' expense if need be; None if it had to go itself."""
@@ -250,7 +263,8 @@ class Scheduler:
             prefix = self._find_prefix(row)
             start = len(prefix) * self._config.block_size if prefix else row.num_computed_tokens
             num_left = len(row.token_ids) - start
-            num_tokens = self._first_share(num_left, min(_share(row, step.budget, step.logits), step.prefill))
+            share = min(row.share(step.budget, step.logits), step.prefill)
+            num_tokens = self._first_share(num_left, self._prefill_share(num_left, share, len(self._running), 1))
             extension = self._seat(row, prefix) if num_tokens else None
             if extension is None:
                 break
@@ -265,7 +279,7 @@ class Scheduler:
             step.budget -= num_tokens
             step.places -= 1
             step.prefill -= num_tokens
-            step.logits -= _num_logits(row, num_tokens)
+            step.logits -= row.num_logits(num_tokens)
 
     def _find_prefix(self, row: Row) -> list[int] | None:
         """Return cached blocks to start from; None for a fork, and for a row whose whole prompt must be computed."""
@@ -326,11 +340,11 @@ class Scheduler:
         Returns:
             One entry per sample with news.
         """
-        updates = []
+        updates, rows = [], self._rows
         self._num_tokens_in_flight -= scheduled.num_scheduled_tokens
         for share, result in zip(scheduled.rows, output.rows, strict=True):
             assert result.row_id == share.row_id, f"expected the result of row {share.row_id}, got {result.row_id}"
-            row = self._rows.get(share.row_id)
+            row = rows.get(share.row_id)
             if row is None:
                 continue
             row.num_in_flight -= 1
@@ -357,7 +371,8 @@ class Scheduler:
         prompt_logprobs = None
         if is_running:
             # The last known token remains to be computed, even if nothing was sampled: next step needs its logits.
-            computed = min(share.num_computed_tokens + share.num_scheduled_tokens, len(row.token_ids) - 1)
+            computed, last = share.num_computed_tokens + share.num_scheduled_tokens, len(row.token_ids) - 1
+            computed = computed if computed < last else last
             if not row.num_in_flight:
                 row.num_computed_tokens = computed
             self.kv_cache.publish(row.table, row.token_ids, computed)
@@ -379,7 +394,8 @@ class Scheduler:
             reason,
             stop_reason,
             row.num_preemptions,
-            embedding=result.embedding,
+            None,
+            result.embedding,
         )
 
     def _absorb_prompt(self, row: Row, num_computed_tokens: int, result: RowOutput) -> tuple[TokenLogprobs, ...] | None:
@@ -472,13 +488,3 @@ class Scheduler:
             assert num_slots, f"row {row.row_id} runs without blocks"
         elif num_slots:
             assert num_computed == row.num_prompt_tokens - 1, f"row {row.row_id} waits with blocks, but is no fork"
-
-
-def _share(row: Row, budget: int, logits: int) -> int:
-    """Return how many tokens of a row may be computed within what is left of both budgets."""
-    return budget if row.params.prompt_logprobs is None else min(budget, logits)
-
-
-def _num_logits(row: Row, num_tokens: int) -> int:
-    """Return for how many tokens of a row logits are computed at most."""
-    return 1 if row.params.prompt_logprobs is None else num_tokens

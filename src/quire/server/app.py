@@ -20,6 +20,7 @@ from quire.server.openapi import document
 from quire.server.page import endpoints as page
 from quire.server.routes import chat, completions, docs, embeddings, health, models, responses, tokenization
 from quire.server.routes.endpoint import Context, Endpoint, Route
+from quire.server.tracing import RequestTraces
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     completions.ENDPOINT,
@@ -37,6 +38,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     health.VERSION,
     health.METRICS,
     page.KV_CACHE,
+    page.KV_CACHE_OF,
     *page.FILES,
 )
 """What is served, beside the documentation of itself."""
@@ -60,6 +62,7 @@ def build_app(
     drain: Drain,
     metrics_text: Callable[[], bytes],
     limits: Limits | None = None,
+    traces: RequestTraces | None = None,
 ) -> Gate:
     """Return the application.
 
@@ -70,8 +73,9 @@ def build_app(
         drain: Which requests are running.
         metrics_text: Returns the text of `/metrics`.
         limits: Of bodies and connections; None takes the defaults.
+        traces: What makes traces of requests, None if nobody asked for them.
     """
-    context = Context(engine, config, limits or Limits(), drain, metrics_text)
+    context = Context(engine, config, limits or Limits(), drain, metrics_text, traces)
     routes = [StarletteRoute(endpoint.path, Route(endpoint, context)) for endpoint in all_endpoints()]
     router = Router(routes, redirect_slashes=False, default=_unknown)
     return Gate(router, keys, _FREE_PATHS)

@@ -58,24 +58,39 @@ class Readiness:
     """Whether the engine takes requests and its loop moves.
 
     Attributes:
-        is_ready: Both.
+        is_ready: Both; of several engines, those of one of them.
         reason: A sentence for `/health/ready`.
+        engines: The same of each engine, if there are several.
     """
 
     is_ready: bool
     reason: str
+    engines: tuple[Readiness, ...] = ()
 
 
 class EngineClient(Protocol):
-    """An engine, seen from an event loop. Implementations never block it."""
+    """An engine, or several of one model, seen from an event loop. Implementations never block it."""
 
     @property
     def served(self) -> ServedModel:
         """What it serves."""
         ...
 
+    @property
+    def num_engines(self) -> int:
+        """How many engines there are."""
+        ...
+
     def readiness(self) -> Readiness:
         """Return whether requests would be served now."""
+        ...
+
+    def check_room(self) -> None:
+        """Find out whether any request could be taken in, before one is read.
+
+        Raises:
+            OverloadedError: The queue is full.
+        """
         ...
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -119,12 +134,12 @@ class EngineClient(Protocol):
         """
         ...
 
-    def metrics(self) -> dict[str, float]:
-        """Return the engine's latest counters and gauges by the names that `LLMEngine.metrics` uses."""
+    def metrics(self, engine: int) -> dict[str, float]:
+        """Return the latest counters and gauges of an engine by the names that `LLMEngine.metrics` uses."""
         ...
 
-    async def picture(self) -> CachePicture:
-        """Return what the KV cache holds between two steps.
+    async def picture(self, engine: int) -> CachePicture:
+        """Return what the KV cache of an engine holds between two steps.
 
         Raises:
             EngineDeadError: At any time.

@@ -119,6 +119,12 @@ def no_model(name: str, known: tuple[str, ...]) -> ApiError:
     return ApiError(404, "not_found_error", message, param="model", code="model_not_found")
 
 
+def no_engine(number: int, num_engines: int) -> ApiError:
+    """Return 404 for an unknown engine."""
+    message = f"engine: expected 0 to {num_engines - 1}, got {str(number)[:20]}."
+    return ApiError(404, "not_found_error", message, param="engine", code="engine_not_found")
+
+
 def wrong_method(method: str, expected: str) -> ApiError:
     """Return 405."""
     message = f"method: expected {expected} for this path, got {method[:20]!r}."

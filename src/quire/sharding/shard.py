@@ -27,7 +27,7 @@ def shard(plan: Plan, mapping: Mapping, stages: Sequence[int] | None = None, dev
 
     Its inputs keep their names (`kv_cache.7` is the cache of layer 7 on whichever rank); a rank has only those that it
     needs. A stage that is not the last has no outputs and ends with a `send`, one that is not the first begins with a
-    `recv`. Every rank of the last stage has all logits. It runs under `distributed.communicator.use`.
+    `recv`. Every rank of the last stage has all logits. It runs under `distributed.tensors.communicator.use`.
 
     Args:
         plan: Of the whole model. Not mutated.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from quire.core.config import EngineConfig, SchedulerConfig
 from quire.core.mapping import Mapping
-from quire.distributed.communicator import WHOLE_BYTES
+from quire.distributed.tensors.communicator import WHOLE_BYTES
 from quire.plan.plan import Plan
 from quire.sharding.cost import rank_cost
 from quire.sharding.shard import shard

@@ -87,3 +87,15 @@ def test_programs_share_a_workspace_that_grows():
             program.run([rows], [x.data_ptr(), out.data_ptr()], 2)
             assert torch.equal(x, out)
     assert workspace.num_bytes() >= 90 * 400 * 4
+
+
+def test_calls_are_counted_by_kernel_and_width_while_someone_measures():
+    program, x, out = chain(3, 7), torch.randn(2, 7), torch.zeros(2, 7)
+    library().start_recording()
+    for _ in range(2):
+        program.run([2], [x.data_ptr(), out.data_ptr()], 2)
+    found = library().stop_recording()
+    assert [(name, calls) for name, (calls, _) in found.items()] == [("copy 7 7", 8)]
+    assert found["copy 7 7"][1] > 0
+    program.run([2], [x.data_ptr(), out.data_ptr()], 2)
+    assert library().stop_recording() == {}

@@ -44,24 +44,34 @@ def _of(
 
 def _attend(
     tile: tuple[int, int, int, int], head_dim: int, kv: str, most_spilled: dict[int, int],
-    capabilities: tuple[int, ...] = (90, 80), is_float8: bool = False,
+    capabilities: tuple[int, ...] = (90, 80), is_float8: bool = False, is_one_loop: bool = False,
+    is_new: bool = False,
 ):  # fmt: skip
-    """Return attention over caches of a dtype, i16 of eight bits; `tile` is rows, positions, warps, stages."""
+    """Return attention over caches of a dtype, i16 of eight bits; `tile` is rows, positions, warps, stages; `is_new` if
+    it rotates and writes new keys itself."""
     block_m, block_n, warps, stages = tile
-    pointers = {"i32": "items counts block_table", "fp32": "partials peaks_sums", "bf16": "out query"}
+    pointers = {"i32": "items count arrivals block_table", "fp32": "partials peaks_sums", "bf16": "out query"}
     if kv == "bf16":
         pointers["bf16"] += " kv_cache"
     else:
         pointers["fp32"] += " kv_scales"
         pointers[kv] = "kv_cache"
+    missing = "soft_cap" if "kv_scales" in pointers["fp32"] else "soft_cap kv_scales"
+    if is_new:
+        pointers["bf16"] += " key value"
+        pointers["fp32"] += " angles"
+        pointers["i32"] += " positions slot_mapping"
+    else:
+        missing += " key value positions angles slot_mapping"
     return _of(
         "attention:_attend_kernel", pointers,
-        "scale window num_programs stride_token:16 stride_head:16 stride_value:16 stride_block:16 stride_kv_head:16 "
+        "scale window num_programs stride_of_key:16 stride_of_value:16 stride_token:16 "
+        "stride_head:16 stride_value:16 stride_block:16 stride_kv_head:16 "
         "stride_table",
-        "soft_cap" if "kv_scales" in pointers["fp32"] else "soft_cap kv_scales", warps, most_spilled, block_m >= 64,
+        missing, warps, most_spilled, block_m >= 64,
         capabilities, HAS_WINDOW=False, **_HEADS, HEAD_DIM=head_dim, PADDED=head_dim, BLOCK_SIZE=16, MEMBERS=4,
         HEAD_TILES=1, BLOCK_M=block_m, BLOCK_N=block_n, SPLIT=512, NUM_STAGES=stages,
-        IS_FLOAT8=is_float8,
+        IS_ONE_LOOP=is_one_loop, IS_FLOAT8=is_float8,
     )  # fmt: skip
 
 
@@ -89,6 +99,14 @@ def _rms_norm(width: int, block: int, warps: int, kept: str | None):
     )  # fmt: skip
 
 
+def _all_reduce(width: int, block: int, warps: int, is_normed: bool):
+    return _of(
+        "peers:_all_reduce_kernel",
+        {"bf16": "x total" + (" residual weight out" if is_normed else " out"), "i64": "addresses", "i32": "turns"},
+        "eps num_rows rank", "" if is_normed else "residual weight", warps, WORLD=8, WIDTH=width, BLOCK=block, ROWS=1,
+    )  # fmt: skip
+
+
 def _quantize(width: int, block: int, warps: int, kept: str, is_gated: bool):
     return _of(
         "elementwise:_quantize_kernel", {"bf16": "x", kept: "out", "fp32": "scales"},
@@ -104,19 +122,24 @@ _STATE = {"bf16": "logits", "i32": "slots", "i64": "parameters best sums weights
 _DECODING, _PROMPTS = (16, 128, 4, 4), (128, 128, 8, 2)
 
 ROW_COMPILATIONS = (
+    _all_reduce(8192, 8192, 16, True),
+    _all_reduce(4096, 4096, 8, False),
+    _of("peers:_all_gather_kernel", {"bf16": "x out", "i64": "addresses", "i32": "turns"},
+        "rank num_chunks size:16 width:16", WORLD=8, CHUNK=4096, BLOCK=2048),
     # Prompts keep two sums of 128 x 128 in registers, half of what there are. Allowed is what Triton 3.6 or 3.9 needs.
     _attend(_DECODING, 128, "bf16", {80: 96}),
     _attend(_DECODING, 64, "bf16", {90: 24}, (90,)),
+    _attend(_DECODING, 128, "bf16", {}, (90,), is_one_loop=True, is_new=True),
+    _attend(_DECODING, 64, "bf16", {}, (90,), is_one_loop=True, is_new=True),
+    _attend(_DECODING, 128, "bf16", {}, (90,), is_new=True),
     _attend((16, 64, 2, 5), 128, "i16", {}, (90, 80), is_float8=True),
-    _attend((128, 64, 8, 2), 128, "i16", {}, (90,)),
+    _attend((64, 64, 4, 1), 128, "i16", {}, (90,)),
     _attend((64, 32, 8, 2), 256, "i16", {90: 320}, (90,), is_float8=True),
-    _attend(_PROMPTS, 128, "bf16", {90: 96, 80: 424}),
+    _attend(_PROMPTS, 128, "bf16", {90: 120, 80: 424}),
     _attend(_PROMPTS, 64, "bf16", {}, (90,)),
-    _of("attention:_merge_kernel", {"i32": "merges counts", "bf16": "out", "fp32": "partials peaks_sums"},
-        "num_programs", "kv_scales", 1, capabilities=(90,), **_HEADS, HEAD_DIM=128, PADDED=128, ROWS=4),
-    _of("attention_tiles:_cut_kernel", {"i32": "seq_lens query_start_loc items merges counts"},
-        "num_seqs num_tokens window max_slots", HAS_WINDOW=False, OF=1, TILE=4, SPLIT=512, BLOCK=256, STEP=64,
-        capabilities=(90,)),
+    _of("attention_tiles:_cut_kernel", {"i32": "seq_lens query_start_loc items count_of_items arrivals"},
+        "num_seqs num_tokens window max_slots", HAS_WINDOW=False, OF=1, TILE=4, SPLIT=512, HEAD_TILES=8, BLOCK=256,
+        STEP=64, capabilities=(90,)),
     _rope_append_kv("bf16"),
     _rope_append_kv("i8"),
     _rms_norm(4096, 4096, 8, None),

@@ -44,16 +44,20 @@ def _cut(batch, window, slots, heads=4, padding=0, of=ALL):
 def test_every_split_of_every_token_once(name, window, slots):
     batch = BATCHES[name]
     query, found = _cut(batch, window, slots, padding=5)
-    num_items, num_merges = found.counts.tolist()
-    assert num_items <= len(found.items) and num_merges <= len(found.merges)
-    seen, of_slot = {}, {}
-    for sequence, first, tokens, position, split, end, slot, _ in found.items[:num_items].tolist():
+    num_items = int(found.count)
+    assert num_items <= len(found.items)
+    seen, of_slot, parts = {}, {}, {}
+    for sequence, first, tokens, position, split, end, slot, number in found.items[:num_items].tolist():
         assert 1 <= tokens <= 8
         for i in range(tokens):
             seen.setdefault(first + i, []).extend(range(split, end))
-            if slot >= 0:
-                assert slot + i not in of_slot
-                of_slot[slot + i] = (first + i, range(split, end))
+        if number:
+            assert not found.arrivals[slot].any() and end <= split + 1
+            place = split - (0 if window is None else max(position - window + 1, 0) // 32)
+            parts.setdefault((slot, number), []).append(place)
+            for i in range(slot + place * tokens, slot + (place + 1) * tokens):
+                assert i not in of_slot
+                of_slot[i] = sequence
         if sequence < len(batch):
             assert position == batch[sequence][1] - (sum(q for q, _ in batch[: sequence + 1]) - first)
     assert max(of_slot, default=-1) < found.num_slots <= slots
@@ -64,16 +68,12 @@ def test_every_split_of_every_token_once(name, window, slots):
             low = 0 if window is None else max(at - window + 1, 0)
             needed = set(range(low // 32, at // 32 + 1)) if at >= 0 else set()
             assert len(set(seen[start + i])) == len(seen[start + i]) and needed <= set(seen[start + i])
-    for token, slot, stride, number in found.merges[:num_merges].tolist():
-        parts = [of_slot.pop(slot + n * stride) for n in range(number)]
-        assert {t for t, _ in parts} == {token}
-        assert [s for _, splits in parts for s in splits] == seen[token]
-    assert not of_slot
+    assert all(places == list(range(number)) for (_, number), places in parts.items()), "a part for each split"
 
 
 def test_long_work_comes_first():
     _, found = _cut([(1, 50), (40, 300), (1, 70)], None, 0)
-    items = found.items[: int(found.counts[0])].tolist()
+    items = found.items[: int(found.count)].tolist()
     assert [item[0] for item in items] == [1] * 5 + [0, 2]
     assert [item[3] for item in items[:5]] == [292, 284, 276, 268, 260]
 
@@ -83,10 +83,8 @@ def test_both_kinds_of_sequences_are_all(slots):
     counts = []
     for of in (DECODING, OTHERS):
         query, found = _cut(BATCHES["mixed"], None, slots, padding=5, of=of)
-        num_items, num_merges = found.counts.tolist()
-        tokens = {i for _, first, n, *_ in found.items[:num_items].tolist() for i in range(first, first + n)}
-        assert {token for token, *_ in found.merges[:num_merges].tolist()} <= tokens
-        counts.append(tokens)
+        items = found.items[: int(found.count)].tolist()
+        counts.append({i for _, first, n, *_ in items for i in range(first, first + n)})
     assert counts == [{0, 44}, set(range(len(query))) - {0, 44}]
 
 
@@ -111,7 +109,7 @@ def test_bytes_are_what_is_allocated():
             cut(query, cache, table, lengths, starts, None, tile, of=of)
             for tile, of in layouts(num_tokens, num_seqs, 64, query.dtype)
         ]
-        held, found = sum(t.numel() * 4 for p in parts for t in (p.items, p.merges, p.counts)), parts[0]
+        held, found = sum(t.numel() * 4 for p in parts for t in (p.items, p.count, p.arrivals)), parts[0]
         limit = items_bytes(query, cache, table)[0] * len(parts) // 2
         assert held <= limit <= held + 64 * num_tokens
         result = num_tokens * 8 * 64 * 2

@@ -277,7 +277,7 @@ def test_drain_and_close(runner) -> None:  # type: ignore[no-untyped-def]
         endless = asyncio.create_task(generate(engine, "endless", "a", LONG))
         await asyncio.sleep(0.05)
         assert not await engine.drain(0.1)
-        pid = engine._child.pid  # type: ignore[union-attr]
+        pid = engine.replicas[0]._child.pid  # type: ignore[union-attr]
         await engine.close()
         with pytest.raises(EngineDeadError, match="shuts down"):
             await endless

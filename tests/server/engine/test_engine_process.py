@@ -222,7 +222,7 @@ from quire.core.sampling_params import SamplingParams
 async def main():
     engine = AsyncEngine("quire-tiny")
     await engine.start()
-    print(engine._child.pid, flush=True)
+    print(engine.replicas[0]._child.pid, flush=True)
     async for _ in engine.generate("a", [5], SamplingParams(max_tokens=2000, ignore_eos=True)):
         pass
 asyncio.run(main())
@@ -246,7 +246,7 @@ def mortal(runner: asyncio.Runner) -> Iterator[AsyncEngine]:
     made = AsyncEngine(MODEL, engine=ENGINE)
     runner.run(made.start())
     yield made
-    pids = [child.pid for child in (made._child, made._successor) if child is not None]
+    pids = [child.pid for child in (made.replicas[0]._child, made.replicas[0]._successor) if child is not None]
     runner.run(made.close())
     assert pids and not any(map(is_alive, pids))
 
@@ -257,7 +257,7 @@ def test_every_stream_hears_of_it_once_and_another_process_serves(runner, mortal
         ids = list(range(40, 120))
         plain = SamplingParams(max_tokens=4, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
         before = [o async for o in mortal.generate("before", ids, plain)][-1]
-        pid, loop = mortal._child.pid, asyncio.get_running_loop()
+        pid, loop = mortal.replicas[0]._child.pid, asyncio.get_running_loop()
         streams = [asyncio.create_task(generate(mortal, f"s{i}", "a", LONG)) for i in range(5)]
         await until(lambda: mortal.metrics()["num_requests_running"] == 5)
         os.kill(pid, number)
@@ -287,7 +287,7 @@ def test_what_had_ended_before_is_read_to_its_end(runner, mortal) -> None:  # ty
         found = [await anext(outputs)]
         await anext(unread)
         await until(lambda: mortal.metrics()["num_requests_running"] == 0)
-        os.kill(mortal._child.pid, signal.SIGKILL)
+        os.kill(mortal.replicas[0]._child.pid, signal.SIGKILL)
         await until(lambda: not mortal.readiness().is_ready)
         await until(lambda: mortal.readiness().is_ready, 60.0)
         found += [output async for output in outputs]
@@ -301,10 +301,10 @@ def test_what_had_ended_before_is_read_to_its_end(runner, mortal) -> None:  # ty
 
 
 def test_the_loop_that_was_late_itself_kills_nobody(runner, mortal) -> None:  # type: ignore[no-untyped-def]
-    pid = mortal._child.pid
+    pid = mortal.replicas[0]._child.pid
     time.sleep(4)  # longer than a silent process may live
     runner.run(asyncio.sleep(1))
-    assert mortal._child.pid == pid and mortal.readiness().is_ready
+    assert mortal.replicas[0]._child.pid == pid and mortal.readiness().is_ready
 
 
 def test_a_step_without_end_is_not_ready_and_then_killed(runner: asyncio.Runner) -> None:
@@ -331,9 +331,10 @@ def test_without_restart_the_death_is_told_and_nothing_is_left_open(runner: asyn
     async def run() -> str:
         engine = AsyncEngine(MODEL, engine=ENGINE, server=ServerConfig(restart=False))
         await engine.start()
-        assert engine._child is not None
-        pid = engine._child.pid
-        engine._child.kill("a test")
+        child = engine.replicas[0]._child
+        assert child is not None
+        pid = child.pid
+        child.kill("a test")
         reason = await asyncio.wait_for(engine.dead, 5)
         assert not engine.readiness().is_ready and not is_alive(pid)
         await engine.close()

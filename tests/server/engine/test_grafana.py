@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from quire.server.engine.metrics import ServerMetrics
+from quire.server.engine.metrics import EngineMetrics, render
 
 DASHBOARD = json.loads((Path(__file__).parents[3] / "docs/grafana.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -15,9 +15,9 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 def exported() -> tuple[set[str], set[str]]:
     """Names of families, and of their series."""
-    metrics = ServerMetrics("tiny")
+    metrics = EngineMetrics("tiny")
     metrics.note_abort()  # a counter with a label of its own shows nothing before
-    families = list(text_string_to_metric_families(metrics.render().decode()))
+    families = list(text_string_to_metric_families(render([metrics]).decode()))
     return {family.name for family in families}, {sample.name for family in families for sample in family.samples}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import prometheus_client
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from quire.core.request import CompletionOutput, RequestMetrics, RequestOutput, SampleUpdate
-from quire.server.engine.metrics import ServerMetrics
+from quire.server.engine.histogram import Histogram
+from quire.server.engine.metrics import EngineMetrics, render
 from quire.server.engine.request_stream import RequestStream
 
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
@@ -26,10 +28,10 @@ STEP = {
 }  # fmt: skip
 
 
-def series(metrics: ServerMetrics) -> dict[str, float]:
+def series(metrics: EngineMetrics, compat: str = "none") -> dict[str, float]:
     """All samples but buckets, summed over labels."""
     found: dict[str, float] = {}
-    for family in text_string_to_metric_families(metrics.render().decode()):
+    for family in text_string_to_metric_families(render([metrics], compat).decode()):
         for sample in family.samples:
             assert sample.labels["model_name"] == "tiny"
             if not sample.name.endswith("_bucket"):
@@ -37,9 +39,9 @@ def series(metrics: ServerMetrics) -> dict[str, float]:
     return found
 
 
-def filled(compat: str) -> ServerMetrics:
+def filled() -> EngineMetrics:
     """Metrics after one request of two samples, three tokens each."""
-    metrics = ServerMetrics("tiny", compat)
+    metrics = EngineMetrics("tiny")
     metrics.note_step(STEP)
     stream = RequestStream(0.0, 7)
     for _ in range(3):
@@ -56,7 +58,7 @@ def filled(compat: str) -> ServerMetrics:
 
 @pytest.mark.parametrize("compat", ("none", "vllm"))
 def test_every_name_is_there(compat: str) -> None:
-    found = series(filled(compat))
+    found = series(filled(), compat)
     names = {*GAUGES, *(f"{name}_total" for name in COUNTERS)}
     names |= {f"{name}_{part}" for name in HISTOGRAMS for part in ("sum", "count")} | {"engine_deaths_total"}
     prefixes = ("quire:", "vllm:") if compat == "vllm" else ("quire:",)
@@ -65,9 +67,9 @@ def test_every_name_is_there(compat: str) -> None:
 
 
 def test_numbers() -> None:
-    found = series(filled("none"))
+    found = series(filled())
     wanted = {
-        "prompt_tokens_total": 7, "generation_tokens_total": 6, "num_preemptions_total": 1, "request_success_total": 2,
+        "prompt_tokens_total": 7, "generation_tokens_total": 2, "num_preemptions_total": 1, "request_success_total": 2,
         "time_to_first_token_seconds_count": 1, "inter_token_latency_seconds_count": 4,
         "e2e_request_latency_seconds_sum": 8, "request_queue_time_seconds_sum": 1,
         "request_prefill_time_seconds_sum": 2,
@@ -78,7 +80,7 @@ def test_numbers() -> None:
 
 
 def test_counters_go_on_after_the_engine_process_died() -> None:
-    metrics = filled("none")
+    metrics = filled()
     metrics.note_step({**STEP, "prefix_cache_hits": 6.0})
     metrics.note_death()
     found = series(metrics)
@@ -88,4 +90,15 @@ def test_counters_go_on_after_the_engine_process_died() -> None:
 
 
 def test_two_servers_in_one_process_do_not_share_a_registry() -> None:
-    assert [series(filled("none"))["quire:generation_tokens_total"] for _ in range(2)] == [6, 6]
+    assert [series(filled())["quire:generation_tokens_total"] for _ in range(2)] == [2, 2]
+
+
+def test_a_value_is_in_the_bucket_that_it_does_not_exceed() -> None:
+    made = prometheus_client.Histogram("ours", "text", ("model_name",), registry=None, buckets=(0.1, 1, 5))
+    theirs, ours = made.labels("tiny"), Histogram("ours", "text", {"model_name": "tiny"}, (0.1, 1, 5))
+    for value in (0.0, 0.1, 0.10001, 1, 3.5, 5, 5.5, 1e9):
+        theirs.observe(value)
+        ours.observe(value)
+    (wanted,), (found,) = made.collect(), ours.collect()
+    assert found.type == wanted.type == "histogram" and found.documentation == wanted.documentation
+    assert found.samples == [sample for sample in wanted.samples if not sample.name.endswith("_created")]

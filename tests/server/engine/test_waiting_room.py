@@ -25,7 +25,7 @@ class Clock:
 
 
 def room_of(clock: Clock | None = None, **limits: int) -> WaitingRoom:
-    return WaitingRoom(ServerConfig(**limits), SCHEDULER, clock or Clock())  # type: ignore[arg-type]
+    return WaitingRoom(ServerConfig(**limits), [SCHEDULER], clock or Clock())  # type: ignore[arg-type]
 
 
 def test_defaults_come_from_what_the_engine_holds() -> None:
@@ -73,6 +73,14 @@ def test_when_to_come_back_follows_the_present_rate() -> None:
     assert refusal(room).retry_after_s == 1, "an old rate says nothing"
 
 
+def is_full(room: WaitingRoom) -> bool:
+    try:
+        room.check()
+    except OverloadedError:
+        return True
+    return False
+
+
 def refusal(room: WaitingRoom) -> OverloadedError:
     with pytest.raises(OverloadedError) as caught:
         room.enter("late", 1, 1)
@@ -97,5 +105,6 @@ def test_the_books_balance(operations: list[tuple[int, str, int]]) -> None:
             room.leave(name)
             del inside[name]
             seated.discard(name)
+        assert is_full(room) == (sum(inside.values()) >= 7 or room._num_waiting_tokens >= 60)
         assert room._num_unfinished == sum(inside.values())
         assert room._num_waiting_tokens == 10 * sum(n for name, n in inside.items() if name not in seated)

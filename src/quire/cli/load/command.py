@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show(result: dict[str, Any], doubted: list[str]) -> None:
-    from quire.cli.load.summary import LATENCIES
+    from quire.cli.load.summary import LATENCIES, REJECTION
     from quire.cli.terminal import Printer
 
     printer, settings = Printer(), result["settings"]
@@ -64,7 +64,7 @@ def _show(result: dict[str, Any], doubted: list[str]) -> None:
     printer.table(title, ("what", "value", "more", "value"), rows, numeric=(1,))
     shown = [
         (f"{words} ({name.removesuffix('_ms')})", *(f"{marks[key]:,.1f}" for key in ("p50", "p90", "p99", "mean")))
-        for name, words in LATENCIES.items() if (marks := result[name]) is not None
+        for name, words in {**LATENCIES, REJECTION: "refused (429)"}.items() if (marks := result[name]) is not None
     ]  # fmt: skip
     printer.table("Latency, ms", ("what", "p50", "p90", "p99", "mean"), shown, numeric=(1, 2, 3, 4))
     for words in doubted:

@@ -18,6 +18,7 @@ LATENCIES = {
     "tpot_ms": "mean between tokens",
     "e2e_ms": "last token",
 }
+REJECTION = "rejection_ms"
 _SLOW_LAG_MS, _HIGH_SHARE = 10.0, 0.8  # from here on the generator's own figures are in the result
 
 
@@ -79,6 +80,7 @@ def summarize(measured: Measured, config: LoadConfig, base_url: str) -> dict[str
         "num_requests": len(records),
         "num_ok": len(fine),
         "num_rejected": errors.pop("429", 0),
+        REJECTION: percentiles([(r.end_s - r.sent_s) * 1e3 for r in records if r.error == "429"]),
         "errors": dict(errors),
         "duration_s": seconds,
         "requests_per_s": len(fine) / seconds,

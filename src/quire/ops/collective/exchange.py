@@ -5,9 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from quire.core.errors import ShapeError
-from quire.distributed.communicator import current
+from quire.distributed.tensors.communicator import current
 from quire.ops.op import op
 from quire.ops.spec import FLOATS, Shapes, TensorLike, TensorSpec, dtype_of, spec_of
+
+EXCHANGES = ("all_reduce", "all_reduce_add_rms_norm", "all_gather", "send", "recv")
+"""Ops that wait for other ranks."""
 
 
 def _infer_all_reduce(x: TensorLike) -> TensorSpec:

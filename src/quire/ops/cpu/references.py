@@ -51,6 +51,11 @@ def _all_reduce(x: TensorLike) -> int:
     return 3 * max(num_bytes(x), num_bytes(x, torch.float32) // 2)
 
 
+def _all_reduce_add_rms_norm(x: TensorLike, residual: TensorLike, weight: TensorLike, eps: float) -> int:
+    """The sum over ranks while it is made, or beside what is made of it."""
+    return max(_all_reduce(x), num_bytes(x) + _add_rms_norm(x, residual, weight, eps))
+
+
 def _all_gather(x: TensorLike, width: int) -> int:
     """What comes in, rank by rank, and the result."""
     return 2 * (num_bytes(x) // max(int(x.shape[-1]), 1) * width)
@@ -71,6 +76,7 @@ BYTES: Mapping[str, Callable[..., int]] = {
     "softmax": _softmax,
     "topk": _topk,
     "all_reduce": _all_reduce,
+    "all_reduce_add_rms_norm": _all_reduce_add_rms_norm,
     "all_gather": _all_gather,
     "sharded_embedding": _sharded_embedding,
 }

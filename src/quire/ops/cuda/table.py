@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from quire.ops.cpu.references import BYTES
 from quire.ops.cuda import vendor
-from quire.ops.op import Tactic
-from quire.ops.triton import attention, attention_tiles, elementwise, gather, linear, moe, norm, packing, rope
+from quire.ops.op import Fusion, Tactic
+from quire.ops.triton import attention, attention_tiles, elementwise, gather, linear, moe, norm, packing, peers, rope
 from quire.ops.triton import quantized_linear as quantized
+from quire.ops.triton.fused import gated_linear, rope_attention
 
 TACTICS: tuple[Tactic, ...] = (
     Tactic("embedding", "triton", gather.embedding),
@@ -31,6 +33,10 @@ TACTICS: tuple[Tactic, ...] = (
            packed_bytes=packing.packed_w8a16_bytes, workspace_bytes=quantized.w8a16_bytes),
     Tactic("linear_w4a16", "triton", quantized.linear_w4a16, packing.pack_w4a16, ("weight", "scales", "zero_points"),
            packed_bytes=packing.packed_w4a16_bytes),
+    Tactic("all_reduce", "peers", peers.all_reduce, workspace_bytes=BYTES["all_reduce"]),
+    Tactic("all_gather", "peers", peers.all_gather, workspace_bytes=BYTES["all_gather"]),
+    Tactic("all_reduce_add_rms_norm", "peers", peers.all_reduce_add_rms_norm,
+           workspace_bytes=BYTES["all_reduce_add_rms_norm"]),
     Tactic("rope", "rows", rope.rope),
     Tactic("append_kv", "rows", rope.append_kv),
     Tactic("rope_append_kv", "rows", rope.rope_append_kv),
@@ -38,3 +44,9 @@ TACTICS: tuple[Tactic, ...] = (
            workspace_bytes=attention_tiles.attention_bytes, prepare=attention.prepare,
            prepare_reads=("seq_lens", "query_start_loc", "window"), prepared_bytes=attention_tiles.items_bytes),
 )  # fmt: skip
+
+FUSIONS: tuple[Fusion, ...] = (
+    Fusion(("linear", "triton"), ("silu_mul", "triton"), "x", gated_linear.linear_silu_mul),
+    Fusion(("rope_append_kv", "rows"), ("attention", "splits"), "query", rope_attention.rope_attention),
+)
+"""Calls of these tactics that are one kernel where a step is small, and what runs both."""

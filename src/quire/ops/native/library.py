@@ -45,7 +45,11 @@ def kernel_names(isa: str = "") -> frozenset[str]:
     return frozenset(name for each in ([isa] if isa else native.isas()) for name in native.kernel_names(each))
 
 
-def operand(tensor: torch.Tensor | None) -> tuple[int, int, list[int], list[int]] | None:
+Operand = tuple[int, int, list[int], list[int]]
+"""Address, dtype, shape, strides."""
+
+
+def operand(tensor: torch.Tensor | None) -> Operand | None:
     """Return a tensor as a kernel takes it: address, dtype, shape, strides."""
     if tensor is None:
         return None
@@ -64,7 +68,7 @@ def scratch_bytes(name: str, tensors: Sequence[TensorLike | None], numbers: Sequ
     return own, shared
 
 
-def _described(tensor: TensorLike | None) -> tuple[int, int, list[int], list[int]] | None:
+def _described(tensor: TensorLike | None) -> Operand | None:
     if tensor is None:
         return None
     sizes = list(sizes_of(tensor))
@@ -91,7 +95,22 @@ def call(
     Raises:
         TacticError: There are no compiled kernels.
     """
+    run(name, [operand(tensor) for tensor in tensors], numbers, num_threads, isa)
+
+
+def run(
+    name: str,
+    operands: Sequence[Operand | None],
+    numbers: Sequence[float] = (),
+    num_threads: int | None = None,
+    isa: str = "",
+) -> None:
+    """Run one kernel as `call` does, on what `operand` says of its tensors.
+
+    Raises:
+        TacticError: There are no compiled kernels.
+    """
     native = library()
     if native is None:
         raise TacticError(f"kernel {name}: expected compiled CPU kernels, got none; install Quire with a C++ compiler.")
-    native.call(name, [operand(t) for t in tensors], list(numbers), num_threads or torch.get_num_threads(), isa)
+    native.call(name, operands, list(numbers), num_threads or torch.get_num_threads(), isa)

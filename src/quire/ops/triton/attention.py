@@ -1,4 +1,4 @@
-"""Paged attention: one kernel for prompts, their chunks, decoding, and any mix of them; a second one merges.
+"""Paged attention: one kernel for prompts, their chunks, decoding, and any mix of them.
 
 A row (a query head of a token) is defined by absolute key positions alone. They are cut into splits of `SPLIT`
 positions and these into tiles. Inside a split, an online softmax over its tiles in order gives peak m, sum s and
@@ -10,7 +10,7 @@ https://arxiv.org/abs/2307.08691); the splits' results are merged in order, from
 The first merge is exact, and tiles and splits that a row does not see change nothing. So it does not matter which
 program computes which splits, how a prompt was chunked, or what else is in the batch: the bits are the same. That
 takes equal instructions in every path: products are fused with sums only where `tl.fma` says so, and sums of weights
-are trees of a fixed shape.
+are trees of a fixed shape. Where splits of a tile are items of their own, whichever program ends last merges them all.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from torch import Tensor
 
 from quire.ops.spec import TensorLike
 from quire.ops.triton import launch
-from quire.ops.triton.attention_tiles import ITEM_SIZE, MERGE_SIZE, StepItems, cut, layouts
+from quire.ops.triton.attention_tiles import ITEM_SIZE, StepItems, cut, layouts
 from quire.ops.triton.packing import unpack_byte
+from quire.ops.triton.rope import NewKeys, append, rotated
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -176,7 +177,7 @@ def _attend_byte_tiles(
 def _attend_split(
     q, position, keys, values, table, stride_block, first, full, end, low, high, window, inner, factor,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr, NUM_STAGES: tl.constexpr, IS_FLOAT8: tl.constexpr,
+    BLOCK_N: tl.constexpr, NUM_STAGES: tl.constexpr, IS_ONE_LOOP: tl.constexpr, IS_FLOAT8: tl.constexpr,
 ):  # fmt: skip
     """Return the state of a split: of tiles from `first` to `full`, of which every row sees all, and from there to
     `end`, of which it may not."""
@@ -185,10 +186,11 @@ def _attend_split(
         even, odd = tl.split(tl.reshape(q, [q.shape[0], HALF, 2]))
         m, s, a = _nothing(q.shape[0], HALF)
         b = tl.zeros_like(a)
-        m, s, a, b = _attend_byte_tiles(
-            m, s, a, b, even, odd, position, keys, values, table, stride_block, first, full, low, high, window, inner,
-            factor, False, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES, IS_FLOAT8,
-        )  # fmt: skip
+        if not IS_ONE_LOOP:
+            m, s, a, b = _attend_byte_tiles(
+                m, s, a, b, even, odd, position, keys, values, table, stride_block, first, full, low, high, window,
+                inner, factor, False, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES, IS_FLOAT8,
+            )  # fmt: skip
         m, s, a, b = _attend_byte_tiles(
             m, s, a, b, even, odd, position, keys, values, table, stride_block, full, end, low, high, window, inner,
             factor, True, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES, IS_FLOAT8,
@@ -196,10 +198,11 @@ def _attend_split(
         a = tl.reshape(tl.join(a, b), [q.shape[0], q.shape[1]])
     else:
         m, s, a = _nothing(q.shape[0], q.shape[1])
-        m, s, a = _attend_tiles(
-            m, s, a, q, position, keys, values, table, stride_block, first, full, low, high, window, inner, factor,
-            False, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES,
-        )  # fmt: skip
+        if not IS_ONE_LOOP:
+            m, s, a = _attend_tiles(
+                m, s, a, q, position, keys, values, table, stride_block, first, full, low, high, window, inner, factor,
+                False, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES,
+            )  # fmt: skip
         m, s, a = _attend_tiles(
             m, s, a, q, position, keys, values, table, stride_block, full, end, low, high, window, inner, factor,
             True, HAS_WINDOW, HAS_CAP, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES,
@@ -231,19 +234,58 @@ def _finish(s, a, kv_scales, kv_head, mask, NUM_KV_HEADS: tl.constexpr):
 
 
 @triton.jit
+def _is_last(arrivals, number):
+    """Return whether this program is the last of `number` to come here; what the others stored before can be read.
+
+    The last one leaves the counter as it was, for the next layer.
+    """
+    tl.debug_barrier()  # all threads have stored
+    is_last = tl.atomic_add(arrivals, 1, sem="acq_rel") == number - 1
+    if is_last:
+        tl.store(arrivals, 0)
+    return is_last
+
+
+@triton.jit
+def _merge_rows(
+    rows, head_tile, out, partials, peaks_sums, kv_scales, first_token, num_tokens, first_slot, num_splits,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
+    MEMBERS: tl.constexpr, HEAD_TILES: tl.constexpr,
+):  # fmt: skip
+    """Merge the partial results of some rows of a tile in order, and write what comes of them."""
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    dims = tl.arange(0, PADDED)
+    token, member = rows // MEMBERS, head_tile % HEAD_TILES * MEMBERS + rows % MEMBERS
+    head = head_tile // HEAD_TILES * GROUP + member
+    here = (token < num_tokens) & (member < GROUP)
+    mask = here[:, None] & (dims < HEAD_DIM)[None, :]
+    m, s, a = _nothing(rows.shape[0], PADDED)
+    for number in range(num_splits):
+        row = (first_slot + number * num_tokens + token).to(tl.int64) * NUM_HEADS + head
+        m1 = tl.load(peaks_sums + row * 2, mask=here, other=float("-inf"), cache_modifier=".cg")
+        s1 = tl.load(peaks_sums + row * 2 + 1, mask=here, other=0.0, cache_modifier=".cg")
+        at = partials + row[:, None] * HEAD_DIM + dims[None, :]
+        m, s, a = _merge(m, s, a, m1, s1, tl.load(at, mask=mask, other=0.0, cache_modifier=".cg"))
+    to = ((first_token + token).to(tl.int64) * NUM_HEADS + head)[:, None] * HEAD_DIM + dims[None, :]
+    result = _finish(s, a, kv_scales, head // GROUP, here, NUM_KV_HEADS)
+    tl.store(out + to, result.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _attend_item(
-    item, head_tile, out, partials, peaks_sums, query, kv_cache, kv_scales, block_table, scale, soft_cap, window,
-    stride_token, stride_head, stride_value, stride_block, stride_kv_head, stride_table,
+    item, head_tile, out, partials, peaks_sums, arrivals, query, key, value, positions, angles, slot_mapping, kv_cache,
+    kv_scales, block_table, scale, soft_cap, window, stride_of_key, stride_of_value, stride_token, stride_head,
+    stride_value, stride_block, stride_kv_head, stride_table,
     HAS_WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, NUM_STAGES: tl.constexpr, IS_FLOAT8: tl.constexpr,
+    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, NUM_STAGES: tl.constexpr, IS_ONE_LOOP: tl.constexpr,
+    IS_FLOAT8: tl.constexpr,
 ):  # fmt: skip
     """Compute an item for the query heads that read one KV head, or for as many of them as a tile holds."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     HEAD_TILES: tl.constexpr = (GROUP + MEMBERS - 1) // MEMBERS
     sequence, first_token, num_tokens = tl.load(item), tl.load(item + 1), tl.load(item + 2)
     first_position, first_split, end_split = tl.load(item + 3), tl.load(item + 4), tl.load(item + 5)
-    slot = tl.load(item + 6)
     kv_head = head_tile // HEAD_TILES
 
     rows, dims = tl.arange(0, BLOCK_M), tl.arange(0, PADDED)
@@ -252,11 +294,19 @@ def _attend_item(
     position = first_position + token
     here = (token < num_tokens) & (member < GROUP)
     mask = here[:, None] & (dims < HEAD_DIM)[None, :]
-    of_row = (first_token + token).to(tl.int64) * stride_token + head * stride_head
-    q = tl.load(query + of_row[:, None] + dims[None, :], mask=mask, other=0.0)
-
+    of_row = query + (first_token + token).to(tl.int64) * stride_token + head * stride_head
     keys = kv_cache + kv_head.to(tl.int64) * stride_kv_head
     values = keys + stride_value
+    if key is None:
+        q = tl.load(of_row[:, None] + dims[None, :], mask=mask, other=0.0)
+    else:
+        q = rotated(of_row, positions + first_token + token, angles, here, HEAD_DIM)
+        if (first_split < end_split) & (end_split * SPLIT >= first_position + num_tokens):  # it sees the new key
+            slot = tl.load(slot_mapping + first_token).to(tl.int64)
+            place = slot // BLOCK_SIZE * stride_block + slot % BLOCK_SIZE * HEAD_DIM
+            new_key = key + first_token.to(tl.int64) * stride_of_key + kv_head * HEAD_DIM
+            new_value = value + first_token.to(tl.int64) * stride_of_value + kv_head * HEAD_DIM
+            append(new_key, new_value, keys + place, values + place, positions + first_token, angles, slot, HEAD_DIM)
     table = block_table + sequence.to(tl.int64) * stride_table
     if kv_scales is not None:
         scale = scale * tl.load(kv_scales + kv_head)
@@ -273,84 +323,64 @@ def _attend_item(
         first = tl.maximum(split * SPLIT, low // BLOCK_N * BLOCK_N)
         end = tl.minimum((split + 1) * SPLIT, high)
         full = tl.maximum(tl.minimum(end, first_position + 1) // BLOCK_N * BLOCK_N, first)
-        if HAS_WINDOW:
+        if IS_ONE_LOOP:
+            full = first
+        elif HAS_WINDOW:
             full = tl.where(first < low_of_last, first, full)
         m1, s1, a1 = _attend_split(
             q, position, keys, values, table, stride_block, first, full, end, low, high, window, inner, factor,
-            HAS_WINDOW, soft_cap is not None, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES, IS_FLOAT8,
+            HAS_WINDOW, soft_cap is not None, HEAD_DIM, BLOCK_SIZE, BLOCK_N, NUM_STAGES, IS_ONE_LOOP, IS_FLOAT8,
         )  # fmt: skip
         m, s, a = _merge(m, s, a, m1, s1, a1)
 
-    if slot < 0:
+    first_slot, num_splits = tl.load(item + 6), tl.load(item + 7)
+    if num_splits == 0:
         to = ((first_token + token).to(tl.int64) * NUM_HEADS + head)[:, None] * HEAD_DIM + dims[None, :]
         result = _finish(s, a, kv_scales, head // GROUP, here, NUM_KV_HEADS)
         tl.store(out + to, result.to(out.dtype.element_ty), mask=mask)
     else:
+        slot = first_slot + (first_split - low // SPLIT) * num_tokens
         row = (slot + token).to(tl.int64) * NUM_HEADS + head
         tl.store(partials + row[:, None] * HEAD_DIM + dims[None, :], a, mask=mask)
         tl.store(peaks_sums + row * 2, m, mask=here)
         tl.store(peaks_sums + row * 2 + 1, s, mask=here)
+        if _is_last(arrivals + first_slot * (NUM_KV_HEADS * HEAD_TILES) + head_tile, num_splits):
+            for first_row in range(0, num_tokens * MEMBERS, 16):
+                _merge_rows(
+                    first_row + tl.arange(0, 16), head_tile, out, partials, peaks_sums, kv_scales, first_token,
+                    num_tokens, first_slot, num_splits, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PADDED, MEMBERS, HEAD_TILES,
+                )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["window", "stride_table", "num_programs", "scale", "soft_cap"])
 def _attend_kernel(
-    items, counts, out, partials, peaks_sums, query, kv_cache, kv_scales, block_table, scale, soft_cap, window,
-    num_programs, stride_token, stride_head, stride_value, stride_block, stride_kv_head, stride_table,
+    items, count, out, partials, peaks_sums, arrivals, query, key, value, positions, angles, slot_mapping, kv_cache,
+    kv_scales, block_table, scale, soft_cap, window, num_programs, stride_of_key, stride_of_value, stride_token,
+    stride_head, stride_value, stride_block, stride_kv_head, stride_table,
     HAS_WINDOW: tl.constexpr, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, MEMBERS: tl.constexpr, HEAD_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, NUM_STAGES: tl.constexpr,
-    IS_FLOAT8: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
+    IS_ONE_LOOP: tl.constexpr, IS_FLOAT8: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
-    """Compute every item for every tile of heads.
+    """Compute every item for every tile of heads; given a key, rotate queries, and the new key into the cache, before.
 
     Programs take turns, in every other round backwards: items come longest first, so their shares are nearly alike.
     """
     launch.let_next_start(IS_OVERLAPPED)
     launch.wait_for_last(IS_OVERLAPPED)
-    num_works = tl.load(counts) * HEAD_TILES
+    num_works = tl.load(count) * HEAD_TILES
     pid = tl.program_id(0)
     for base in range(0, num_works, num_programs):
         is_forward = base // num_programs % 2 == 0
         work = base + tl.where(is_forward, pid, num_programs - 1 - pid)
         if work < num_works:
             _attend_item(
-                items + work // HEAD_TILES * ITEM_SIZE, work % HEAD_TILES, out, partials, peaks_sums, query, kv_cache,
-                kv_scales, block_table, scale, soft_cap, window, stride_token, stride_head, stride_value,
-                stride_block, stride_kv_head, stride_table, HAS_WINDOW, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PADDED,
-                BLOCK_SIZE, MEMBERS, BLOCK_M, BLOCK_N, SPLIT, NUM_STAGES, IS_FLOAT8,
+                items + work // HEAD_TILES * ITEM_SIZE, work % HEAD_TILES, out, partials, peaks_sums, arrivals, query,
+                key, value, positions, angles, slot_mapping, kv_cache, kv_scales, block_table, scale, soft_cap, window,
+                stride_of_key, stride_of_value, stride_token, stride_head, stride_value, stride_block, stride_kv_head,
+                stride_table, HAS_WINDOW, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PADDED, BLOCK_SIZE, MEMBERS, BLOCK_M,
+                BLOCK_N, SPLIT, NUM_STAGES, IS_ONE_LOOP, IS_FLOAT8,
             )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["num_programs"])
-def _merge_kernel(
-    merges, counts, out, partials, peaks_sums, kv_scales, num_programs,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
-    ROWS: tl.constexpr, IS_OVERLAPPED: tl.constexpr,
-):  # fmt: skip
-    """Merge the partial results of a token's heads in order; `ROWS` heads at a time."""
-    launch.let_next_start(IS_OVERLAPPED)
-    launch.wait_for_last(IS_OVERLAPPED)
-    HEAD_TILES: tl.constexpr = (NUM_HEADS + ROWS - 1) // ROWS
-    dims = tl.arange(0, PADDED)
-    for work in range(tl.program_id(0), tl.load(counts + 1) * HEAD_TILES, num_programs):
-        merge = merges + work // HEAD_TILES * MERGE_SIZE
-        token, slot, stride, num_slots = (
-            tl.load(merge), tl.load(merge + 1), tl.load(merge + 2), tl.load(merge + 3),
-        )  # fmt: skip
-        head = work % HEAD_TILES * ROWS + tl.arange(0, ROWS)
-        here = head < NUM_HEADS
-        mask = here[:, None] & (dims < HEAD_DIM)[None, :]
-        m, s, a = _nothing(ROWS, PADDED)
-        for number in range(num_slots):
-            row = (slot + number * stride).to(tl.int64) * NUM_HEADS + head
-            m1 = tl.load(peaks_sums + row * 2, mask=here, other=float("-inf"))
-            s1 = tl.load(peaks_sums + row * 2 + 1, mask=here, other=0.0)
-            a1 = tl.load(partials + row[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
-            m, s, a = _merge(m, s, a, m1, s1, a1)
-        to = (token.to(tl.int64) * NUM_HEADS + head)[:, None] * HEAD_DIM + dims[None, :]
-        kv_head = head // (NUM_HEADS // NUM_KV_HEADS)
-        result = _finish(s, a, kv_scales, kv_head, here, NUM_KV_HEADS)
-        tl.store(out + to, result.to(out.dtype.element_ty), mask=mask)
 
 
 def prepare(
@@ -402,8 +432,13 @@ def attend(
     soft_cap: float | None,
     prepared: StepItems,
     out: Tensor,
+    new: NewKeys | None = None,
 ) -> None:
-    """Attend for the sequences of some items; fills their rows of `out` [num_tokens, num_heads, head_dim]."""
+    """Attend for the sequences of some items; fills their rows of `out` [num_tokens, num_heads, head_dim].
+
+    Args:
+        new: Keys and values that are not in the cache yet, one for each sequence; queries are not rotated yet, either.
+    """
     num_tokens, num_heads, head_dim = query.shape
     tile = prepared.tile
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
@@ -418,23 +453,21 @@ def attend(
     workspace = torch.empty(num_rows * (head_dim + 2), dtype=torch.float32, device=query.device)
     partials, peaks_sums = workspace[: num_rows * head_dim], workspace[num_rows * head_dim :]
     members = tile.members(num_heads, num_kv_heads)
-    head_tiles = num_kv_heads * -(-num_heads // num_kv_heads // members)
+    head_tiles = tile.head_tiles(num_heads, num_kv_heads)
     num_programs = min(tile.programs * launch.num_programs(query), prepared.items.shape[0] * head_tiles)
     heads = {"NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim,
              "PADDED": max(least, triton.next_power_of_2(head_dim))}  # fmt: skip
+    added = (None,) * 5 if new is None else (new.key, new.value, new.positions, new.angles, new.slot_mapping)
+    strides = (0, 0) if new is None else (new.key.stride(0), new.value.stride(0))
     _attend_kernel[(num_programs,)](
-        prepared.items, prepared.counts, out, partials, peaks_sums, query, kv_cache, kv_scales, block_table, scale,
-        soft_cap, window or 0, num_programs, query.stride(0), query.stride(1), kv_cache.stride(0), kv_cache.stride(1),
-        kv_cache.stride(2), block_table.stride(0), HAS_WINDOW=window is not None, **heads, BLOCK_SIZE=block_size,
-        MEMBERS=members, HEAD_TILES=head_tiles, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, SPLIT=tile.split,
-        NUM_STAGES=tile.num_stages, IS_FLOAT8=is_float8, num_warps=tile.num_warps, enable_fp_fusion=False,
+        prepared.items, prepared.count, out, partials, peaks_sums, prepared.arrivals, query, *added, kv_cache,
+        kv_scales, block_table, scale, soft_cap, window or 0, num_programs, *strides, query.stride(0), query.stride(1),
+        kv_cache.stride(0), kv_cache.stride(1), kv_cache.stride(2), block_table.stride(0),
+        HAS_WINDOW=window is not None, **heads, BLOCK_SIZE=block_size, MEMBERS=members, HEAD_TILES=head_tiles,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, SPLIT=tile.split, NUM_STAGES=tile.num_stages,
+        IS_ONE_LOOP=tile.is_one_loop, IS_FLOAT8=is_float8, num_warps=tile.num_warps, enable_fp_fusion=False,
         **launch.overlap(query),
     )  # fmt: skip
-    if prepared.num_slots:
-        _merge_kernel[(4 * launch.num_programs(query),)](
-            prepared.merges, prepared.counts, out, partials, peaks_sums, kv_scales, 4 * launch.num_programs(query),
-            **heads, ROWS=4, num_warps=1, enable_fp_fusion=False, **launch.overlap(query),
-        )  # fmt: skip
 
 
 def is_valid(scale: float, kv_cache: TensorLike, **rest: object) -> bool:

@@ -2,9 +2,10 @@
 
 The queries of a sequence are cut into tiles, and what a tile sees into splits of `split` positions. An item is a tile
 in one of its splits, or in all of them, and one program computes it. Items of all splits write their results, others
-partial results for the second kernel to merge. Both give the same bits (see `attention.py`); some of the splits would
-not, since partial results of partial results are added in another order. So which it is may depend on the step: each
-split is an item of its own as far as there is space for partial results, which sequences of one tile get first.
+partial results, which the last of a tile's items to end merges. Both give the same bits (see `attention.py`); some of
+the splits would not, since partial results of partial results are added in another order. So which it is may depend on
+the step: each split is an item of its own as far as there is space for partial results, which sequences of one tile get
+first.
 
 Sequences of several tiles come first, each from its last tile, which sees the most, to its first: longest work first.
 
@@ -30,11 +31,9 @@ WORKSPACE_BYTES = 64 << 20
 """Most bytes of partial results. 256 sequences of 4,096 tokens with 32 heads of 128 need 34 MB in splits of 512."""
 
 ITEM_SIZE = tl.constexpr(8)
-"""Integers of an item: sequence, first token, tokens, position of the first token, first split, end split, first slot
-(or -1 for a tile in all its splits)."""
-
-MERGE_SIZE = tl.constexpr(4)
-"""Integers of a merge: token, its first slot, from one slot to the next, slots."""
+"""Integers of an item: sequence, first token, tokens, position of the first token, first split, end split, the tile's
+first slot and number of splits (0 for a tile in all its splits). Slots are those of the first split, one for each
+token, then those of the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,9 @@ class Tile:
         num_stages: Key tiles in flight.
         programs: Programs of a multiprocessor.
         split: Positions of a split, a multiple of `block_n`.
+        is_one_loop: Whether tiles of which every row sees every key are masked like others. A second loop begins when
+            the first has ended: its first keys are asked for then, and its instructions. H100, decoding in bfloat16:
+            one of 200 tokens in 6.6 instead of 7.8 us, 64 of 4,096 in 452 instead of 469.
     """
 
     block_m: int
@@ -56,10 +58,15 @@ class Tile:
     num_stages: int
     programs: int
     split: int = SPLIT
+    is_one_loop: bool = False
 
     def members(self, num_heads: int, num_kv_heads: int) -> int:
         """Return how many query heads of a KV head have rows in a tile."""
         return min(num_heads // num_kv_heads, self.block_m)
+
+    def head_tiles(self, num_heads: int, num_kv_heads: int) -> int:
+        """Return how many tiles the query heads of a token fill."""
+        return num_kv_heads * -(-num_heads // num_kv_heads // self.members(num_heads, num_kv_heads))
 
 
 def choose_tile(
@@ -79,10 +86,14 @@ def choose_tile(
     if head_dim > 128:  # two sums of 64 x 256 in float32 take half of all registers; 96 KB of shared memory
         return Tile(64, 32, 8, 2, 1)
     if kv_dtype is not None and kv_dtype.itemsize == 1:
+        if num_tokens != num_seqs:
+            # H100, float8: 8,192 tokens at 250 TFLOP/s, 2,048 at 189, 2,048 behind as many at 236; of 128 x 64, 8 warps
+            # and 2 stages: 234, 165, 214.
+            return Tile(64, 64, 4, 1, 2)
         # H200, float8: 512 x 192 tokens 91 us, 512 x 1,152 522 us; of 64 x 64, 4 warps: 185 and 1,149 us.
-        return Tile(16, 64, 2, 5, 8) if num_tokens == num_seqs else Tile(128, 64, 8, 2, 1)
-    if num_tokens == num_seqs:  # H100: 64 x 4,096 tokens at 2.6 TB/s, one of 128 in 5.4 us, one of 4,096 in 21 us
-        return Tile(16, 128, 4, 4, 2)
+        return Tile(16, 64, 2, 5, 8, is_one_loop=True)
+    if num_tokens == num_seqs:  # H100: 64 x 4,096 tokens at 2.4 TB/s, one of 200 in 6.6 us, one of 4,096 in 16 us
+        return Tile(16, 128, 4, 4, 2, is_one_loop=True)
     return Tile(128, 128, 8, 2, 1)  # H100: 8,192 tokens at 337 TFLOP/s, 2,048 behind as many at 325
 
 
@@ -109,15 +120,15 @@ class StepItems:
     Attributes:
         tile: The layout.
         items: [max_items, ITEM_SIZE], int32.
-        merges: [max_merges, MERGE_SIZE], int32.
-        counts: [2], int32: how many of each there are.
+        count: [1], int32: how many there are.
+        arrivals: [num_slots, head tiles], int32, 0: how many splits of a tile, by its first slot, are done.
         num_slots: Space for partial results, in tokens.
     """
 
     tile: Tile
     items: Tensor
-    merges: Tensor
-    counts: Tensor
+    count: Tensor
+    arrivals: Tensor
     num_slots: int
 
 
@@ -138,8 +149,8 @@ def _cut_kernel(
     seq_lens,
     query_start_loc,
     items,
-    merges,
-    counts,
+    count_of_items,
+    arrivals,
     num_seqs,
     num_tokens,
     window,
@@ -148,6 +159,7 @@ def _cut_kernel(
     OF: tl.constexpr,
     TILE: tl.constexpr,
     SPLIT: tl.constexpr,
+    HEAD_TILES: tl.constexpr,
     BLOCK: tl.constexpr,
     STEP: tl.constexpr,
 ):
@@ -176,19 +188,17 @@ def _cut_kernel(
     )
     is_split = (slots > 0) & (first_slot + slots <= max_slots)
     num_chunks = tl.where(is_split, num_splits, 1)
-    merged = tl.where(is_split, count, 0)
     long = tl.where(num_tiles > 1, num_tiles * num_chunks, 0)
     short = tl.where(num_tiles > 1, 0, num_tiles * num_chunks)
     num_long = tl.sum(long, axis=0)
     first_item = tl.where(num_tiles > 1, _before(long), num_long + _before(short))
     if me == 0:
-        tl.store(counts, num_long + tl.sum(short, axis=0))
-        tl.store(counts + 1, tl.sum(merged, axis=0))
+        tl.store(count_of_items, num_long + tl.sum(short, axis=0))
 
     start, count, length = _pick(start, index, me), _pick(count, index, me), _pick(length, index, me)
     num_tiles, num_chunks = _pick(num_tiles, index, me), _pick(num_chunks, index, me)
-    first_slot, first_merge = _pick(first_slot, index, me), _pick(_before(merged), index, me)
-    first_item, chunk = _pick(first_item, index, me), _pick(num_splits // num_chunks, index, me)
+    chunk = _pick(num_splits, index, me) // num_chunks
+    first_slot, first_item = _pick(first_slot, index, me), _pick(first_item, index, me)
     for base in range(0, num_tiles * num_chunks, STEP):
         item = base + tl.arange(0, STEP)
         tile = num_tiles - 1 - item // num_chunks
@@ -200,7 +210,7 @@ def _cut_kernel(
             first_split = tl.maximum(position - window + 1, 0) // SPLIT
         first_split += number * chunk
         end_split = tl.minimum(first_split + chunk, (tl.maximum(position + tokens, 0) + SPLIT - 1) // SPLIT)
-        slot = tl.where(num_chunks > 1, first_slot + tile * TILE * num_chunks + number * tokens, -1)
+        slot = first_slot + tile * TILE * num_chunks
         to = items + (first_item + item) * ITEM_SIZE
         here = item < num_tiles * num_chunks
         tl.store(to, tl.zeros_like(item) + me, mask=here)
@@ -210,15 +220,9 @@ def _cut_kernel(
         tl.store(to + 4, first_split, mask=here)
         tl.store(to + 5, end_split, mask=here)
         tl.store(to + 6, slot, mask=here)
-    for base in range(0, tl.where(num_chunks > 1, count, 0), STEP):
-        token = base + tl.arange(0, STEP)
-        tile = token // TILE
-        to = merges + (first_merge + token) * MERGE_SIZE
-        here = token < count
-        tl.store(to, start + token, mask=here)
-        tl.store(to + 1, first_slot + tile * TILE * num_chunks + token % TILE, mask=here)
-        tl.store(to + 2, tl.minimum(count - tile * TILE, TILE), mask=here)
-        tl.store(to + 3, tl.zeros_like(token) + num_chunks, mask=here)
+        tl.store(to + 7, tl.zeros_like(item) + tl.where(num_chunks > 1, num_chunks, 0), mask=here)
+        for head_tile in range(0, tl.where(num_chunks > 1, HEAD_TILES, 0)):
+            tl.store(arrivals + slot * HEAD_TILES + head_tile, tl.zeros_like(item), mask=here & (number == 0))
 
 
 def num_slots(query: TensorLike, kv_cache: TensorLike, block_table: TensorLike, split: int, most_bytes: int) -> int:
@@ -265,20 +269,17 @@ def cut(
     (num_tokens, num_heads, _), num_seqs = query.shape, len(seq_lens)
     slots = num_slots(query, kv_cache, block_table, tile.split, workspace_bytes)
     tokens = tile.block_m // tile.members(num_heads, kv_cache.shape[2])
-    shapes = (
-        (max_items(num_tokens, num_seqs, tokens, slots), ITEM_SIZE.value),
-        (min(num_tokens, slots // 2), MERGE_SIZE.value),
-        (2,),
-    )
-    items, merges, counts = (torch.empty(shape, dtype=torch.int32, device=seq_lens.device) for shape in shapes)
+    head_tiles = tile.head_tiles(num_heads, kv_cache.shape[2])
+    shapes = ((max_items(num_tokens, num_seqs, tokens, slots), ITEM_SIZE.value), (1,), (slots, head_tiles))
+    items, count, arrivals = (torch.empty(shape, dtype=torch.int32, device=seq_lens.device) for shape in shapes)
     # One size for up to 255 sequences: few variants to compile, and a sum over 256 integers costs next to nothing.
     block = max(256, triton.next_power_of_2(num_seqs + 1))
     _cut_kernel[(num_seqs + 1,)](
-        seq_lens, query_start_loc, items, merges, counts, num_seqs, num_tokens, window or 0, slots,
-        HAS_WINDOW=window is not None, OF=of.value, TILE=tokens, SPLIT=tile.split, BLOCK=block, STEP=64, num_warps=4,
-        enable_fp_fusion=False,
+        seq_lens, query_start_loc, items, count, arrivals, num_seqs, num_tokens, window or 0, slots,
+        HAS_WINDOW=window is not None, OF=of.value, TILE=tokens, SPLIT=tile.split, HEAD_TILES=head_tiles, BLOCK=block,
+        STEP=64, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
-    return StepItems(tile, items, merges, counts, slots)
+    return StepItems(tile, items, count, arrivals, slots)
 
 
 def attention_bytes(query: TensorLike, kv_cache: TensorLike, block_table: TensorLike, **rest: object) -> int:
@@ -290,8 +291,8 @@ def attention_bytes(query: TensorLike, kv_cache: TensorLike, block_table: Tensor
 
 def items_bytes(query: TensorLike, kv_cache: TensorLike, block_table: TensorLike, **rest: object) -> tuple[int, int]:
     """Return the most bytes of a step's items in two layouts; tiles of one token are the most there can be."""
-    num_tokens, num_seqs = sizes_of(query)[0], sizes_of(block_table)[0]
+    (num_tokens, num_heads, _), num_seqs = sizes_of(query), sizes_of(block_table)[0]
     slots = num_slots(query, kv_cache, block_table, SPLIT, WORKSPACE_BYTES)
-    integers = max_items(num_tokens, num_seqs, 1, slots) * ITEM_SIZE.value
-    integers += min(num_tokens, slots // 2) * MERGE_SIZE.value + 2
+    head_tiles = Tile(16, 16, 1, 1, 1).head_tiles(num_heads, sizes_of(kv_cache)[2])  # no tile has fewer rows
+    integers = max_items(num_tokens, num_seqs, 1, slots) * ITEM_SIZE.value + 1 + slots * head_tiles
     return 8 * integers, 8 * integers

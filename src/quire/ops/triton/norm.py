@@ -24,7 +24,7 @@ def _load(x, residual, x_place, residual_place, columns, kept):
 
 
 @triton.jit
-def _normed(wide, root, weight, columns, WIDTH: tl.constexpr):
+def normed(wide, root, weight, columns, WIDTH: tl.constexpr):
     """Return the quotient, rounded, times the weight, rounded."""
     dtype: tl.constexpr = weight.dtype.element_ty
     factor = tl.load(weight + columns, columns < WIDTH, other=0.0).to(tl.float32)
@@ -57,17 +57,17 @@ def _rms_norm_kernel(
         for start in range(0, WIDTH, BLOCK):
             columns = start + block
             wide = _load(x, residual, x_place, residual_place, columns, (row < num_rows) & (columns < WIDTH))
-            bits = tl.maximum(bits, largest_bits(_normed(wide, root, weight, columns, WIDTH)))
+            bits = tl.maximum(bits, largest_bits(normed(wide, root, weight, columns, WIDTH)))
         scale = scale_of(bits, LARGEST)
     for start in range(0, WIDTH, BLOCK):
         columns = start + block
         kept = (row < num_rows) & (columns < WIDTH)
         wide = _load(x, residual, x_place, residual_place, columns, kept)
-        normed = _normed(wide, root, weight, columns, WIDTH)
+        out_row = normed(wide, root, weight, columns, WIDTH)
         if scales is not None:
-            tl.store(out + row * WIDTH + columns, quantized(normed, scale, LARGEST, out.dtype.element_ty), kept)
+            tl.store(out + row * WIDTH + columns, quantized(out_row, scale, LARGEST, out.dtype.element_ty), kept)
         else:
-            tl.store(out + row * WIDTH + columns, cast(normed, out.dtype.element_ty), kept)
+            tl.store(out + row * WIDTH + columns, cast(out_row, out.dtype.element_ty), kept)
         if total is not None:
             tl.store(total + row * WIDTH + columns, cast(wide, total.dtype.element_ty), kept)
     if scales is not None:

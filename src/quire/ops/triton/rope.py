@@ -6,6 +6,8 @@ All arithmetic is float32 and unfused, as in the references: rotated rows are th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -107,6 +109,66 @@ def _rope_append_kv_kernel(
             _move(source, to, positions, table, token, key_scale, here, HEAD_DIM, HALF)
             source = value + token * value_stride + head * value_head_stride
             _move(source, to + cache_value_stride, positions, table, token, value_scale, here, HEAD_DIM, 0)
+
+
+@triton.jit
+def _rotate(source, positions, angles, here, HEAD_DIM: tl.constexpr):
+    """Return the two halves of rows [rows, HEAD_DIM // 2], rotated by their positions, and the indices of the first.
+
+    Args:
+        source, positions: Pointers, one a row.
+        angles: Pointer to the table of all positions.
+        here: Which rows there are.
+    """
+    HALF: tl.constexpr = HEAD_DIM // 2
+    i = tl.arange(0, HALF)[None, :]
+    at = angles + tl.load(positions, mask=here, other=0).to(tl.int64)[:, None] * HEAD_DIM
+    cos, sin = tl.load(at + i), tl.load(at + HALF + i)
+    first = tl.load(source[:, None] + i, mask=here[:, None], other=0.0)
+    second = tl.load(source[:, None] + HALF + i, mask=here[:, None], other=0.0)
+    x, y = first.to(tl.float32), second.to(tl.float32)
+    return (x * cos - y * sin).to(first.dtype), (y * cos + x * sin).to(first.dtype), i
+
+
+@triton.jit
+def rotated(source, positions, angles, here, HEAD_DIM: tl.constexpr):
+    """Return rows [rows, HEAD_DIM], rotated: the bits of `rope`. HEAD_DIM is a power of two; see `_rotate`."""
+    first, second, _ = _rotate(source, positions, angles, here, HEAD_DIM)
+    return tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), (first.shape[0], HEAD_DIM))
+
+
+@triton.jit
+def append(key, value, keys, values, position, angles, slot, HEAD_DIM: tl.constexpr):
+    """Write a head's new key, rotated, and value to where the cache holds them, if `slot` is not negative.
+
+    All threads of the program can read them then.
+    """
+    if slot >= 0:
+        one = tl.arange(0, 1)
+        first, second, i = _rotate(key + one, position + one, angles, one == 0, HEAD_DIM)
+        tl.store(keys + i, first)
+        tl.store(keys + HEAD_DIM // 2 + i, second)
+        dims = tl.arange(0, HEAD_DIM)
+        tl.store(values + dims, tl.load(value + dims))
+    tl.debug_barrier()
+
+
+@dataclass(frozen=True, slots=True)
+class NewKeys:
+    """What a step with one token for each sequence adds to the cache, for kernels that do so themselves.
+
+    Attributes:
+        key, value: [num_tokens, num_kv_heads, head_dim], dtype of the cache; heads contiguous.
+        positions: [num_tokens], int32 | int64.
+        angles: [max_position, head_dim], float32, from `rope_table`.
+        slot_mapping: [num_tokens], int32 | int64; -1 is padding.
+    """
+
+    key: Tensor
+    value: Tensor
+    positions: Tensor
+    angles: Tensor
+    slot_mapping: Tensor
 
 
 def rope_append_kv(

@@ -13,9 +13,10 @@ from quire.graph.network import Network
 from quire.graph.nodes import op_of
 from quire.ops.native.library import library
 from quire.ops.op import Tactic
+from quire.ops.tactics import fusions_for
 from quire.plan.device import torch_device
 from quire.plan.folding import Constants, constant_nodes
-from quire.plan.programs import Group, group, is_view, nodes_of
+from quire.plan.programs import FusedCalls, Group, fuse, group, is_view, nodes_of
 from quire.plan.tactics import choose, prepared_key
 from quire.plan.weight_source import WeightSource
 from quire.runner.execution.native_program import NativeProgram, Step
@@ -83,9 +84,12 @@ class Binder:
         nodes = [node for node in network.calls() if node not in self._constant_nodes]
         tactics = {node: choose(node, self._constant_nodes, device, chosen) for node in nodes}
         groups = group(nodes, {node for node in nodes if tactics[node].kernel is not None}, network.outputs.values())
+        groups = fuse(groups, tactics, fusions_for(device), network.outputs.values())
         self._last_use = _last_uses(groups, network)
         for each in groups:
-            if isinstance(each, Group):
+            if isinstance(each, FusedCalls):
+                self._bind_fused(each, tactics[each.nodes[1]])
+            elif isinstance(each, Group):
                 self._bind_program(each, tactics)
             else:
                 self._bind(each, tactics[each])
@@ -111,6 +115,21 @@ class Binder:
         self._release(node)
         is_flat = not any(isinstance(argument, tuple) for argument in arguments)
         self.calls.append(Call(tactic.run, arguments, is_flat, prepared, self.register(node), self._dead(node)))
+
+    def _bind_fused(self, fused: FusedCalls, tactic: Tactic) -> None:
+        """Bind two calls that are one; `tactic` is that of the second."""
+        first, second = fused.nodes
+        taken = {name: self._argument(first.kwargs[name]) for name in op_of(first).signature.parameters}
+        rest = {name: self._argument(second.kwargs[name]) for name in op_of(second).signature.parameters
+                if name != fused.fusion.argument}  # fmt: skip
+        prepared = None
+        if tactic.prepare:
+            whole = {fused.fusion.argument: taken[fused.fusion.argument], **rest}
+            prepared = self._prepare(second, tactic, tuple(whole[name] for name in op_of(second).signature.parameters))
+        for node in fused.nodes:
+            self._release(node)
+        arguments = (*taken.values(), *rest.values())
+        self.calls.append(Call(fused.fusion.run, arguments, True, prepared, self.register(second), self._dead(fused)))
 
     def _bind_program(self, group: Group, tactics: Mapping[fx.Node, Tactic]) -> None:
         constants: dict[fx.Node, Any] = {}

@@ -73,6 +73,7 @@ class NativeProgram:
             self._registers[node] = (self._add(self._program.outside, spec(node)),)
         for node in outputs:
             self._registers[node] = tuple(self._add(self._program.outside, result) for result in results(node))
+        self._made = [[(self._shape(result.shape), result.dtype) for result in results(node)] for node in outputs]
         for step in steps:
             if step.kernel is None:
                 self._registers[step.node] = self._view(step.node)
@@ -82,16 +83,18 @@ class NativeProgram:
     def run(self, *inputs: torch.Tensor) -> tuple[Any, ...]:
         """Run the calls; returns what each of `outputs` returns."""
         sizes = [inputs[place].shape[dim] for place, dim in self._sources]
-        made = [[self._empty(result, sizes) for result in results(node)] for node in self.outputs]
+        made = [
+            [
+                torch.empty([size if symbol < 0 else sizes[symbol] for size, symbol in shape], dtype=dtype)
+                for shape, dtype in each
+            ]
+            for each in self._made
+        ]
         given = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in inputs]
         addresses = [tensor.data_ptr() for tensor in given]
         addresses += [tensor.data_ptr() for each in made for tensor in each]
         self._program.run(sizes, addresses, torch.get_num_threads())
         return tuple(each[0] if len(each) == 1 else tuple(each) for each in made)
-
-    def _empty(self, declared: TensorSpec, sizes: Sequence[int]) -> torch.Tensor:
-        shape = [sizes[self._symbols[size]] if isinstance(size, str) else size for size in declared.shape]
-        return torch.empty(shape, dtype=declared.dtype)
 
     def _bind_symbols(self, place: int, declared: TensorSpec) -> None:
         for dim, size in enumerate(declared.shape):

@@ -10,9 +10,22 @@ from typing import TypeVar
 import msgspec
 
 from quire.core.request import ModelOutput, SchedulerOutput
+from quire.distributed.tensors.process_group import MeetingPoint
 from quire.distributed.workers import WorkerGroup
 from quire.runner.parallel.layout import Layout
-from quire.runner.parallel.messages import Answer, Held, Ready, Result, Sleep, Step, Vocabulary, WakeUp, Work, encode
+from quire.runner.parallel.messages import (
+    Answer,
+    Failed,
+    Held,
+    Ready,
+    Result,
+    Sleep,
+    Step,
+    Vocabulary,
+    WakeUp,
+    Work,
+    encode,
+)
 from quire.sampling.grammar.compiler import GrammarCompiler
 
 T = TypeVar("T")
@@ -55,6 +68,7 @@ class DistributedRunner:
         reporter: The rank that sends results, one of those that sample.
         ready: What each said when it had loaded.
         grammars: Of the model's vocabulary, for rows with structured outputs.
+        meeting: Where the workers have met, which they may look at again as long as they live.
     """
 
     def __init__(
@@ -64,6 +78,7 @@ class DistributedRunner:
         reporter: int,
         ready: Sequence[Ready],
         grammars: GrammarCompiler | None = None,
+        meeting: MeetingPoint | None = None,
     ) -> None:
         self.max_ahead = min(each.max_ahead for each in ready) + layout.pp_size - 1
         self.can_pool = ready[reporter].can_pool
@@ -75,6 +90,7 @@ class DistributedRunner:
         self._sampled: list[tuple[int, int]] = []
         self._has_sent_vocabulary = False
         self._in_flight_s, self._began_s = 0.0, 0.0
+        self._meeting = meeting
         self._end = weakref.finalize(self, group.close)  # workers end with whom they work for
 
     @property
@@ -165,6 +181,7 @@ class DistributedRunner:
     def close(self) -> None:
         """End the workers."""
         self._end()
+        self._meeting = None
 
     def _hold(self, command: msgspec.Struct) -> None:
         self._send(command)
@@ -186,5 +203,7 @@ class DistributedRunner:
 
     def _receive(self, rank: int, kind: type[T]) -> T:
         answer = self._answers.decode(self._group.receive(rank))
+        if isinstance(answer, Failed):
+            raise self._group.verdict(rank)
         assert isinstance(answer, kind), f"rank {rank}: expected {kind.__name__}, got {answer}"
         return answer

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from quire.core.config import EngineConfig
 from quire.core.env import LaunchedRank, launched_rank
 from quire.core.errors import ConfigError
 from quire.distributed.endpoint import Endpoint, spawn
+from quire.distributed.ray_cluster import RayPlacement
 from quire.distributed.torchrun import Launched
 from quire.plan.device import num_devices
 
@@ -26,7 +28,9 @@ class Layout:
         pp_size: Stages.
         num_local: Ranks on one machine.
         host: An address of this machine that all ranks can reach.
-        launched: What the launcher said of this process, None if the workers are its children.
+        launched: What the launcher said of this process, None if none started it.
+        is_on_ray: Whether Ray finds places for the ranks.
+        placement: Those places, once they are taken. Without either the workers are children of this process.
     """
 
     tp_size: int
@@ -34,6 +38,8 @@ class Layout:
     num_local: int
     host: str = LOOPBACK
     launched: LaunchedRank | None = None
+    is_on_ray: bool = False
+    placement: RayPlacement | None = None
 
     @classmethod
     def of(cls, config: EngineConfig) -> Layout:
@@ -44,7 +50,8 @@ class Layout:
         """
         tp_size, pp_size = config.tensor_parallel_size, config.pipeline_parallel_size
         if config.distributed_executor_backend != "external_launcher":
-            return cls(tp_size, pp_size, tp_size * pp_size)
+            is_on_ray = config.distributed_executor_backend == "ray"
+            return cls(tp_size, pp_size, tp_size * pp_size, is_on_ray=is_on_ray)
         launched = launched_rank()
         if launched is None or launched.world_size != tp_size * pp_size:
             got = "none" if launched is None else str(launched.world_size)
@@ -60,12 +67,35 @@ class Layout:
         """Ranks in all."""
         return self.tp_size * self.pp_size
 
-    def check(self, device: str) -> None:
-        """Refuse a layout for which this machine has too few devices.
+    def placed(self, device: str) -> Layout:
+        """Return the layout with a place for each rank.
+
+        Args:
+            device: Kind of device.
 
         Raises:
-            ConfigError: It is one.
+            ConfigError: There are too few devices.
         """
+        if self.is_on_ray:
+            placement = RayPlacement(self.tp_size, self.pp_size, device)
+            return replace(self, host=placement.host, placement=placement)
+        self._check(device)
+        return self
+
+    def local(self, rank: int) -> tuple[int, int]:
+        """Return how many ranks are on a rank's machine, and which of its devices is the rank's own."""
+        if self.placement is None:
+            return self.num_local, rank % self.num_local
+        place = self.placement.places[rank]
+        return place.num_local, place.local_rank
+
+    def publish(self, directory: Path) -> None:
+        """Give an engine directory to the machines that do not have it."""
+        if self.placement is not None:
+            self.placement.publish(directory.absolute())
+
+    def _check(self, device: str) -> None:
+        """Refuse a layout for which this machine has too few devices."""
         found = num_devices(device)
         if found is not None and found < self.num_local:
             sizes = [f"{tp} * {found // tp}" for tp in range(1, found + 1) if found % tp == 0]
@@ -76,6 +106,8 @@ class Layout:
 
     def start(self) -> Sequence[Endpoint]:
         """Start the workers of all ranks, or let those in that a launcher has started."""
+        if self.placement is not None:
+            return self.placement.start(WORKER)
         if self.launched is None:
             return [spawn(WORKER, rank) for rank in range(self.world_size)]
         return Launched(self.launched).gather(partial(spawn, WORKER, 0))

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from quire.core import errors
 from quire.core.errors import QuireError, WorkerError
 from quire.core.mapping import Mapping
-from quire.distributed.process_group import MeetingPoint
+from quire.distributed.tensors.process_group import MeetingPoint
 from quire.distributed.workers import WorkerGroup
 from quire.plan.engine_directory import is_engine_directory
 from quire.plan.plan import Plan
@@ -46,18 +46,28 @@ class Ranks:
     """
 
     def __init__(self, plan: Plan, layout: Layout, device: str, on_lost: Callable[[], object] = lambda: None) -> None:
-        layout.check(device)
         self._layout, self._device = layout, device
-        self.plans = [shard(plan, self._mapping(rank)) for rank in range(0, layout.world_size, layout.tp_size)]
-        meeting = MeetingPoint(layout.host)
+        self.plans = [
+            shard(plan, self._mapping(rank), device=device) for rank in range(0, layout.world_size, layout.tp_size)
+        ]
+        self._layout = layout = layout.placed(device)
+        self._meeting = MeetingPoint(layout.host)
         self._group = WorkerGroup(layout.start, on_lost)
         self._answers = msgspec.msgpack.Decoder(Answer)
-        with self._closing_on_error(), _engine_directory(plan) as directory:
-            for rank in range(layout.world_size):
-                self._group.send(rank, encode(self._open(directory, rank, meeting.address)))
-            opened = [self._answer(rank, Opened) for rank in range(layout.world_size)]
+        with self._closing_on_error():
+            self._group.wait_until_up()  # who is killed meanwhile leaves no directory behind
+            opened = self._opened(plan)
         available = [each.available_bytes for each in opened]
         self.available_bytes = [min(available[i : i + layout.tp_size]) for i in range(0, len(opened), layout.tp_size)]
+
+    def _opened(self, plan: Plan) -> list[Opened]:
+        """Have all ranks open the plan and meet each other."""
+        layout = self._layout
+        with _engine_directory(plan) as directory:
+            layout.publish(directory)
+            for rank in range(layout.world_size):
+                self._group.send(rank, encode(self._open(directory, rank, self._meeting.address)))
+            return [self._answer(rank, Opened) for rank in range(layout.world_size)]
 
     def load(
         self,
@@ -83,7 +93,7 @@ class Ranks:
                 self._group.send(rank, encode(replace(how, is_reporting=rank == reporter)))
             ready = [self._answer(rank, Ready, on_progress if rank == 0 else None) for rank in range(len(self._group))]
         self._group.watch_closely()
-        return DistributedRunner(self._group, self._layout, reporter, ready, grammars)
+        return DistributedRunner(self._group, self._layout, reporter, ready, grammars, self._meeting)
 
     def close(self) -> None:
         """End the workers."""
@@ -94,7 +104,7 @@ class Ranks:
         return Mapping(layout.world_size, rank, layout.num_local, tp_size=layout.tp_size, pp_size=layout.pp_size)
 
     def _open(self, directory: Path, rank: int, store: str) -> Open:
-        layout, mapping = self._layout, self._mapping(rank)
+        layout = self._layout
         return Open(
             str(directory.absolute()),
             rank,
@@ -102,8 +112,7 @@ class Ranks:
             layout.pp_size,
             self._device,
             store,
-            layout.num_local,
-            mapping.local_rank,
+            *layout.local(rank),
         )
 
     def _answer(self, rank: int, kind: type[T], on_progress: Callable[[int], None] | None = None) -> T:
@@ -119,7 +128,7 @@ class Ranks:
             if isinstance(answer, kind):
                 return answer
             if isinstance(answer, Failed):
-                raise _failure(rank, answer)
+                raise _failure(rank, answer) or self._group.verdict(rank)
             if isinstance(answer, Progress) and on_progress is not None:
                 on_progress(answer.done)
 
@@ -132,12 +141,12 @@ class Ranks:
             raise
 
 
-def _failure(rank: int, said: Failed) -> QuireError:
-    """Return what a rank said last as the error that it was there, if it was one of ours."""
+def _failure(rank: int, said: Failed) -> QuireError | None:
+    """Return what a rank said last as the error that it was there, None if it was not one of ours."""
     kind = getattr(errors, said.kind, None)
     if isinstance(kind, type) and issubclass(kind, QuireError):
         return kind(f"rank {rank}: {said.message}")
-    return WorkerError(f"rank {rank}: expected its worker to run, got {said.kind}: {said.message}", rank)
+    return None
 
 
 @contextmanager

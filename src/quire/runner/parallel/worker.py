@@ -22,16 +22,18 @@ from quire.core.errors import QuireError
 from quire.core.log import get_logger
 from quire.core.mapping import Mapping
 from quire.distributed.channel import Channel, ChannelError
-from quire.distributed.communicator import use
 from quire.distributed.endpoint import knock
 from quire.distributed.lifeline import answer_pings, die_with_parent
-from quire.distributed.process_group import joined
-from quire.distributed.torch_group import TorchCommunicator, Traffic
+from quire.distributed.tensors.communicator import use
+from quire.distributed.tensors.process_group import joined
+from quire.distributed.tensors.torch_group import TorchCommunicator, Traffic
+from quire.plan.cores import use_cores
 from quire.plan.device import torch_device
 from quire.plan.memory import mib
 from quire.plan.plan import Plan
 from quire.runner.device import available_memory_bytes
 from quire.runner.model_runner import LocalRunner, Pending, make_runner
+from quire.runner.outputs import FailedStep
 from quire.runner.parallel.layout import LOOPBACK
 from quire.runner.parallel.messages import (
     Answer,
@@ -97,7 +99,7 @@ class Worker:
         device = _take_device(asked)
         if asked.store.startswith(LOOPBACK):
             env.stay_on_loopback()
-        plan = shard(Plan.load(asked.engine), mapping)
+        plan = shard(Plan.load(asked.engine), mapping, device=asked.device)
         with joined(asked.store, mapping.rank, mapping.world_size, device):
             communicator = TorchCommunicator.connect(mapping, device.type, asked.store)
             self._traffic = communicator.traffic
@@ -179,7 +181,10 @@ class Worker:
         began_s, waited_s = time.perf_counter(), self._traffic.waited_s
         if not self._is_sampling:
             self._runner.learn(asked.sampled)
-        self._pending.append(self._runner.execute(asked.step))
+        pending = self._runner.execute(asked.step)
+        if isinstance(pending, FailedStep):  # the other ranks wait for what will not come
+            raise pending.error
+        self._pending.append(pending)
         self._busy_s += time.perf_counter() - began_s - (self._traffic.waited_s - waited_s)
         self._num_steps += 1
 
@@ -202,7 +207,7 @@ def _take_device(asked: Open) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(asked.local_rank)
         return torch.device("cuda", asked.local_rank)
-    torch.set_num_threads(max(1, torch.get_num_threads() // asked.num_local))
+    use_cores(asked.num_local)
     return device
 
 
@@ -237,8 +242,8 @@ def _leave() -> None:
 def main(*arguments: str) -> int:
     """Run a worker for sockets that are open, or for `join ADDRESS RANK`, the secret on standard input."""
     log.configure()
+    die_with_parent()
     if arguments[0] != "join":
-        die_with_parent()
         commands, health = (Channel(socket.socket(fileno=int(fd))) for fd in arguments)
         return serve(commands, health)
     return serve(*knock(arguments[1], sys.stdin.readline().strip(), int(arguments[2])))

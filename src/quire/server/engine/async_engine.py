@@ -1,14 +1,14 @@
-"""`AsyncEngine`: an engine in a process of its own, for one event loop. Text is made here, integers there.
+"""`AsyncEngine`: engines in processes of their own, for one event loop. Text is made here, integers there.
 
-A request is checked and counted here, then queued there; what a step brings comes back in one frame and wakes the
-readers. When the process dies every reader gets one error, and another process is started.
+A request is checked and counted here, then sent to one of them; what a step brings comes back in one frame and wakes
+the readers. When a process dies the readers of what it held get one error, and another process is started.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from functools import partial
@@ -17,10 +17,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from quire.core import errors
-from quire.core.config import BuildConfig, EngineConfig, SchedulerConfig
+from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import CapacityError, QuireError, RequestError
-from quire.core.log import get_logger
 from quire.core.progress import OnProgress
 from quire.core.request import CachePicture, Request, RequestOutput
 from quire.core.sampling_params import SamplingParams
@@ -29,46 +27,27 @@ from quire.engine.admission import Admission
 from quire.engine.model_text import ModelText, load_model_text
 from quire.engine.output import OutputProcessor
 from quire.scheduler.capacity import check_fits
-from quire.server.engine.child import PING_INTERVAL_S, EngineChild
-from quire.server.engine.messages import (
-    Abort,
-    Add,
-    Command,
-    Event,
-    Failed,
-    Finish,
-    Look,
-    Looked,
-    Opened,
-    Progress,
-    Ready,
-    Refused,
-    Start,
-    StepDone,
-    encode,
-)
-from quire.server.engine.metrics import ServerMetrics
+from quire.server.engine.child import EngineChild
+from quire.server.engine.messages import Abort, Add, Finish, Opened, Progress, Refused, Start, StepDone, encode
+from quire.server.engine.metrics import EngineMetrics, render
+from quire.server.engine.places import Place, divide_machine, this_machine
+from quire.server.engine.replica import News, Replica
 from quire.server.engine.request_stream import RequestStream
+from quire.server.engine.router import Router, prefix_keys
 from quire.server.engine.settings import embedding_params, for_serving
-from quire.server.engine.viewers import Viewers
 from quire.server.engine.waiting_room import WaitingRoom
 from quire.server.engine_client import EngineDeadError, OverloadedError, Readiness, ServedModel
 
 T = TypeVar("T")
-_log = get_logger(__name__)
 
 # A text or prompt of this length takes about a millisecond; longer ones are looked at beside the event loop.
 _LONG_TEXT_CHARS = 1024
 _LONG_PROMPT_TOKENS = 8192
 _NUM_THREADS = 2
-_SILENCE_S = 1.5
-_BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-_STANDBY_DELAY_S = 1.0  # the first requests come first
-_LIVED_S = 2.0  # a process that was ready for less has failed to start
 
 
 class AsyncEngine:
-    """Implements `EngineClient`. `start` it, `close` it; in between it may die and come back.
+    """Implements `EngineClient` over one engine or several. `start` it, `close` it; in between they may die and return.
 
     Args:
         model: A model directory, an engine directory, a hub id, or "quire-tiny".
@@ -80,12 +59,17 @@ class AsyncEngine:
         chat_template: Jinja text that replaces the model's own.
 
     Attributes:
-        prometheus: What `/metrics` shows.
-        dead: Done, with the reason, when the engine process has died and `server.restart` is off.
+        replicas: The engines, once `start` was called.
+        dead: Done, with the reason, when the last engine process has died and `server.restart` is off.
+        child_class: What an engine process is.
+
+    Raises:
+        ConfigError: There are fewer devices than engines.
     """
 
-    prometheus: ServerMetrics
+    replicas: tuple[Replica, ...]
     dead: asyncio.Future[str]
+    child_class = EngineChild
 
     def __init__(
         self,
@@ -100,25 +84,21 @@ class AsyncEngine:
     ) -> None:
         self._config = server or ServerConfig()
         self._command = Start(model, build or BuildConfig(), for_serving(engine or EngineConfig()), tokenizer)
+        self._places = divide_machine(self._config.replicas, self._command.engine, *this_machine())
+        self._names = self._config.model_names or (model,)
         self._skip_tokenizer_init = skip_tokenizer_init
         self._chat_template = chat_template
         self._executor = ThreadPoolExecutor(_NUM_THREADS, "text")
         self._checks = ThreadPoolExecutor(1, "grammar")  # a check may take a second, and they queue for one process
         self._streams: dict[str, RequestStream] = {}
+        self._text: ModelText | None = None
         self._served: ServedModel | None = None
-        self._child: EngineChild | None = None
-        self._successor: EngineChild | None = None
-        self._failed: Failed | None = None
-        self._ready_time_s: float | None = None
-        self._loading = "it starts"
-        self._metrics: dict[str, float] = {}
-        self._viewers = Viewers(lambda: self._send(Look()))
         self._is_draining = self._is_closed = False
 
     # ------------------------------------------------------------------------------------------------- life and death
 
     async def start(self, on_progress: OnProgress | None = None) -> None:
-        """Start the engine process and wait until it takes requests.
+        """Start the engine processes and wait until all of them take requests.
 
         Args:
             on_progress: Told how far loading is.
@@ -127,16 +107,18 @@ class AsyncEngine:
             ConfigError: A setting cannot be honoured.
             PlanError: The model is incomplete or damaged.
             CapacityError: It does not fit into memory.
-            EngineDeadError: The process ended for another reason.
+            EngineDeadError: A process ended for another reason.
         """
         self._on_progress = on_progress
         self.dead = asyncio.get_running_loop().create_future()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._router = Router(self._command.engine.block_size)
+        self.replicas = tuple(self._make_replica(index, place) for index, place in enumerate(self._places))
         self._supervisor = asyncio.create_task(self._supervise())
         try:
-            await asyncio.shield(self._first_ready)
+            await asyncio.shield(asyncio.gather(*(replica.started for replica in self.replicas)))
+            self._open()
         except BaseException:
             await self.close()
             raise
@@ -156,12 +138,10 @@ class AsyncEngine:
         return self._idle.is_set()
 
     async def close(self) -> None:
-        """End all that runs and the engine process; return when it is gone."""
+        """End all that runs and the engine processes; return when they are gone."""
         self._is_closed = True
-        self._fail_streams(EngineDeadError("The server shuts down."))
-        for child in (self._child, self._successor):
-            if child is not None:
-                await child.stop()
+        self._fail_streams(self._streams, EngineDeadError("The server shuts down."))
+        await asyncio.gather(*(replica.close() for replica in self.replicas))
         self._supervisor.cancel()
         with suppress(asyncio.CancelledError):
             await self._supervisor
@@ -171,76 +151,49 @@ class AsyncEngine:
             self._admission.close()
 
     def readiness(self) -> Readiness:
-        """Return whether requests would be served now."""
-        child = self._child
+        """Return whether requests would be served now: by one engine, if there are several."""
         if self._is_draining or self._is_closed:
             return Readiness(False, "The server shuts down.")
-        if child is None or not child.is_ready:
-            return Readiness(False, f"The engine process is not ready: {self._loading}.")
-        if (silence_s := child.num_unanswered * PING_INTERVAL_S) > _SILENCE_S:
-            return Readiness(False, f"The engine process has not answered for {silence_s:g} s.")
-        if child.step_age_s > self._config.ready_timeout_s:
-            return Readiness(False, f"The engine has not finished a step for {child.step_age_s:.1f} s.")
-        return Readiness(True, "The engine takes requests.")
+        engines = tuple(replica.readiness() for replica in self.replicas)
+        if len(engines) == 1:
+            return engines[0]
+        num_ready = sum(engine.is_ready for engine in engines)
+        return Readiness(num_ready > 0, f"{num_ready} of {len(engines)} engines take requests.", engines)
 
     async def _supervise(self) -> None:
-        """Start process after process, each when the one before is dead."""
-        num_failures = 0
-        while True:
-            lived_s = await self._live()
-            if not self._first_ready.done():
-                self._first_ready.set_exception(self._start_error())
-            if self._is_closed or self._first_ready.exception() is not None:
-                return
-            self.prometheus.note_death()
-            if not self._config.restart:
-                self.dead.set_result(self._loading)
-                return
-            num_failures = 0 if lived_s > _LIVED_S else num_failures + 1
-            delay_s = _BACK_OFF_S[min(num_failures, len(_BACK_OFF_S) - 1)]
-            _log.error("the engine process died: %s; it starts again in %g s", self._loading, delay_s)
-            await asyncio.sleep(delay_s)
+        """See all engines through; without one that is started again, the server is dead."""
+        *_, reason = await asyncio.gather(*(replica.run() for replica in self.replicas))
+        if self._served is not None and not self._is_closed:
+            self.dead.set_result(reason)
 
-    async def _live(self) -> float:
-        """See one process through from start to death; returns for how many seconds it was ready."""
-        self._failed = self._ready_time_s = None
-        child, self._successor = self._successor or await self._spawn(), None
-        self._child = child
-        child.on_silence = self._raise_successor
-        child.send(self._command)
-        reason = await child.wait_dead()
-        self._child = None
-        self._loading = self._failed.message or self._failed.kind if self._failed else reason
-        self._metrics = {}
-        self._fail_streams(EngineDeadError("The engine process ended; what was running in it is lost."))
-        return 0.0 if self._ready_time_s is None else time.monotonic() - self._ready_time_s
+    def _make_replica(self, index: int, place: Place) -> Replica:
+        command = msgspec.structs.replace(self._command, engine=place.adapt(self._command.engine))
+        prometheus = EngineMetrics(self._names[0], index)
+        made = Replica(index, command, self._config, place, prometheus, self._take, self._take_death)
+        made.child_class = self.child_class
+        return made
 
-    async def _spawn(self) -> EngineChild:
-        return await EngineChild.spawn(self._take, self._config.hang_timeout_s)
+    def _open(self) -> None:
+        """Know what is served, now that all engines have said it."""
+        assert self._text is not None, "a process that is ready has opened its plan"
+        text, schedulers = self._text, [replica.scheduler for replica in self.replicas]
+        length = min(scheduler.max_model_len for scheduler in schedulers)
+        self._waiting_room = WaitingRoom(self._config, schedulers)
+        self._outputs = OutputProcessor(text.tokenizer)
+        self._admission = Admission(
+            text.tokenizer, self._vocab_size, length, text.eos_token_ids, self._command.engine.seed
+        )
+        name, *aliases = self._names
+        created_s = int(time.time())
+        self._served = ServedModel(
+            name, tuple(aliases), text.tokenizer, self._chat_template, text.default_params, length, self._vocab_size,
+            created_s,
+        )  # fmt: skip
 
-    def _raise_successor(self) -> None:
-        """Start the process that is to follow: most of a start is reading libraries, which it does meanwhile."""
-        if self._config.restart and self._successor is None and not self._is_closed:
-            self._raising = asyncio.create_task(self._keep_successor())
-
-    async def _keep_successor(self) -> None:
-        child = await self._spawn()
-        if self._is_closed or self._successor is not None:
-            await child.stop()
-        else:
-            self._successor = child
-
-    def _start_error(self) -> QuireError:
-        """Return why the first start failed, as the error that the process raised, if it is one of ours."""
-        kind = getattr(errors, self._failed.kind, None) if self._failed else None
-        if self._failed and isinstance(kind, type) and issubclass(kind, QuireError):
-            return kind(self._failed.message)
-        return EngineDeadError(f"engine process: expected it to start, got: {self._loading}.")
-
-    def _fail_streams(self, error: QuireError) -> None:
+    def _fail_streams(self, request_ids: Iterable[str], error: QuireError) -> None:
         """Tell the readers whose requests are lost; what has ended but was not read yet is not."""
-        self._viewers.show(None)
-        for request_id, stream in self._streams.items():
+        for request_id in request_ids:
+            stream = self._streams[request_id]
             if not stream.is_over and not self._outputs.is_finished(request_id):
                 self._outputs.forget(request_id)
                 stream.fail(error)
@@ -252,6 +205,10 @@ class AsyncEngine:
         """What it serves; known once `start` has returned."""
         assert self._served is not None, "the engine has not been started"
         return self._served
+
+    def check_room(self) -> None:
+        """Find out whether any request could be taken in, as `EngineClient.check_room` says."""
+        self._waiting_room.check()
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return a text's ids; long texts are encoded beside the event loop.
@@ -324,39 +281,47 @@ class AsyncEngine:
     ) -> AsyncGenerator[RequestOutput]:
         """See a request through from its admission to its last output."""
         arrival_time_s, ids = time.monotonic(), prompt["prompt_token_ids"]
-        room = self._enter(request_id, ids, params)
+        self._enter(request_id, ids, params)
         stream = self._streams[request_id] = RequestStream(arrival_time_s, len(ids))
         self._idle.clear()
         try:
-            admit = partial(self._admission.admit, request_id, prompt, params, priority, arrival_time_s, cache_salt)
-            request = await self._run(self._executor_for(ids, params), admit)
-            self._queue(msgspec.structs.replace(request, pooling=pooling), stream)
+            admit = partial(self._admit, request_id, prompt, params, priority, arrival_time_s, cache_salt)
+            request, keys = await self._run(self._executor_for(ids, params), admit)
+            self._queue(msgspec.structs.replace(request, pooling=pooling), keys, stream)
             while not stream.is_over:
                 await stream.wait()
                 if (output := self._outputs.report(request_id)) is not None:
                     stream.is_over = output.finished
                     if output.finished:
-                        self.prometheus.note_finished(stream, output)
+                        self._replica(stream).prometheus.note_finished(stream, output)
                     yield output
         finally:
-            self._leave(request_id, stream, room)
+            self._leave(request_id, stream)
 
-    def metrics(self) -> dict[str, float]:
-        """Return the engine's latest counters and gauges by the names that `LLMEngine.metrics` uses."""
-        return dict(self._metrics)
+    @property
+    def num_engines(self) -> int:
+        """How many engines there are."""
+        return len(self.replicas)
 
-    async def picture(self) -> CachePicture:
-        """Return what the KV cache holds between two steps; all who look meanwhile get the same one.
+    def metrics(self, engine: int = 0) -> dict[str, float]:
+        """Return an engine's latest counters and gauges by the names that `LLMEngine.metrics` uses."""
+        return dict(self.replicas[engine].metrics)
+
+    def metrics_text(self) -> bytes:
+        """Return what `/metrics` shows of all engines."""
+        return render([replica.prometheus for replica in self.replicas], self._config.metrics_compat)
+
+    async def picture(self, engine: int = 0) -> CachePicture:
+        """Return what the KV cache of an engine holds between two steps; all who look meanwhile get the same one.
 
         Raises:
             EngineDeadError: There is no engine process, or it dies before it answers.
         """
-        self._check_alive()
-        return await self._viewers.look()
+        return await self.replicas[engine].picture()
 
-    def _enter(self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams) -> WaitingRoom:
+    def _enter(self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """Check what is cheap to check, and count the request."""
-        self._check_alive()
+        self._alive()
         if self._is_draining:
             raise OverloadedError("The server shuts down and takes no more requests.", self._config.drain_timeout_s)
         if request_id in self._streams:
@@ -366,39 +331,57 @@ class AsyncEngine:
             if value is not None and not 0 <= value <= most:
                 raise RequestError(f"{name}: expected 0 to {most}, got {value}.")
         num_prompt = len(prompt_token_ids)
-        left = max(0, self._scheduler.max_model_len - num_prompt)
+        left = max(0, self.served.max_model_len - num_prompt)
         num_tokens = num_prompt + params.n * min(params.max_tokens or left, left)
         self._waiting_room.enter(request_id, params.n, num_tokens)
-        return self._waiting_room
 
-    def _queue(self, request: Request, stream: RequestStream) -> None:
-        self._check_alive()
+    def _admit(self, *asked: Any) -> tuple[Request, list[int]]:
+        """Return the request, and what its prompt's prefixes are known by where several engines may have them."""
+        request = self._admission.admit(*asked)
+        if self.num_engines == 1:
+            return request, []
+        return request, prefix_keys(request.prompt_token_ids, self._command.engine.block_size, request.cache_salt)
+
+    def _queue(self, request: Request, keys: Sequence[int], stream: RequestStream) -> None:
+        """Send a request to the engine that will be done with it first."""
+        chosen = self._router.choose(request, keys, self._alive())
+        replica = self.replicas[chosen]
         try:
-            check_fits(request, self._scheduler)
+            check_fits(request, replica.scheduler)
         except CapacityError as error:  # of this request, not of the model: it is for the client to change
             raise RequestError(str(error)) from None
         self._outputs.add(request)
-        stream.is_over = False
-        self._send(Add(request.request_id, msgspec.Raw(encode(request))))
+        stream.engine, stream.is_over = chosen, False
+        replica.send(Add(request.request_id, msgspec.Raw(encode(request))))
 
-    def _leave(self, request_id: str, stream: RequestStream, room: WaitingRoom) -> None:
+    def _leave(self, request_id: str, stream: RequestStream) -> None:
         """Forget a request whose reader has gone; if it still runs, end it."""
-        room.leave(request_id)
+        self._waiting_room.leave(request_id)
+        self._router.end(request_id)
         del self._streams[request_id]
         if not stream.is_over:
             self._outputs.forget(request_id)
-            self.prometheus.note_abort()
-            self._send(Abort(request_id))
+            replica = self._replica(stream)
+            replica.prometheus.note_abort()
+            replica.send(Abort(request_id))
         if not self._streams:
             self._idle.set()
 
-    def _check_alive(self) -> None:
-        if self._is_closed or self._child is None or not self._child.is_ready:
-            raise EngineDeadError(f"The engine takes no requests: {self.readiness().reason}")
+    def _alive(self) -> list[int]:
+        """Return the engines that take requests: those that answer, and none that is stuck if there is another.
 
-    def _send(self, command: Command) -> None:
-        if self._child is not None:
-            self._child.send(command)
+        Raises:
+            EngineDeadError: There is none.
+        """
+        alive = [replica.index for replica in self.replicas if replica.is_alive]
+        if self._is_closed or not alive:
+            raise EngineDeadError(f"The engine takes no requests: {self.readiness().reason}")
+        return [index for index in alive if self.replicas[index].readiness().is_ready] or alive
+
+    def _replica(self, stream: RequestStream) -> Replica:
+        """Return the engine that has a request."""
+        assert stream.engine is not None, "a request that is not over was sent to an engine"
+        return self.replicas[stream.engine]
 
     def _executor_for(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> ThreadPoolExecutor | None:
         """Return where a request is admitted; None if that takes no time."""
@@ -414,86 +397,56 @@ class AsyncEngine:
 
     # ------------------------------------------------------------------------------------- what the engine process says
 
-    def _take(self, event: Event) -> None:
-        if isinstance(event, StepDone):
-            self._take_step(event)
-        elif isinstance(event, Looked):
-            self._viewers.show(event.picture)
-        elif isinstance(event, Refused):
-            if event.request_id in self._streams:
-                self._outputs.forget(event.request_id)
-                self._streams[event.request_id].fail(RequestError(event.message))
-        elif isinstance(event, Progress):
-            self._loading = f"{event.title}, {event.done} of {event.total}"
-            if self._on_progress is not None:
-                self._on_progress(event.title, event.done, event.total)
-        elif isinstance(event, Opened):
-            self._take_opened(event)
-        elif isinstance(event, Ready):
-            self._take_ready(event.scheduler)
+    def _take(self, replica: Replica, news: News) -> None:
+        if isinstance(news, StepDone):
+            self._take_step(replica, news)
+        elif isinstance(news, Refused):
+            if news.request_id in self._streams:
+                self._outputs.forget(news.request_id)
+                self._streams[news.request_id].fail(RequestError(news.message))
+        elif isinstance(news, Progress):
+            if self._on_progress is not None and replica.index == 0:  # the others do the same at the same time
+                self._on_progress(news.title, news.done, news.total)
+        elif isinstance(news, Opened):
+            self._take_opened(replica, news)
         else:
-            self._failed = event
+            self._router.open(replica.index, news.scheduler.num_blocks)
+            self._resize()
 
-    def _take_opened(self, event: Opened) -> None:
-        """Read the tokenizer while the engine process reads the weights; once is enough."""
-        self._vocab_size = event.vocab_size
-        if self._served is not None:
+    def _take_opened(self, replica: Replica, event: Opened) -> None:
+        """Read the tokenizer while engine processes read the weights; once is enough."""
+        if self._text is not None:
             return
+        self._vocab_size = event.vocab_size
         directory = None if event.directory is None else Path(event.directory)
         try:
-            self._text: ModelText = load_model_text(
-                directory,
-                event.eos_token_ids,
-                self._command.tokenizer,
-                skip_tokenizer_init=self._skip_tokenizer_init,
+            self._text = load_model_text(
+                directory, event.eos_token_ids, self._command.tokenizer, skip_tokenizer_init=self._skip_tokenizer_init
             )
         except QuireError as error:
-            self._first_ready.set_exception(error)
+            replica.fail(error)
 
-    def _take_ready(self, scheduler: SchedulerConfig) -> None:
-        if self._first_ready.done() and self._first_ready.exception() is not None:
-            return
-        text, length = self._text, scheduler.max_model_len
-        self._scheduler = scheduler
-        self._waiting_room = WaitingRoom(self._config, scheduler)
-        self._admission = Admission(
-            text.tokenizer, self._vocab_size, length, text.eos_token_ids, self._command.engine.seed
-        )
-        if self._served is None:
-            self._outputs = OutputProcessor(text.tokenizer)
-            name, *aliases = self._config.model_names or (self._command.model,)
-            self._served = ServedModel(
-                name,
-                tuple(aliases),
-                text.tokenizer,
-                self._chat_template,
-                text.default_params,
-                length,
-                self._vocab_size,
-                int(time.time()),
-            )
-            self.prometheus = ServerMetrics(name, self._config.metrics_compat)
-        assert self._child is not None
-        self._child.is_ready = True
-        self._ready_time_s = time.monotonic()
-        if self._config.standby:
-            asyncio.get_running_loop().call_later(_STANDBY_DELAY_S, self._raise_successor)
-        if not self._first_ready.done():
-            self._first_ready.set_result(None)
-
-    def _take_step(self, event: StepDone) -> None:
+    def _take_step(self, replica: Replica, event: StepDone) -> None:
         """Make text of a step's tokens, end what ends by its text, and wake the readers."""
-        self._metrics = event.metrics
-        self.prometheus.note_step(event.metrics)
         for update in event.updates:
             if (stream := self._streams.get(update.request_id)) is None:
                 continue
             if update.scheduled_time_s is not None:
                 self._waiting_room.seat(update.request_id)
             if update.new_token_ids:
-                self.prometheus.note_tokens(stream, update)
+                replica.prometheus.note_tokens(stream, update)
         touched, ended = self._outputs.apply(event.updates)
         for sample in ended:
-            self._send(Finish(*sample))
+            replica.send(Finish(*sample))
         for request_id in touched:
             self._streams[request_id].notify()
+
+    def _take_death(self, replica: Replica) -> None:
+        lost = [request_id for request_id, stream in self._streams.items() if stream.engine == replica.index]
+        self._fail_streams(lost, EngineDeadError("The engine process ended; what was running in it is lost."))
+        self._resize()
+
+    def _resize(self) -> None:
+        """Let as much wait as the engines that live can be asked to hold."""
+        if self._served is not None:
+            self._waiting_room.resize([replica.scheduler for replica in self.replicas if replica.is_alive])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from contextlib import suppress
 
 import msgspec
 
+from quire.core import env
 from quire.core.log import get_logger
 from quire.server.engine.channel import AsyncChannel
 from quire.server.engine.messages import Command, Event, Ping, Pong, encode
+from quire.server.engine.places import Place
 
 _log = get_logger(__name__)
 PING_INTERVAL_S = 0.25
@@ -60,13 +63,17 @@ class EngineChild:
         return self._process.pid
 
     @classmethod
-    async def spawn(cls, on_event: Callable[[Event], None], hang_timeout_s: float) -> EngineChild:
+    async def spawn(
+        cls, on_event: Callable[[Event], None], hang_timeout_s: float, place: Place | None = None
+    ) -> EngineChild:
         """Start a process, which waits for the command to `Start`; until then it holds its libraries and nothing else.
 
         Args:
             on_event: Called with all that it says. An exception of its ends the process.
             hang_timeout_s: Seconds without a finished step, while there is work, after which it is killed.
+            place: Where it runs; None is wherever the server does.
         """
+        place = place or Place()
         child = cls(hang_timeout_s)
         ours, theirs = socket.socketpair()
         our_health, their_health = socket.socketpair()
@@ -74,7 +81,11 @@ class EngineChild:
             fds = (theirs.fileno(), their_health.fileno())
             # -P: a folder named quire where the server was started is not the engine.
             arguments = [sys.executable, "-P", "-m", cls.module, *map(str, fds)]
-            child._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, pass_fds=fds)
+            child._process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, pass_fds=fds, env=env.child_environment(place.environment)
+            )
+        if place.cores is not None:  # it has one thread yet, from which those to come inherit it
+            os.sched_setaffinity(child.pid, place.cores)
         events = msgspec.msgpack.Decoder(Event)
         child._commands = await AsyncChannel.open(ours, lambda data: on_event(events.decode(data)), child._end)
         child._health = await AsyncChannel.open(our_health, child._take_pong, lambda reason: None)

@@ -1,17 +1,18 @@
-"""`ServerMetrics`: what `/metrics` shows, in a registry of its own."""
+"""`EngineMetrics`: what `/metrics` shows of an engine, in a registry of its own; `render` shows it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from quire.core.request import RequestMetrics, RequestOutput, SampleUpdate
+from quire.server.engine.histogram import Histogram
 from quire.server.engine.request_stream import RequestStream
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -29,11 +30,11 @@ _ENGINE_COUNTERS = {
     "num_preemptions": "Sequences that gave their blocks back and started over.",
     "prefix_cache_queries": "Prompt tokens that were looked up in the prefix cache.",
     "prefix_cache_hits": "Prompt tokens that were found there.",
+    "generation_tokens": "Tokens generated.",
 }
 _COUNTERS = {
     **_ENGINE_COUNTERS,
     "prompt_tokens": "Prompt tokens of requests whose first token came.",
-    "generation_tokens": "Tokens generated.",
     "engine_deaths": "How often the engine process died.",
 }
 _HISTOGRAMS = {
@@ -49,26 +50,29 @@ _HISTOGRAMS = {
 }
 
 
-class ServerMetrics:
-    """Counts and times requests. Names are the field's, below `quire:`.
+_LABELS = ("model_name", "engine")
+
+
+class EngineMetrics:
+    """Counts and times the requests of one engine. Names are the field's; `render` shows those of all engines.
 
     Args:
         model_name: Label of every series.
-        compat: "vllm" shows everything below `vllm:` as well.
+        engine: The other label: which of a server's engines.
     """
 
-    def __init__(self, model_name: str, compat: str = "none") -> None:
+    def __init__(self, model_name: str, engine: int = 0) -> None:
         self._registry = CollectorRegistry()
-        self._model_name = model_name
-        self._compat = compat
+        self._labels = (model_name, str(engine))
         self._last: dict[str, float] = {}
         self._gauges = {name: self._gauge(name, text) for name, text in _GAUGES.items()}
         self._counters = {name: self._counter(name, text) for name, text in _COUNTERS.items()}
         self._histograms = {name: self._histogram(name, *rest) for name, rest in _HISTOGRAMS.items()}
+        self._token_gaps = self._histograms["inter_token_latency_seconds"]
         self._success = Counter(
             "request_success",
             "Finished sequences.",
-            ("model_name", "finished_reason"),
+            (*_LABELS, "finished_reason"),
             registry=self._registry,
         )
 
@@ -95,20 +99,19 @@ class ServerMetrics:
             stream: Of its request. Mutated: it remembers when tokens came.
             update: With new tokens.
         """
-        now = time.monotonic()
-        if not stream.last_token_s:
+        now, times = time.monotonic(), stream.last_token_s
+        if (last_s := times.get(update.index)) is not None:
+            self._token_gaps.observe(now - last_s)
+        elif not times:
             self._histograms["time_to_first_token_seconds"].observe(now - stream.arrival_time_s)
             self._counters["prompt_tokens"].inc(stream.num_prompt_tokens)
-        if (last_s := stream.last_token_s.get(update.index)) is not None:
-            self._histograms["inter_token_latency_seconds"].observe(now - last_s)
-        stream.last_token_s[update.index] = now
+        times[update.index] = now
         stream.num_generated += len(update.new_token_ids)
-        self._counters["generation_tokens"].inc(len(update.new_token_ids))
 
     def note_finished(self, stream: RequestStream, output: RequestOutput) -> None:
         """Note the last output of a request."""
         for completion in output.outputs:
-            self._success.labels(self._model_name, completion.finish_reason).inc()
+            self._success.labels(*self._labels, completion.finish_reason).inc()
         self._histograms["request_prompt_tokens"].observe(stream.num_prompt_tokens)
         self._histograms["request_generation_tokens"].observe(stream.num_generated)
         for name, seconds in _phases(output.metrics):
@@ -116,12 +119,11 @@ class ServerMetrics:
 
     def note_abort(self) -> None:
         """Note that a reader left before the end."""
-        self._success.labels(self._model_name, "abort").inc()
+        self._success.labels(*self._labels, "abort").inc()
 
-    def render(self) -> bytes:
-        """Return all series in Prometheus' text format, of type `CONTENT_TYPE`."""
-        prefixes = ("quire:",) if self._compat == "none" else ("quire:", f"{self._compat}:")
-        return b"".join(generate_latest(_Prefixed(self._registry, prefix)) for prefix in prefixes)
+    def collect(self) -> Iterator[Metric]:
+        """Yield each family, in an order that is the same for all engines."""
+        yield from self._registry.collect()
 
     def _increase(self, metrics: Mapping[str, float], name: str) -> float:
         increase = metrics[name] - self._last.get(name, 0)
@@ -129,28 +131,41 @@ class ServerMetrics:
         return max(0.0, increase)
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, ("model_name",), registry=self._registry).labels(self._model_name)
+        return Gauge(name, text, _LABELS, registry=self._registry).labels(*self._labels)
 
     def _counter(self, name: str, text: str) -> Counter:
-        return Counter(name, text, ("model_name",), registry=self._registry).labels(self._model_name)
+        return Counter(name, text, _LABELS, registry=self._registry).labels(*self._labels)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        made = Histogram(name, text, ("model_name",), registry=self._registry, buckets=buckets)
-        return made.labels(self._model_name)
+        made = Histogram(name, text, dict(zip(_LABELS, self._labels, strict=True)), buckets)
+        self._registry.register(made)
+        return made
+
+
+def render(engines: Sequence[EngineMetrics], compat: str = "none") -> bytes:
+    """Return all series of all engines in Prometheus' text format, of type `CONTENT_TYPE`, below `quire:`.
+
+    Args:
+        engines: Those of one server.
+        compat: "vllm" shows everything below `vllm:` as well.
+    """
+    prefixes = ("quire:",) if compat == "none" else ("quire:", f"{compat}:")
+    return b"".join(generate_latest(_Prefixed(engines, prefix)) for prefix in prefixes)
 
 
 class _Prefixed(Collector):
-    """The series of a registry below a prefix, without the times at which they were made."""
+    """The series of engines below a prefix, without the times at which they were made."""
 
-    def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
-        self._registry = registry
+    def __init__(self, engines: Sequence[EngineMetrics], prefix: str) -> None:
+        self._engines = engines
         self._prefix = prefix
 
     def collect(self) -> Iterator[Metric]:
-        """Yield each family, renamed."""
-        for family in self._registry.collect():
+        """Yield each family, renamed, with the samples of all engines."""
+        for families in zip(*(engine.collect() for engine in self._engines), strict=True):
+            family = families[0]
             renamed = Metric(self._prefix + family.name, family.documentation, family.type)
-            kept = (sample for sample in family.samples if not sample.name.endswith("_created"))
+            kept = (sample for each in families for sample in each.samples if not sample.name.endswith("_created"))
             renamed.samples = [Sample(self._prefix + sample.name, sample.labels, sample.value) for sample in kept]
             yield renamed
 

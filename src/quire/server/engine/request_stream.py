@@ -17,6 +17,7 @@ class RequestStream:
         num_prompt_tokens: Length of its prompt.
 
     Attributes:
+        engine: Which of the server's engines has it; None before it was sent to one.
         is_over: Whether the engine has nothing of this request: not yet, or not any more.
         last_token_s: When the last token of each sample came, monotonic seconds.
         num_generated: Tokens of all samples so far.
@@ -26,6 +27,7 @@ class RequestStream:
         "_error",
         "_event",
         "arrival_time_s",
+        "engine",
         "is_over",
         "last_token_s",
         "num_generated",
@@ -35,6 +37,7 @@ class RequestStream:
     def __init__(self, arrival_time_s: float, num_prompt_tokens: int) -> None:
         self.arrival_time_s = arrival_time_s
         self.num_prompt_tokens = num_prompt_tokens
+        self.engine: int | None = None
         self.is_over = True
         self.last_token_s: dict[int, float] = {}
         self.num_generated = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from quire.core.config import SchedulerConfig
 from quire.core.log import get_logger
@@ -21,9 +21,11 @@ _RETRY_RANGE_S = (1.0, 60.0)
 class WaitingRoom:
     """Counts what was taken in: all that is unfinished in sequences, what has no seat yet in tokens as well.
 
+    One room is before all engines of a server; which of them a request goes to is decided behind it.
+
     Args:
         config: Its limits; None is filled in.
-        scheduler: What the engine holds.
+        engines: What each engine holds.
         clock: Monotonic seconds.
 
     Attributes:
@@ -31,24 +33,46 @@ class WaitingRoom:
         max_waiting_tokens: Most tokens without a seat, prompt plus n times max_tokens.
     """
 
+    max_num_seqs: int
+    max_waiting_tokens: int
+
     def __init__(
-        self, config: ServerConfig, scheduler: SchedulerConfig, clock: Callable[[], float] = time.monotonic
+        self, config: ServerConfig, engines: Sequence[SchedulerConfig], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        seats, longest = scheduler.max_num_seqs, scheduler.max_model_len
-        waiting = config.max_num_waiting
-        if waiting is None:
-            waiting = max(seats, _LEAST_WAITING)
-        in_kv_cache = (scheduler.num_blocks - 1) * scheduler.block_size
-        self.max_num_seqs = seats + waiting
-        self.max_waiting_tokens = config.max_waiting_tokens or max(
-            _NUM_KV_CACHES * in_kv_cache, _LEAST_WAITING * longest
-        )
-        _log.info("at most %d sequences and %d tokens wait for a seat", waiting, self.max_waiting_tokens)
+        self._config = config
         self._clock = clock
         self._num_seqs: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
         self._ends: deque[tuple[float, int]] = deque()
-        self._num_unfinished = self._num_waiting_tokens = 0
+        self._num_unfinished = self._num_waiting_tokens = self._num_ended = 0
+        self.resize(engines)
+
+    def resize(self, engines: Sequence[SchedulerConfig]) -> None:
+        """Set the bounds by what the engines that live hold; without one they stay."""
+        if not engines:
+            return
+        seats = sum(engine.max_num_seqs for engine in engines)
+        waiting = self._config.max_num_waiting
+        if waiting is None:
+            waiting = max(seats, _LEAST_WAITING)
+        in_kv_caches = sum((engine.num_blocks - 1) * engine.block_size for engine in engines)
+        longest = max(engine.max_model_len for engine in engines)
+        self.max_num_seqs = seats + waiting
+        self.max_waiting_tokens = self._config.max_waiting_tokens or max(
+            _NUM_KV_CACHES * in_kv_caches, _LEAST_WAITING * longest
+        )
+        _log.info("at most %d sequences and %d tokens wait for a seat", waiting, self.max_waiting_tokens)
+
+    def check(self) -> None:
+        """Find out whether there is room for anybody, which costs less than to read what is asked.
+
+        Raises:
+            OverloadedError: Whatever is asked would be refused.
+        """
+        if self._num_unfinished >= self.max_num_seqs:
+            raise self._refusal(f"{self._num_unfinished} sequences, of at most {self.max_num_seqs}", 1)
+        if self._num_waiting_tokens >= self.max_waiting_tokens:
+            raise self._refusal(f"{self._num_waiting_tokens} tokens, of at most {self.max_waiting_tokens}", 1)
 
     def enter(self, request_id: str, num_seqs: int, num_tokens: int) -> None:
         """Take a request in.
@@ -81,18 +105,19 @@ class WaitingRoom:
         num_seqs = self._num_seqs.pop(request_id)
         self._num_unfinished -= num_seqs
         self._ends.append((self._clock(), num_seqs))
+        self._num_ended += num_seqs
         self._forget_old_ends()
 
     def _forget_old_ends(self) -> None:
         oldest_s = self._clock() - _RATE_WINDOW_S
         while self._ends and self._ends[0][0] < oldest_s:
-            self._ends.popleft()
+            self._num_ended -= self._ends.popleft()[1]
 
     def _refusal(self, load: str, num_seqs: int) -> OverloadedError:
         """Return the error, with the time in which what is before this request will have ended at the present rate."""
         self._forget_old_ends()
         seconds = max(self._clock() - self._ends[0][0], 1e-3) if self._ends else _RATE_WINDOW_S
-        rate = sum(count for _, count in self._ends) / seconds
+        rate = self._num_ended / seconds
         low, high = _RETRY_RANGE_S
         retry_after_s = min(high, max(low, self._num_unfinished / rate if rate else low))
         return OverloadedError(

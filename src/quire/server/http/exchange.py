@@ -30,6 +30,7 @@ class Exchange:
         is_stream: Whether an event stream has been started.
         is_complete: Whether the whole answer was sent.
         error_frame: How this stream tells an error.
+        trace_parent: The client's own place in a trace, from the header `traceparent`.
         notes: What the log line says beside method, path, status and time.
         is_routine: Whether the log line is for debugging only, because there are some of them a second.
     """
@@ -42,6 +43,7 @@ class Exchange:
     is_stream: bool = False
     is_complete: bool = False
     error_frame: Callable[[ApiError], bytes] = field(default=lambda error: event(error.encoded()))
+    trace_parent: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     is_routine: bool = False
     _task: asyncio.Task[Any] | None = None

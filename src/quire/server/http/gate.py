@@ -40,6 +40,8 @@ class Gate:
         """Serve a request."""
         headers = dict(scope["headers"])
         exchange = Exchange(_request_id(headers), receive, send)
+        if (trace_parent := headers.get(b"traceparent")) is not None:
+            exchange.trace_parent = trace_parent.decode("latin-1")
         scope.setdefault("state", {})["exchange"] = exchange
         start = time.perf_counter()
         try:

@@ -18,6 +18,7 @@ from quire.server.http.lifecycle import Drain, HttpServer, uvicorn_config
 from quire.server.http.limits import Limits
 
 _log = get_logger(__name__)
+_HEAD_START_S = 0.01  # that the engine process is there before this one reads the libraries of its routes
 
 
 def serve(
@@ -34,7 +35,7 @@ def serve(
     Args:
         engine: Not started yet.
         config: How to serve.
-        make_app: Returns the application.
+        make_app: Returns the application; called while the engine process starts, for its libraries take time to read.
         bound: Where to listen.
         limits: Of connections.
         on_progress: Told how far loading is.
@@ -58,10 +59,13 @@ async def _serve(
     on_progress: OnProgress,
     on_listening: Callable[[], None],
 ) -> int:
-    await engine.start(on_progress)
+    drain = Drain(config.drain_timeout_s)
+    starting = asyncio.create_task(engine.start(on_progress))
+    await asyncio.sleep(_HEAD_START_S)
+    app = make_app(drain)
+    await starting
     try:
-        drain = Drain(config.drain_timeout_s)
-        settings = uvicorn_config(make_app(drain), connection_class(limits), limits.keep_alive_s)
+        settings = uvicorn_config(app, connection_class(limits), limits.keep_alive_s)
         server = HttpServer(settings, drain, on_listening)
         watcher = asyncio.create_task(_stop_when_dead(engine, server))
         await server.serve(sockets=[bound])
@@ -74,5 +78,5 @@ async def _serve(
 async def _stop_when_dead(engine: AsyncEngine, server: HttpServer) -> None:
     """End the server once the engine has died and is not to be started again."""
     reason = await asyncio.shield(engine.dead)
-    _log.error("the engine process died: %s; the server ends", reason)
+    _log.error("no engine process is left: %s; the server ends", reason)
     server.should_exit = True

@@ -9,6 +9,7 @@ const MINUTE_MS = 60000;
 const HUES = [205, 35, 150, 300, 85, 260, 15, 180, 330, 115, 235, 60]; // neighbours far apart
 const canvas = byId("blocks");
 const colours = new Map(); // sequence -> place in HUES; kept while it is unfinished
+const chosen = byId("engine"); // which of the server's engines is looked at, where there are several
 let picture = null, previous = null, rates = [], layout = null;
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -194,7 +195,24 @@ function showSequences() {
   byId("sequences").replaceChildren(...shown);
 }
 
+/** Lets people choose among a server's engines; the one that is shown stays chosen. */
+function offerEngines({ num_engines: count, engine }) {
+  if (count < 2 || !chosen.hidden) return;
+  chosen.hidden = false;
+  chosen.replaceChildren(...Array.from({ length: count }, (_, place) => new Option(`of engine ${place}`, place)));
+  chosen.value = engine;
+}
+
+/** Forgets what was seen of one engine before another one is shown. */
+function turn() {
+  previous = null;
+  rates = [];
+  colours.clear();
+}
+
 function show(view) {
+  offerEngines(view);
+  if (!chosen.hidden && chosen.value !== String(view.engine)) return; // another one was chosen meanwhile
   const now = performance.now();
   picture = view.picture;
   for (const name of ["holders", "findable", "owners"]) picture[name] = bytes(picture[name]);
@@ -231,7 +249,7 @@ async function look() {
   const trouble = byId("trouble");
   if (isLookedAt()) {
     try {
-      show(await (await ask("kv_cache")).json());
+      show(await (await ask(chosen.hidden ? "kv_cache" : `kv_cache/${chosen.value}`)).json());
       trouble.hidden = true;
     } catch (error) {
       trouble.textContent = error.status ? error.message : "The server cannot be reached.";
@@ -242,6 +260,7 @@ async function look() {
   setTimeout(look, waitMs);
 }
 
+chosen.addEventListener("change", turn);
 canvas.addEventListener("pointermove", point);
 canvas.addEventListener("pointerdown", point);
 canvas.addEventListener("pointerleave", () => { byId("pointed").textContent = "\u00a0"; });

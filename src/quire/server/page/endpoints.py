@@ -1,4 +1,4 @@
-"""`/`, the page's files, and `/kv_cache`, the picture that it draws."""
+"""`/`, the page's files, and `/kv_cache`, the pictures that it draws."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from quire.core.request import CachePicture
+from quire.server.errors import no_engine
 from quire.server.http.answers import Answer, JsonAnswer, TextAnswer
 from quire.server.routes.endpoint import Call, Endpoint
 
@@ -25,22 +26,29 @@ _NAMES = ("page.css", "api.js", "chat.js", "cache.js", "icon.svg")
 
 
 class KVCacheView(msgspec.Struct, frozen=True):
-    """What the KV cache holds between two steps; bytes are base64.
+    """What an engine's KV cache holds between two steps; bytes are base64.
 
     Attributes:
         picture: Blocks and sequences.
         metrics: The engine's counters and gauges after its last step.
+        engine: Which of the server's engines it is.
+        num_engines: How many there are.
     """
 
     picture: CachePicture
     metrics: dict[str, float]
+    engine: int = 0
+    num_engines: int = 1
 
 
-async def kv_cache(call: Call, _body: None) -> Answer:
-    """Return the picture; the engine is asked for it now, and draws none otherwise."""
+async def kv_cache(call: Call, number: int | None) -> Answer:
+    """Return the picture; the engine is asked for it now, and draws none otherwise. 404 if there is no such engine."""
     call.exchange.is_routine = True
-    engine = call.context.engine
-    return JsonAnswer(KVCacheView(await engine.picture(), engine.metrics()))
+    client = call.context.engine
+    engine = number or 0
+    if engine >= client.num_engines:
+        raise no_engine(engine, client.num_engines)
+    return JsonAnswer(KVCacheView(await client.picture(engine), client.metrics(engine), engine, client.num_engines))
 
 
 @cache
@@ -57,7 +65,10 @@ def _file(path: str, name: str, summary: str) -> Endpoint:
     return Endpoint("GET", path, show, summary, answer=content_type)
 
 
-KV_CACHE = Endpoint("GET", "/kv_cache", kv_cache, "What the KV cache holds now.", answer=KVCacheView)
+KV_CACHE = Endpoint("GET", "/kv_cache", kv_cache, "What the first engine's KV cache holds now.", answer=KVCacheView)
+KV_CACHE_OF = Endpoint(
+    "GET", "/kv_cache/{engine:int}", kv_cache, "What an engine's KV cache holds now, from 0.", answer=KVCacheView
+)
 FILES = (
     _file("/", "index.html", "A page to chat with the model; needs no key."),
     *(_file(f"/page/{name}", name, "A file of that page; needs no key.") for name in _NAMES),

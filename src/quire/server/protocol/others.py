@@ -144,10 +144,17 @@ class TokenizerInfo(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """Whether requests are served now, and why not."""
+    """Whether requests are served now, and why not.
+
+    Attributes:
+        status: Of the server; of several engines one must be ready.
+        reason: A sentence.
+        engines: The same of each engine, if there are several.
+    """
 
     status: Literal["ready", "live", "not ready"]
     reason: str | UnsetType = UNSET
+    engines: list[Health] | UnsetType = UNSET
 
 
 class Version(msgspec.Struct, frozen=True):

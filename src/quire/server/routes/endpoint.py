@@ -18,6 +18,7 @@ from quire.server.http.exchange import Exchange
 from quire.server.http.lifecycle import Drain
 from quire.server.http.limits import Limits
 from quire.server.protocol.decode import decode
+from quire.server.tracing import RequestTraces
 from quire.tokenizer.tokenizer import Tokenizer
 
 
@@ -31,6 +32,7 @@ class Context:
         limits: Of bodies and connections.
         drain: Which requests are running.
         metrics_text: Returns the text of `/metrics`.
+        traces: What makes traces of requests, None if nobody asked for them.
     """
 
     engine: EngineClient
@@ -38,6 +40,7 @@ class Context:
     limits: Limits
     drain: Drain
     metrics_text: Callable[[], bytes]
+    traces: RequestTraces | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,9 @@ class Route:
             raise wrong_method(scope["method"], endpoint.method)
         if endpoint.is_work and context.drain.is_draining:
             raise draining()
-        request: Any = scope.get("path_params", {}).get("model")
+        if endpoint.is_work:
+            context.engine.check_room()
+        request: Any = next(iter(scope.get("path_params", {}).values()), None)
         warnings: list[str] = []
         if endpoint.body is not None:
             raw = await exchange.read_body(scope, context.limits)

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from quire.core.request import CompletionOutput, RequestMetrics, RequestOutput
-from quire.core.sampling_params import SamplingParams
+from quire.core.sampling_params import RequestOutputKind, SamplingParams
 from quire.server.errors import aborted, failed_row, invalid
 from quire.server.protocol.common import (
     MAX_PROMPTS,
@@ -149,8 +149,14 @@ async def _run_one(
         priority=body.priority or 0,
         cache_salt=call.salt(body.cache_salt),
     )
+    traces, num_generated = call.context.traces, 0
     try:
         async for output in outputs:
+            if traces is not None:
+                so_far = num_generated if params.output_kind is RequestOutputKind.DELTA else 0
+                num_generated = so_far + sum(len(completion.token_ids) for completion in output.outputs)
+                if output.finished:
+                    traces.note(call.served.name, call.exchange.trace_parent, output, num_generated)
             _check(output.outputs)
             yield output
     finally:

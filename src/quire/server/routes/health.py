@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET
+
 from quire import __version__
 from quire.server.engine.metrics import CONTENT_TYPE
+from quire.server.engine_client import Readiness
 from quire.server.http.answers import Answer, JsonAnswer, TextAnswer
 from quire.server.protocol.others import Health, Version
 from quire.server.routes.endpoint import Call, Endpoint
@@ -19,9 +22,12 @@ async def ready(call: Call, _body: None) -> Answer:
     if call.context.drain.is_draining:
         return JsonAnswer(Health("not ready", "shutting down"), 503)
     readiness = call.context.engine.readiness()
-    if not readiness.is_ready:
-        return JsonAnswer(Health("not ready", readiness.reason), 503)
-    return JsonAnswer(Health("ready", readiness.reason))
+    return JsonAnswer(_health(readiness), 200 if readiness.is_ready else 503)
+
+
+def _health(readiness: Readiness) -> Health:
+    engines = [_health(engine) for engine in readiness.engines]
+    return Health("ready" if readiness.is_ready else "not ready", readiness.reason, engines or UNSET)
 
 
 async def version(_call: Call, _body: None) -> Answer:

@@ -18,7 +18,7 @@ class Exchanges:
         mapping: Which rank it is, and how many are on a host.
         inside: The link between devices of a host.
         between: The link between hosts.
-        whole_bytes: A sum of at most so many bytes goes whole to every rank (`distributed.communicator.WHOLE_BYTES`).
+        whole_bytes: A sum of at most so many bytes goes whole to every rank (`communicator.WHOLE_BYTES`).
     """
 
     def __init__(self, network: Network, mapping: Mapping, inside: Link, between: Link, whole_bytes: int) -> None:

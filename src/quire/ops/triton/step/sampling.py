@@ -87,19 +87,27 @@ class Sampled:
     """The tokens of a step, on the device.
 
     Attributes:
-        token_ids: [num_rows], int32; -1 for padding and for rows that failed.
-        statuses: [num_rows], int32: `OK`, `NOT_FINITE` or `NO_TOKEN_LEFT`.
+        outcomes: [2, num_rows], int32: `token_ids` and `statuses`, in one piece so that one copy takes both.
         logprobs: [num_rows, 1 + num_logprobs], float32: the chosen token's, then the largest, ties by id; without
             meaning where there is no token.
         logprob_ids: Same shape, int32.
         ranks: Same shape, int32: 1 + how many logprobs are strictly larger.
     """
 
-    token_ids: Tensor
-    statuses: Tensor
+    outcomes: Tensor
     logprobs: Tensor | None = None
     logprob_ids: Tensor | None = None
     ranks: Tensor | None = None
+
+    @property
+    def token_ids(self) -> Tensor:
+        """[num_rows], int32; -1 for padding and for rows that failed."""
+        return self.outcomes[0]
+
+    @property
+    def statuses(self) -> Tensor:
+        """[num_rows], int32: `OK`, `NOT_FINITE` or `NO_TOKEN_LEFT`."""
+        return self.outcomes[1]
 
 
 def sample(logits: Tensor, slots: Tensor, state: RowState, kinds: Kinds, edits: Edits | None = None) -> Sampled:
@@ -159,15 +167,16 @@ class _Step:
         )  # fmt: skip
         if kinds.is_random:
             self._weigh()
-        token_ids, statuses = self._new(torch.int32, 2, len(self._slots))
+        found = Sampled(self._new(torch.int32, 2, len(self._slots)))
         choose_kernel[self._grid[:1]](
             self._logits, self._edited, self._slots, state.parameters, state.counts, self._raw_best, self._best,
-            self._sums, self._weights, self._thresholds, token_ids, statuses, stride, IS_RANDOM=kinds.is_random,
+            self._sums, self._weights, self._thresholds, *found.outcomes, stride, IS_RANDOM=kinds.is_random,
             **self._cut, **{**self._sizes, "num_warps": 8 if kinds.is_random else 1},
         )  # fmt: skip
         if kinds.num_logprobs is None:
-            return Sampled(token_ids, statuses)
-        return Sampled(token_ids, statuses, *self._report(token_ids, min(kinds.num_logprobs, self._logits.shape[1])))
+            return found
+        reported = self._report(found.token_ids, min(kinds.num_logprobs, self._logits.shape[1]))
+        return Sampled(found.outcomes, *reported)
 
     def _edit(self, edited: Tensor, edits: Edits | None) -> None:
         allow_kernel[self._grid](

@@ -19,8 +19,10 @@ import torch
 import torch.distributed as dist
 
 from quire.core.mapping import Mapping
-from quire.distributed.communicator import WHOLE_BYTES
-from quire.distributed.ordered_sum import ordered_sum
+from quire.distributed.tensors.communicator import WHOLE_BYTES
+from quire.distributed.tensors.ordered_sum import ordered_sum
+from quire.distributed.tensors.peers import PeerMemory
+from quire.distributed.tensors.symmetric_memory import open_peer_memory
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """Of torch.distributed, by kind of device."""
@@ -65,14 +67,17 @@ class TorchCommunicator:
     Args:
         mapping: Which rank this is, of how many.
         group: The ranks of its stage; None: there is only this one.
+        peers: Memory that they reach; None if there is none.
 
     Attributes:
         mapping: Which rank this is, of how many.
+        peers: Memory that kernels of all ranks of its stage reach; None if there is none.
         traffic: What it has sent.
     """
 
-    def __init__(self, mapping: Mapping, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, mapping: Mapping, group: dist.ProcessGroup | None, peers: PeerMemory | None = None) -> None:
         self.mapping = mapping
+        self.peers = peers
         self.traffic = Traffic()
         self._group = group
         self._kind = "cuda" if dist.get_backend(group) == BACKENDS["cuda"] else "cpu"
@@ -99,7 +104,11 @@ class TorchCommunicator:
         for first in range(0, mapping.world_size, mapping.tp_size):  # every rank takes part in making every group
             ranks = replace(mapping, rank=first).tp_group
             groups[first] = dist.new_group(ranks) if len(ranks) < mapping.world_size else dist.group.WORLD
-        return cls(mapping, groups[mapping.tp_group[0]])
+        group = groups[mapping.tp_group[0]]
+        peers = None
+        if group is not None and device == "cuda" and mapping.tp_size > 1:
+            peers = open_peer_memory(group)
+        return cls(mapping, group, peers)
 
     def disconnect(self) -> None:
         """Leave all groups."""
@@ -149,12 +158,19 @@ class TorchCommunicator:
         self.traffic.add("send", x.nbytes)
         if x.numel():
             with self.traffic.waiting():
-                dist.send(x, rank)
+                _finish(dist.isend(x, rank))
 
     def recv(self, shape: Sequence[int], dtype: torch.dtype, rank: int, device: torch.device) -> torch.Tensor:
         """Wait for the tensor that a rank of another stage sends; see `Communicator`."""
         out = torch.empty(tuple(shape), dtype=dtype, device=device)
         if out.numel():
             with self.traffic.waiting():
-                dist.recv(out, rank)
+                _finish(dist.irecv(out, rank))
         return out
+
+
+def _finish(work: dist.Work | None) -> None:
+    """Wait for an exchange. Started and then waited for, it takes gloo a third to two thirds of `dist.send`'s time
+    (36 KB and back, two processes on two busy cores: 0.6 to 1.0 ms against 1.9 to 2.1)."""
+    assert work is not None, "both ranks are members of the group"
+    work.wait()

@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 
 from quire.core.mapping import Mapping
-from quire.distributed.communicator import Communicator, use
-from quire.distributed.ordered_sum import ordered_sum
+from quire.distributed.tensors.communicator import Communicator, use
+from quire.distributed.tensors.ordered_sum import ordered_sum
 
 T = TypeVar("T")
 
@@ -44,7 +44,10 @@ class ThreadCommunicator:
 
     Attributes:
         mapping: Which rank this is, of how many.
+        peers: None: threads share their memory as it is.
     """
+
+    peers = None
 
     def __init__(
         self, mapping: Mapping, meeting: _Meeting, mail: dict[tuple[int, int], Queue[torch.Tensor | None]]

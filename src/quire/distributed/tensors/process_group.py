@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from quire.distributed.torch_group import BACKENDS
+from quire.distributed.tensors.torch_group import BACKENDS
 
 
 class MeetingPoint:
