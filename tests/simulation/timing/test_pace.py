@@ -33,8 +33,8 @@ COSTS = NetworkCosts((LINEAR, LOGITS), (ATTENTION,))
 def calibration(**changes):
     given = {
         "device": this_device(), "model": "m", "read_bytes_per_s": 1e9, "flops": 1e12, "rows": (1, 16, 256),
-        "factors": (1.0, 2.0, 4.0), "decode_factor": 2.0, "prefill_factor": 3.0, "step_s": 1e-3, "row_s": 1e-4, "request_s": 2e-3,
-        "num_steps": 10, "error": 0.01,
+        "factors": (1.0, 2.0, 4.0), "decode_factor": 2.0, "prefill_factor": 3.0, "step_s": 1e-3, "row_s": 1e-4,
+        "request_s": 2e-3, "num_steps": 10, "error": 0.01,
     }  # fmt: skip
     return Calibration(**{**given, **changes})
 

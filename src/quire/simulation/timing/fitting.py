@@ -97,7 +97,7 @@ def fit(
 
 
 def _features(shape: StepShape, costs: NetworkCosts, roofline: Roofline, knots: Sequence[int]) -> list[float]:
-    """Return the seconds by the roof of each unknown: calls by knot, attention of two kinds, the host of three kinds."""
+    """Return the seconds by the roof of each unknown: calls by knot, two kinds of attention, three of the host."""
     found = [0.0] * (len(knots) + 5)
     for cost in costs.calls:
         rows = getattr(shape, cost.rows)
