@@ -152,7 +152,7 @@ class Replica:
 
         The first stage needs the tokens that the rows computed last, which come from the last one.
         """
-        seconds = self._times.of(step_shape(step.rows, self._times.windows))
+        seconds = self._times.of(step_shape(step, self._times.windows))
         self.now_s += seconds.host
         end_s = self.now_s
         if self._is_piped:  # else the stage is free no earlier than that

@@ -8,7 +8,7 @@ from quire.builder.build import open_plan
 from quire.builder.estimate import estimate_quantized
 from quire.core.config import BuildConfig
 from quire.core.mapping import Mapping
-from quire.core.request import ScheduledRow
+from quire.core.request import ScheduledRow, SchedulerOutput
 from quire.graph.network import Network, Tensor, net_guard
 from quire.ops.registry import OPS
 from quire.plan.memory import flops_per_token
@@ -39,7 +39,7 @@ def test_what_queries_see_is_what_counting_finds(rows, window):
     pairs = sum(len(each) for keys in seen if len(keys) > 1 for each in keys)
     distinct = sum(len(set().union(*keys)) for keys in seen if len(keys) > 1)
     scheduled = [ScheduledRow(i, start, n, is_sampled=i % 2 == 0) for i, (start, n) in enumerate(rows)]
-    shape = step_shape(scheduled, (window,))
+    shape = step_shape(SchedulerOutput(tuple(scheduled), num_scheduled_tokens=sum(n for _, n in rows)), (window,))
     assert shape.attended == {window: Attended(decode, distinct, pairs)}
     assert shape.num_tokens == sum(n for _, n in rows) and shape.num_rows == len(rows)
     assert shape.num_logits == -(-len(rows) // 2)

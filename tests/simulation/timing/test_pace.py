@@ -34,7 +34,7 @@ def calibration(**changes):
     given = {
         "device": this_device(), "model": "m", "read_bytes_per_s": 1e9, "flops": 1e12, "rows": (1, 16, 256),
         "factors": (1.0, 2.0, 4.0), "decode_factor": 2.0, "prefill_factor": 3.0, "step_s": 1e-3, "row_s": 1e-4,
-        "num_steps": 10, "error": 0.01,
+        "request_s": 2e-3, "num_steps": 10, "error": 0.01,
     }  # fmt: skip
     return Calibration(**{**given, **changes})
 
@@ -81,11 +81,11 @@ def test_a_calibration_multiplies_by_kind_and_rows():
     attended = Attended(100, 50, 1000)
     wanted = 2 * HERE.decode_s(ATTENTION, attended) + 3 * HERE.prefill_s(ATTENTION, attended, 60)
     assert pace.attention_s(ATTENTION, attended, 60) == pytest.approx(wanted)
-    assert pace.host_s(5) == pytest.approx(1.5e-3) and pace.call_s(LINEAR, 0) == 0.0 and not pace.is_ahead
+    assert pace.host_s(5, 2) == pytest.approx(5.5e-3) and pace.call_s(LINEAR, 0) == 0.0 and not pace.is_ahead
 
 
 def test_steps_add_up():
-    shape = StepShape(20, 3, 4, {None: Attended(30, 17, 200)})
+    shape = StepShape(20, 3, 4, 0, {None: Attended(30, 17, 200)})
     (seconds,) = StepTimes([Stage(COSTS)], HERE).of(shape).stages
     attention = HERE.attention_s(ATTENTION, shape.attended[None], 20)
     assert seconds == pytest.approx(2 * HERE.call_s(LINEAR, 20) + HERE.call_s(LOGITS, 3) + 2 * attention)
@@ -99,12 +99,12 @@ def seconds_of(times, shape):
 def shapes():
     for rows in (1, 2, 4, 8, 16, 32, 64):
         for keys in (20, 300):
-            yield StepShape(rows, rows, rows, {None: Attended(rows * keys, 0, 0)})
+            yield StepShape(rows, rows, rows, 0, {None: Attended(rows * keys, 0, 0)})
     for tokens in (8, 16, 64, 100, 256):
         for start in (0, 200):
             pairs = tokens * start + tokens * (tokens + 1) // 2
-            yield StepShape(tokens, 1, 1, {None: Attended(0, start + tokens, pairs)})
-    yield StepShape(40, 9, 9, {None: Attended(8 * 50, 32, 32 * 33 // 2)})
+            yield StepShape(tokens, 1, 1, int(start == 0), {None: Attended(0, start + tokens, pairs)})
+    yield StepShape(40, 9, 9, 1, {None: Attended(8 * 50, 32, 32 * 33 // 2)})
 
 
 def test_a_fit_finds_what_made_the_times_though_some_are_spoilt():

@@ -26,6 +26,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         prefill_factor: The same for attention of all others.
         step_s: Seconds of the host for a step.
         row_s: Seconds of the host for each row.
+        request_s: Seconds of the host for each new one, its request's admission included.
         num_steps: Steps that were timed.
         error: Mean of the relative error over those steps.
     """
@@ -40,6 +41,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_factor: float
     step_s: float
     row_s: float
+    request_s: float
     num_steps: int
     error: float
 

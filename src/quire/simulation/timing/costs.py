@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
-from quire.core.request import ScheduledRow
+from quire.core.request import ScheduledRow, SchedulerOutput
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, op_of, results, spec
 from quire.ops.spec import TensorSpec, dtype_name
@@ -50,25 +50,31 @@ class StepShape(NamedTuple):
         num_tokens: Tokens computed.
         num_logits: Of them, those whose logits are.
         num_rows: Rows.
+        num_new: Of them, those that take a seat.
         attended: By window of the model's layers.
     """
 
     num_tokens: int
     num_logits: int
     num_rows: int
+    num_new: int
     attended: Mapping[Window, Attended]
 
 
-def step_shape(rows: Sequence[ScheduledRow], windows: Sequence[Window]) -> StepShape:
+def step_shape(step: SchedulerOutput, windows: Sequence[Window]) -> StepShape:
     """Return the shape of a step.
 
     Args:
-        rows: Its rows.
+        step: What was scheduled.
         windows: Of the model, without repetition.
     """
-    num_logits = sum(row.is_sampled for row in rows)
-    num_tokens = sum(row.num_scheduled_tokens for row in rows)
-    return StepShape(num_tokens, num_logits, len(rows), {window: _attended(rows, window) for window in windows})
+    return StepShape(
+        num_tokens=step.num_scheduled_tokens,
+        num_logits=sum(row.is_sampled for row in step.rows),
+        num_rows=len(step.rows),
+        num_new=len(step.new_rows),
+        attended={window: _attended(step.rows, window) for window in windows},
+    )
 
 
 def _attended(rows: Sequence[ScheduledRow], window: Window) -> Attended:

@@ -13,12 +13,14 @@ from quire.simulation.timing.costs import NetworkCosts, StepShape
 from quire.simulation.timing.hardware import Efficiency, Hardware
 from quire.simulation.timing.pace import Roofline, neighbours
 
-UNIT = Efficiency(products=1, reading=1, attention=1, cache_reading=1, narrow_cache=1, call_s=0, step_s=0, row_s=0)
+UNIT = Efficiency(
+    products=1, reading=1, attention=1, cache_reading=1, narrow_cache=1, call_s=0, step_s=0, row_s=0, request_s=0
+)
 """A roof that was measured is reached by definition; what is not is in the factors."""
 
 _OUTLIER = 4.0  # medians of absolute errors: beyond, another process had the processor
 _PRIOR = 0.03  # of the weight of a step: that a factor is as usual
-_HOST = -2  # the last two unknowns are the host's, and no factors
+_HOST = -3  # the last three unknowns are the host's, and no factors
 _ROUNDS = 3000  # of coordinate descent; some 30 unknowns settle within a few hundred
 
 
@@ -76,7 +78,7 @@ def fit(
     kept = errors <= _OUTLIER * max(float(np.median(errors)), 1e-3)
     found = _non_negative(features[kept], usual)
     error = float(np.abs(features[kept] @ found - 1).mean())
-    *factors, decode, prefill, step_s, row_s = (float(factor) for factor in found)
+    *factors, decode, prefill, step_s, row_s, request_s = (float(factor) for factor in found)
     return Calibration(
         device=device,
         model=model,
@@ -88,23 +90,24 @@ def fit(
         prefill_factor=prefill,
         step_s=step_s,
         row_s=row_s,
+        request_s=request_s,
         num_steps=len(steps),
         error=error,
     )
 
 
 def _features(shape: StepShape, costs: NetworkCosts, roofline: Roofline, knots: Sequence[int]) -> list[float]:
-    """Return the seconds by the roof of each unknown: calls by knot, attention of two kinds, the host of two kinds."""
-    found = [0.0] * (len(knots) + 4)
+    """Return the seconds by the roof of each unknown: calls by knot, two kinds of attention, three of the host."""
+    found = [0.0] * (len(knots) + 5)
     for cost in costs.calls:
         rows = getattr(shape, cost.rows)
         for knot, share in neighbours(knots, rows) if rows else ():
             found[knot] += share * cost.count * roofline.call_s(cost, rows)
     for each in costs.attention:
         attended = shape.attended[each.window]
-        found[-4] += each.count * roofline.decode_s(each, attended)
-        found[-3] += each.count * roofline.prefill_s(each, attended, shape.num_tokens)
-    found[-2:] = [1.0, float(shape.num_rows)]
+        found[_HOST - 2] += each.count * roofline.decode_s(each, attended)
+        found[_HOST - 1] += each.count * roofline.prefill_s(each, attended, shape.num_tokens)
+    found[_HOST:] = [1.0, float(shape.num_rows), float(shape.num_new)]
     return found
 
 

@@ -20,6 +20,7 @@ class Efficiency:
         call_s: Seconds of each call beside its work: its start, and its end when few units are busy.
         step_s: Seconds of the host for a step.
         row_s: Seconds of the host for each row of a step.
+        request_s: Seconds of the host for each row that is new.
     """
 
     products: float
@@ -30,6 +31,7 @@ class Efficiency:
     call_s: float
     step_s: float
     row_s: float
+    request_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ HOPPER = Efficiency(
     call_s=2e-6,
     step_s=3e-4,
     row_s=3e-5,
+    request_s=1e-4,
 )
 """What makes steps of Llama-3.1-8B take what they took on an H200; docs/simulate.md has the errors that are left."""
 

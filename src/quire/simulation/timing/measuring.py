@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
 from quire.core.config import SchedulerConfig
@@ -19,7 +19,7 @@ KNOTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1
 """Numbers of rows with a factor of their own: dense where a tile more or less shows."""
 
 _MOST_ROWS = 64  # that decode at once; beyond, the host's time by row and the factors of prompts say it
-_STEPS_EACH = 3  # with as many rows
+_STEPS_EACH, _MORE_STEPS = 3, 12  # with as many rows, and so many by the row: few rows are fast once they go on
 
 
 class Engine(Protocol):
@@ -67,7 +67,7 @@ class TimedScheduler(Scheduler):
     def update(self, scheduled: SchedulerOutput, output: ModelOutput) -> list[SampleUpdate]:
         """Take in a step's results, and the time."""
         now = time.perf_counter()
-        self.steps.append(TimedStep(step_shape(scheduled.rows, self._windows), now - self._last_s))
+        self.steps.append(TimedStep(step_shape(scheduled, self._windows), now - self._last_s))
         self._last_s = now
         return super().update(scheduled, output)
 
@@ -110,9 +110,12 @@ def sessions(config: SchedulerConfig) -> Iterator[list[Probe]]:
 
 def _falling(most: int, num_prompt_tokens: int) -> list[Probe]:
     """Return rows of which so many end at a time that every knot below is the number of rows for some steps."""
-    counts = [most, *(knot for knot in reversed(KNOTS) if knot < most), 0]
-    ends = [(count - after, _STEPS_EACH * place) for place, (count, after) in enumerate(pairwise(counts), 1)]
-    return [Probe(num_prompt_tokens, length + 1) for ending, length in ends for _ in range(ending)]
+    counts = [most, *(knot for knot in reversed(KNOTS) if knot < most)]
+    ends = accumulate(_STEPS_EACH + _MORE_STEPS // count for count in counts)
+    ending = (count - after for count, after in pairwise([*counts, 0]))
+    return [
+        Probe(num_prompt_tokens, end + 1) for end, several in zip(ends, ending, strict=True) for _ in range(several)
+    ]
 
 
 def measure(engine: Engine, scheduler: TimedScheduler, vocab_size: int, limit_s: float) -> list[TimedStep]:

@@ -32,8 +32,8 @@ class Pace(Protocol):
         """Return the seconds of one layer's attention."""
         ...
 
-    def host_s(self, num_rows: int) -> float:
-        """Return the seconds that the host takes for a step."""
+    def host_s(self, num_rows: int, num_new: int) -> float:
+        """Return the seconds that the host takes for a step of rows, some of them new."""
         ...
 
 
@@ -82,9 +82,10 @@ class Roofline:
     def _narrow_share(self, cost: AttentionCost) -> float:
         return self._efficiency.narrow_cache if cost.is_narrow else 1.0
 
-    def host_s(self, num_rows: int) -> float:
-        """Return the seconds that the host takes for a step."""
-        return self._efficiency.step_s + self._efficiency.row_s * num_rows
+    def host_s(self, num_rows: int, num_new: int) -> float:
+        """Return the seconds that the host takes for a step of rows, some of them new."""
+        reached = self._efficiency
+        return reached.step_s + reached.row_s * num_rows + reached.request_s * num_new
 
 
 def _together(computing_s: float, reading_s: float) -> float:
@@ -119,9 +120,10 @@ class Calibrated:
         decode, prefill = self._roofline.decode_s(cost, attended), self._roofline.prefill_s(cost, attended, num_tokens)
         return self._calibration.decode_factor * decode + self._calibration.prefill_factor * prefill
 
-    def host_s(self, num_rows: int) -> float:
-        """Return the seconds that the host takes for a step."""
-        return self._calibration.step_s + self._calibration.row_s * num_rows
+    def host_s(self, num_rows: int, num_new: int) -> float:
+        """Return the seconds that the host takes for a step of rows, some of them new."""
+        found = self._calibration
+        return found.step_s + found.row_s * num_rows + found.request_s * num_new
 
 
 def neighbours(knots: Sequence[int], rows: int) -> tuple[tuple[int, float], ...]:

@@ -62,7 +62,9 @@ class StepTimes:
         if fixed is None:
             fixed = self._fixed[key] = tuple(self._fixed_s(stage, shape) for stage in self._stages)
         attention = (self._attention_s(stage.costs, shape) for stage in self._stages)
-        return StepSeconds(self._pace.host_s(shape.num_rows), tuple(map(sum, zip(fixed, attention, strict=True))))
+        return StepSeconds(
+            self._pace.host_s(shape.num_rows, shape.num_new), tuple(map(sum, zip(fixed, attention, strict=True)))
+        )
 
     def _fixed_s(self, stage: Stage, shape: StepShape) -> float:
         """Return what does not depend on how long sequences are."""
