@@ -2,14 +2,14 @@
 
     python -m benchmarks.gpu.all_reduce [--width 4096] [--output all_reduce.json]
 
-Ways: "peers", one kernel through memory that all GPUs reach; "moved", the library's moves and a sum in order of ranks;
-"library", nccl's own sum, whose bits depend on the size. Each is a captured graph of 64 calls in a row.
+Ways: "peers", one kernel through memory that all GPUs reach (without such memory as "moved"); "moved", the library's
+moves and a sum in order of ranks; "library", nccl's own sum, whose bits depend on the size. Each is a captured graph of
+64 calls in a row.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from benchmarks.gpu.run import Report
 from quire.core.mapping import Mapping
 from quire.distributed.tensors.communicator import use
 from quire.distributed.tensors.torch_group import TorchCommunicator
@@ -54,8 +55,7 @@ def rank_main(rank: int, world_size: int, port: int, width: int, output: Path) -
     torch.cuda.set_device(rank)
     mapping = Mapping(world_size, rank, tp_size=world_size)
     communicator = TorchCommunicator.connect(mapping, "cuda", f"tcp://127.0.0.1:{port}")
-    found: dict[str, object] = {"width": width, "ranks": world_size, "has_peers": communicator.peers is not None,
-                                "device": torch.cuda.get_device_name(), "torch": torch.__version__}  # fmt: skip
+    report = Report(argparse.Namespace(engine="quire", output=output)) if rank == 0 else None
     weight = torch.randn(width, device="cuda", dtype=torch.bfloat16)
     with torch.inference_mode(), use(communicator):
         for rows in ROWS:
@@ -78,11 +78,9 @@ def rank_main(rank: int, world_size: int, port: int, width: int, output: Path) -
             ways: dict[str, Way] = {"peers": fused, "moved": moved, "library": library}
             results = {name: way(x) for name, way in ways.items()}
             is_equal = all(torch.equal(a, b) for a, b in zip(results["peers"], results["moved"], strict=True))
-            found[f"{rows}_rows"] = {"is_equal": is_equal, **{f"{n}_us": time_us(way, x) for n, way in ways.items()}}
-            if rank == 0:
-                print(rows, found[f"{rows}_rows"], flush=True)
-    if rank == 0:
-        output.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            numbers = {"is_equal": is_equal, **{f"{n}_us": time_us(way, x) for n, way in ways.items()}}
+            if report is not None:
+                report.add(f"all_reduce.{world_size}_ranks.{width}.{rows}_rows", numbers)
     communicator.disconnect()
 
 
