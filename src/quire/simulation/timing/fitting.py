@@ -126,4 +126,4 @@ def _non_negative(features: np.ndarray, usual: float) -> np.ndarray:
     for _ in range(_ROUNDS):
         for i in range(len(target)):
             found[i] = max(0.0, found[i] + target[i] - gram[i] @ found)
-    return found / scale
+    return np.asarray(found / scale, dtype=np.float64)
