@@ -1,6 +1,7 @@
 """Measure and check a model on several GPUs of one machine, print a table, and write JSON.
 
-    python -m benchmarks.gpu.parallel [--only equal bits bf16 fp8 ...] [--seconds 540] [--output parallel.json]
+    python -m benchmarks.gpu.parallel [--only equal bits bf16 fp8 ...] [--layouts tp1 tp2 tp2pp2 ...] [--seconds 540]
+        [--output parallel.json]
 
 - `equal`: greedy tokens of a small model in float32 on every layout that fits equal those on one GPU.
 - `bits`: tokens and logprobs in bfloat16 are the same bits alone and in a batch, on every layout.
@@ -22,7 +23,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,13 +102,14 @@ class Run:
         report: Where numbers go.
         scratch: A directory for models.
         seconds: When to start nothing new.
+        layouts: Of these, those that there are GPUs for.
     """
 
-    def __init__(self, report: Report, scratch: Path, seconds: float) -> None:
+    def __init__(self, report: Report, scratch: Path, seconds: float, layouts: Sequence[Layout]) -> None:
         self._report, self._scratch = report, scratch
         self._deadline_s = time.monotonic() + seconds
         num_devices = torch.cuda.device_count()
-        self._layouts = [layout for layout in LAYOUTS if layout[0] * layout[1] <= num_devices]
+        self._layouts = [layout for layout in layouts if layout[0] * layout[1] <= num_devices]
         self._expected: list[Any] = []
 
     def part(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
@@ -129,7 +131,7 @@ class Run:
 
     def equal(self) -> None:
         """Compare tokens in float32 over layouts."""
-        for layout in self._layouts:
+        for layout in dict.fromkeys((LAYOUTS[0], *self._layouts)):  # one GPU says what is expected
             self.part(f"equal.{name_of(layout)}", lambda layout=layout: self._equal(layout))  # type: ignore[misc]
 
     def _equal(self, layout: Layout) -> dict[str, Any]:
@@ -164,7 +166,7 @@ class Run:
         self.part(f"save.8b.{kind}", lambda: self._save(plan, saved))
         for layout in self._layouts:
             self.part(f"8b.{kind}.{name_of(layout)}", lambda layout=layout: self._rates(saved, kind, layout))  # type: ignore[misc]
-        for layout in self._layouts[:2]:
+        for layout in set(self._layouts) & set(LAYOUTS[:2]):
             name = f"8b.{kind}.{name_of(layout)}.eager"
             self.part(name, lambda layout=layout: self._decode(saved, kind, layout, enforce_eager=True))  # type: ignore[misc]
 
@@ -206,15 +208,17 @@ class Run:
 
 def main() -> None:
     """Measure what is asked for."""
+    names = {name_of(layout): layout for layout in LAYOUTS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--layouts", nargs="*", choices=names, default=list(names))
     parser.add_argument("--seconds", type=float, default=540.0)
     parser.add_argument("--output", type=Path, default=Path("parallel.json"))
     options = parser.parse_args()
     report = Report(argparse.Namespace(engine="quire", output=options.output))
     report.add("roof", measure.roof())
     with tempfile.TemporaryDirectory() as scratch:
-        run = Run(report, Path(scratch), options.seconds)
+        run = Run(report, Path(scratch), options.seconds, [names[name] for name in options.layouts])
         parts: dict[str, Callable[[], None]] = {
             "equal": run.equal,
             "bits": run.bits,

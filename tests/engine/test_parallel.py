@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from quire import LLM, SamplingParams, StructuredOutputsParams
@@ -18,7 +19,7 @@ from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import ConfigError, PlanError, WorkerError
 from quire.core.request import Request
 from quire.distributed.tensors.communicator import WHOLE_BYTES
-from quire.distributed.workers import PING_INTERVAL_S
+from quire.distributed.workers import PING_INTERVAL_S, WorkerGroup
 from quire.engine.engine_loop import EngineLoop
 from quire.server.engine.settings import embedding_params
 from quire.sharding.cost import layout_costs
@@ -96,6 +97,22 @@ def test_two_ranks_are_one(model):
         with pytest.raises(WorkerError, match="rank 1 of 2"):
             tokens(llm, batch)
     assert not any(map(is_alive, pids)) and open_sockets() == sockets
+
+
+def test_only_the_first_rank_tells_of_its_progress(model, monkeypatch):
+    """Nobody reads what others send until the first is ready: told often enough, they would wait for that for ever."""
+    frames = {0: [], 1: []}
+    receive = WorkerGroup.receive
+
+    def noted(group, rank):
+        frame = receive(group, rank)
+        frames[rank].append(msgspec.msgpack.decode(frame)["type"])
+        return frame
+
+    monkeypatch.setattr(WorkerGroup, "receive", noted)
+    with load(model, (2, 1)):
+        assert frames[0].count("Progress") > 4
+        assert frames[1] == ["Opened", "Ready"]
 
 
 def test_impossible_layouts_are_refused(model):

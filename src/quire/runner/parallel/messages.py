@@ -91,7 +91,9 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """How many weights are loaded."""
+    """How many weights are loaded. From rank 0 alone: the driver reads what others send when that one is ready, which may
+    need them to get there, and a socket holds some hundred messages.
+    """
 
     done: int
 

@@ -106,14 +106,15 @@ class Worker:
             with use(communicator):
                 share = asked.num_local if device.type == "cpu" else 1
                 self._send(Opened(available_memory_bytes(device.type) // share))
-                self._load(plan, asked.device, self._next(Load))
+                self._load(plan, asked, self._next(Load))
                 try:
                     while True:
                         self._turn()
                 finally:
                     self._runner.close()  # before the group is left: captured graphs hold on to it
 
-    def _load(self, plan: Plan, device: str, asked: Load) -> None:
+    def _load(self, plan: Plan, opened: Open, asked: Load) -> None:
+        device = opened.device
         self._is_reporting, self._is_sampling = asked.is_reporting, "logits" in plan.network.outputs
         self._runner = make_runner(
             plan,
@@ -121,7 +122,7 @@ class Worker:
             device,
             deterministic=asked.deterministic,
             enforce_eager=asked.enforce_eager,
-            on_progress=lambda done: self._send(Progress(done)),
+            on_progress=(lambda done: self._send(Progress(done))) if opened.rank == 0 else None,
             grammars=GrammarCompiler(self._known_vocabulary),
         )
         num_bytes, where = self._runner.num_bytes(), f"{device}, {torch.get_num_threads()} threads"
