@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("parallel.json"))
     options = parser.parse_args()
     report = Report(argparse.Namespace(engine="quire", output=options.output))
+    report.found["device"] = f"{torch.cuda.device_count()} x {report.found['device']}"
     report.add("roof", measure.roof())
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(report, Path(scratch), options.seconds, [names[name] for name in options.layouts])
