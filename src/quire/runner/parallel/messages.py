@@ -91,8 +91,8 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """How many weights are loaded. From rank 0 alone: the driver reads what others send when that one is ready, which it
-    may need them for, and a socket holds some hundred messages.
+    """How many weights are loaded. From rank 0 alone: the driver reads what others send when that one is ready, which
+    may need them for that, and a socket holds some hundred messages.
     """
 
     done: int
