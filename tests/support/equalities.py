@@ -43,6 +43,21 @@ def bits(output) -> tuple:
     )
 
 
+def assert_same(found: Sequence[tuple], expected: Sequence[tuple], what: str) -> None:
+    """Check the bits of requests, and say where the first differ."""
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        place = _difference(one, other)
+        assert not place, f"{what}, request {index}: {place}"
+
+
+def _difference(found: Any, expected: Any) -> str:
+    """Return where two nested results first differ, and how; empty if they do not."""
+    if isinstance(found, (list, tuple)) and isinstance(expected, (list, tuple)) and len(found) == len(expected):
+        places = ((index, _difference(*pair)) for index, pair in enumerate(zip(found, expected, strict=True)))
+        return next((f"[{index}]{place}" for index, place in places if place), "")
+    return "" if found == expected else f": {found!r}, not {expected!r}"
+
+
 def run(llm: LLM, batch: Prompts, wanted: Sequence[SamplingParams]) -> list[tuple]:
     """Return the bits of each request of a batch."""
     return [bits(output) for output in llm.generate(batch, wanted, use_tqdm=False)]
@@ -58,10 +73,10 @@ def batched_is_alone(load: Load, batch: Prompts, wanted: Sequence[SamplingParams
     with load(enable_prefix_caching=False) as llm:
         alone = run_alone(llm, batch, wanted)
         for size in sizes:
-            assert run(llm, batch[:size], wanted[:size]) == alone[:size], f"a batch of {size}"
+            assert_same(run(llm, batch[:size], wanted[:size]), alone[:size], f"a batch of {size}")
         order = random.Random(1).sample(range(len(batch)), len(batch))
         shuffled = run(llm, [batch[i] for i in order], [wanted[i] for i in order])
-        assert shuffled == [alone[i] for i in order]
+        assert_same(shuffled, [alone[i] for i in order], "in another order")
 
 
 def prefix_cached_is_cold(load: Load, batch: Prompts, wanted: Sequence[SamplingParams]) -> None:
@@ -69,9 +84,9 @@ def prefix_cached_is_cold(load: Load, batch: Prompts, wanted: Sequence[SamplingP
     with load(enable_prefix_caching=False) as llm:
         cold = run(llm, batch, wanted)
     with load() as llm:
-        assert run(llm, batch, wanted) == cold
+        assert_same(run(llm, batch, wanted), cold, "the first to be cached")
         again = llm.generate(batch, wanted, use_tqdm=False)
-        assert [bits(o) for o in again] == cold
+        assert_same([bits(o) for o in again], cold, "cached")
         assert all(o.num_cached_tokens > 0 for o in again)
         assert llm.get_metrics()["prefix_cache_hits"] > 0
         llm.reset_prefix_cache()
@@ -84,9 +99,9 @@ def chunked_is_whole(load: Load, batch: Prompts, wanted: Sequence[SamplingParams
         whole = run(llm, batch, wanted)
     for budget in budgets:
         with load(max_num_batched_tokens=budget) as llm:
-            assert run(llm, batch, wanted) == whole, f"a budget of {budget} tokens"
+            assert_same(run(llm, batch, wanted), whole, f"a budget of {budget} tokens")
     with load(enable_chunked_prefill=False, max_num_batched_tokens=100) as llm:
-        assert run(llm, batch, wanted) == whole
+        assert_same(run(llm, batch, wanted), whole, "no prompt in chunks")
 
 
 def preempted_is_undisturbed(load: Load, batch: Prompts, wanted: Sequence[SamplingParams], num_blocks: int) -> None:
@@ -97,7 +112,7 @@ def preempted_is_undisturbed(load: Load, batch: Prompts, wanted: Sequence[Sampli
         block_bytes, block_size = llm._engine.loop.memory.kv_bytes_per_block, llm._engine.loop.memory.block_size
     few = {"kv_cache_memory_bytes": num_blocks * block_bytes, "max_model_len": (num_blocks - 1) * block_size}
     with load(**few) as llm:
-        assert run(llm, batch, wanted) == undisturbed
+        assert_same(run(llm, batch, wanted), undisturbed, "preempted")
         assert llm.get_metrics()["num_preemptions"] > 0
         llm._engine.loop.scheduler.check_integrity()
 
