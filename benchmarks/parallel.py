@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import socket
-import sys
 import time
 
 import msgspec
@@ -59,12 +58,12 @@ def measure(num_rows: int, num_ranks: int) -> dict[str, list[float]]:
     return {name: values[WARM_STEPS:] for name, values in times.items()}
 
 
-def work(commands_fd: int, health_fd: int) -> None:
+def work(commands_fd: str, health_fd: str) -> int:
     """Be a worker that computes nothing; the first answers."""
     die_with_parent()
-    answer_pings(Channel(socket.socket(fileno=health_fd)), lambda: encode(Work(0, 0.0, 0, 0)))
+    answer_pings(Channel(socket.socket(fileno=int(health_fd))), lambda: encode(Work(0, 0.0, 0, 0)))
     decoder = msgspec.msgpack.Decoder(Command)
-    with Channel(socket.socket(fileno=commands_fd)) as channel:
+    with Channel(socket.socket(fileno=int(commands_fd))) as channel:
         try:
             while True:
                 for payload in channel.receive(is_waiting=True):
@@ -73,11 +72,13 @@ def work(commands_fd: int, health_fd: int) -> None:
                     rows = tuple(RowOutput(row.row_id, (row.num_computed_tokens,)) for row in command.step.rows)
                     channel.send(encode(Result(ModelOutput(rows))))
         except ChannelError:
-            return
+            return 0
 
 
-def main() -> None:
-    """Record the times for one number of rows and ranks."""
+def main(*sockets: str) -> int:
+    """Record the times for one number of rows and ranks; given two sockets, be one of the workers."""
+    if sockets:
+        return work(*sockets)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--ranks", type=int, default=2)
@@ -90,13 +91,11 @@ def main() -> None:
                 {name: [percentile(values, share) for share in (0.2, 0.5, 0.8)] for name, values in found.items()}
             )
         )
-        return
+        return 0
     for name, values in found.items():
         record(f"parallel_step.{name}.{options.rows}_rows.{options.ranks}_ranks", "ms", values)
+    return 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and all(word.isdigit() for word in sys.argv[1:]):
-        work(*map(int, sys.argv[1:]))
-    else:
-        main()
+    main()

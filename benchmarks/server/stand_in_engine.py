@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -80,7 +79,9 @@ def _answer_pings(channel: Channel) -> None:
             channel.send(encode(Pong(0.0)))
 
 
-if __name__ == "__main__":
-    ours, health = (Channel(socket.socket(fileno=int(word))) for word in sys.argv[1:])
+def main(*sockets: str) -> int:
+    """Serve, given two numbers of sockets; returns the exit code."""
+    ours, health = (Channel(socket.socket(fileno=int(word))) for word in sockets)
     threading.Thread(target=_answer_pings, args=(health,), daemon=True).start()
     StandIn(ours, float(os.environ.get(STEP_VARIABLE, "0"))).run()
+    return 0

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from quire.core.collecting import without_collecting
+
 if TYPE_CHECKING:
     from quire.builder.builder import Builder
     from quire.core.mapping import Mapping
@@ -51,8 +53,9 @@ _LAZY_MODULES = {"functional": "quire.graph.functional", "layers": "quire.graph.
 
 def __getattr__(name: str) -> object:
     """Import public names when they are first used, so that `import quire` and `quire --help` stay quick."""
-    if name in _LAZY_MODULES:
-        return import_module(_LAZY_MODULES[name])
-    if name not in _LAZY:
-        raise AttributeError(f"module 'quire' has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    with without_collecting():
+        if name in _LAZY_MODULES:
+            return import_module(_LAZY_MODULES[name])
+        if name not in _LAZY:
+            raise AttributeError(f"module 'quire' has no attribute {name!r}")
+        return getattr(import_module(_LAZY[name]), name)

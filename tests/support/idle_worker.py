@@ -1,6 +1,5 @@
-"""A worker without a model: `python -m tests.support.idle_worker COMMANDS HEALTH`. It does what it is told in words."""
+"""A worker without a model, for `quire.core.program`. It does what it is told in words."""
 
-import os
 import socket
 import sys
 import time
@@ -9,10 +8,10 @@ from quire.distributed.channel import Channel, ChannelError
 from quire.distributed.lifeline import answer_pings, die_with_parent
 
 
-def main(commands_fd: int, health_fd: int) -> int:
+def main(commands_fd: str, health_fd: str) -> int:
     die_with_parent()
-    answer_pings(Channel(socket.socket(fileno=health_fd)), lambda: b"well")
-    with Channel(socket.socket(fileno=commands_fd)) as channel:
+    answer_pings(Channel(socket.socket(fileno=int(health_fd))), lambda: b"well")
+    with Channel(socket.socket(fileno=int(commands_fd))) as channel:
         try:
             while True:
                 for payload in channel.receive(is_waiting=True):
@@ -26,9 +25,3 @@ def main(commands_fd: int, health_fd: int) -> int:
                     channel.send(payload)
         except ChannelError:
             return 0
-
-
-if __name__ == "__main__":
-    code = main(*map(int, sys.argv[1:]))
-    sys.stderr.flush()
-    os._exit(code)

@@ -13,7 +13,6 @@ import msgspec
 
 from quire.builder.passes.adopt_quantized import adopt_quantized
 from quire.builder.pipeline import Bound, bind, settings_of
-from quire.builder.report.page import with_page
 from quire.builder.samples import calibration_samples
 from quire.builder.serving import serving_spec
 from quire.core.config import BuildConfig
@@ -105,7 +104,7 @@ def as_plan(bound: Bound, serving: ServingSpec, config: BuildConfig, directory: 
         directory: Where the tokenizer and the generation defaults are, if anywhere.
     """
     files = () if directory is None else _small_files(directory)
-    plan = Plan(
+    return Plan(
         network=bound.network,
         spec=serving,
         weights=bound.weights,
@@ -114,8 +113,14 @@ def as_plan(bound: Bound, serving: ServingSpec, config: BuildConfig, directory: 
         build=settings_of(config),
         small_files=files,
         report=bound.as_report(),
+        draw_page=_draw_page,
     )
-    return with_page(plan)
+
+
+def _draw_page(plan: Plan) -> str:
+    from quire.builder.report.page import draw_page  # late: a plan that is only run needs none
+
+    return draw_page(plan)
 
 
 def _small_files(directory: Path) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from quire.core.errors import ConfigError
 from quire.core.model_files import TOKENIZER_FILES
 from quire.core.model_spec import ServingSpec
 from quire.quantization.text import CalibrationSamples, hold_some_out, random_samples, read_samples
-from quire.tokenizer.tokenizer import Tokenizer
 
 
 def calibration_samples(directory: Path | None, spec: ServingSpec, config: BuildConfig) -> CalibrationSamples:
@@ -31,6 +30,8 @@ def calibration_samples(directory: Path | None, spec: ServingSpec, config: Build
         return random_samples(spec.vocab_size, num_samples=count, length=length, seed=config.seed)
     if directory is None:
         raise ConfigError(f"calibration: expected a tokenizer to read {config.calibration} with, got none.")
+    from quire.tokenizer.tokenizer import Tokenizer  # late: only calibration needs one
+
     tokenizer = Tokenizer.from_directory(directory)
     opening = tokenizer.encode("")[:1]
     first_ids = opening if opening == [tokenizer.bos_token_id] else []

@@ -8,7 +8,6 @@ import hmac
 import secrets
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from quire.core.errors import WorkerError
+from quire.core.program import command
 from quire.distributed.channel import Channel, ChannelError, pack_frame
 
 _KNOCK_TIMEOUT_S = 10.0  # from a connection to its name: it is sent at once
@@ -54,7 +54,7 @@ class Endpoint:
 
 
 def spawn(module: str, rank: int) -> Endpoint:
-    """Start a worker on this machine: `python -m MODULE COMMANDS HEALTH`, two numbers of sockets.
+    """Start a worker on this machine: `main(COMMANDS, HEALTH)` of a module, two numbers of sockets.
 
     The kernel kills it when the thread that called this ends (`lifeline.die_with_parent`).
 
@@ -66,9 +66,8 @@ def spawn(module: str, rank: int) -> Endpoint:
     health, their_health = socket.socketpair()
     with their_commands, their_health:
         fds = (their_commands.fileno(), their_health.fileno())
-        # -P: a folder named quire where this was started is not the engine.
-        arguments = [sys.executable, "-P", "-m", module, *map(str, fds)]
-        process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=fds)
+        words, pipe = command(module, *fds), subprocess.PIPE
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=pipe, pass_fds=fds)
     return Endpoint(rank, commands, health, process)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from quire.core import env
 from quire.core.errors import ConfigError, WorkerError
 from quire.core.log import get_logger
+from quire.core.program import PROGRAM
 from quire.distributed.endpoint import Door, Endpoint
 from quire.distributed.starter import Host, Starter, this_host
 
@@ -112,7 +113,7 @@ class RayPlacement:
         """Start a worker for each rank, and let them in.
 
         Args:
-            module: What each runs: `python -m MODULE join ADDRESS RANK`, with the secret on its standard input.
+            module: Whose `main` each calls with "join", an address and its rank; the secret is on its standard input.
 
         Raises:
             WorkerError: Not all came; the message has what was written.
@@ -121,7 +122,7 @@ class RayPlacement:
         try:
             for rank, place in enumerate(self.places):
                 starter = self._starters[place.starter]
-                arguments = [module, "join", door.address, str(rank)]
+                arguments = [PROGRAM, module, "join", door.address, str(rank)]
                 started = starter.start.remote(rank, arguments, door.secret, self._variables(place))
                 self._ask(started, _PLACE_TIMEOUT_S)
             endpoints = door.admit(set(range(len(self.places))), _JOIN_TIMEOUT_S, self._problem)

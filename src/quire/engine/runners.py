@@ -14,9 +14,6 @@ from quire.plan.memory import MemoryPlan
 from quire.plan.plan import Plan
 from quire.runner.model_runner import ModelRunner, make_runner
 from quire.runner.parallel.layout import Layout
-from quire.runner.parallel.messages import Load
-from quire.runner.parallel.ranks import Ranks
-from quire.runner.parallel.worker import serve
 from quire.sampling.grammar.compiler import GrammarCompiler
 
 
@@ -43,6 +40,8 @@ def follow_driver(config: EngineConfig) -> None:
     """
     launched = Layout.of(config).launched
     if launched is not None and launched.rank > 0:
+        from quire.runner.parallel.worker import serve
+
         raise SystemExit(serve(*Launched(launched).follow()))
 
 
@@ -83,6 +82,21 @@ def load_runner(
             grammars=grammars,
         )
         return Loaded(scheduler, memory, runner)
+    return _load_ranks(plan, config, layout, device, on_progress, grammars, on_lost)
+
+
+def _load_ranks(
+    plan: Plan,
+    config: EngineConfig,
+    layout: Layout,
+    device: str,
+    on_progress: Callable[[int], None] | None,
+    grammars: GrammarCompiler | None,
+    on_lost: Callable[[], object],
+) -> Loaded:
+    from quire.runner.parallel.messages import Load  # late: torch.distributed takes a tenth of a second
+    from quire.runner.parallel.ranks import Ranks
+
     ranks = Ranks(plan, layout, device, on_lost)
     try:
         scheduler, memory = resolve_parts(config, list(zip(ranks.plans, ranks.available_bytes, strict=True)))

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from quire.core.config import BuildConfig, EngineConfig
+from quire.core.program import command
 from quire.core.request import Request, SampleUpdate
 from quire.core.sampling_params import RequestOutputKind, SamplingParams
 from quire.core.server_config import ServerConfig
@@ -56,8 +57,8 @@ class Peer:
         health, their_health = socket.socketpair()
         with theirs, their_health:
             fds = (theirs.fileno(), their_health.fileno())
-            command = [sys.executable, "-m", "quire.server.engine.process", *map(str, fds)]
-            self.process = subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE)
+            words = command("quire.server.engine.process", *fds)
+            self.process = subprocess.Popen(words, pass_fds=fds, stderr=subprocess.PIPE)
         self.sock, self.health = ours, health
         self.channel = Channel(ours)
         self.events: list[Event] = []

@@ -1,4 +1,4 @@
-"""The program of a worker: `python -m quire.runner.parallel.worker COMMANDS HEALTH`, two numbers of sockets.
+"""The program of a worker, for `quire.core.program`.
 
 It opens an engine directory, cuts out the part of its rank, loads that as any runner would, and runs the steps that its
 driver sends while that lives. What it computes with others goes over the process group, not over the driver.
@@ -56,7 +56,7 @@ from quire.runner.parallel.messages import (
 from quire.sampling.grammar.compiler import GrammarCompiler, TokenVocabulary
 from quire.sharding.shard import shard
 
-_log = get_logger("quire.runner.parallel.worker")  # its name is __main__ here
+_log = get_logger(__name__)
 _POLL_S = 50e-6  # a step of a GPU takes milliseconds
 _LEAVING_S = 2.0
 T = TypeVar("T")
@@ -248,9 +248,3 @@ def main(*arguments: str) -> int:
         commands, health = (Channel(socket.socket(fileno=int(fd))) for fd in arguments)
         return serve(commands, health)
     return serve(*knock(arguments[1], sys.stdin.readline().strip(), int(arguments[2])))
-
-
-if __name__ == "__main__":
-    code = main(*sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(code)  # nothing is left that needs an orderly end, and torch takes a second for one

@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -14,6 +13,7 @@ import msgspec
 
 from quire.core import env
 from quire.core.log import get_logger
+from quire.core.program import command
 from quire.server.engine.channel import AsyncChannel
 from quire.server.engine.messages import Command, Event, Ping, Pong, encode
 from quire.server.engine.places import Place
@@ -79,11 +79,8 @@ class EngineChild:
         our_health, their_health = socket.socketpair()
         with theirs, their_health:
             fds = (theirs.fileno(), their_health.fileno())
-            # -P: a folder named quire where the server was started is not the engine.
-            arguments = [sys.executable, "-P", "-m", cls.module, *map(str, fds)]
-            child._process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, pass_fds=fds, env=env.child_environment(place.environment)
-            )
+            words, variables = command(cls.module, *fds), env.child_environment(place.environment)
+            child._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, pass_fds=fds, env=variables)
         if place.cores is not None:  # it has one thread yet, from which those to come inherit it
             os.sched_setaffinity(child.pid, place.cores)
         events = msgspec.msgpack.Decoder(Event)

@@ -1,4 +1,4 @@
-"""The engine process: `python -m quire.server.engine.process FD FD`. Loads a Plan, then runs it while its parent lives.
+"""The engine process, for `quire.core.program`: it loads a Plan, then runs it while its parent lives.
 
 It sleeps on its socket when there is nothing to do. Between two steps it takes in what has arrived, and it sends all
 that a step brought in one frame. A second thread answers pings on a second socket, so that a long step is not mistaken
@@ -7,9 +7,7 @@ for a stopped process.
 
 from __future__ import annotations
 
-import os
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +26,6 @@ from quire.distributed.channel import MAX_FRAME_BYTES, Channel, ChannelError
 from quire.distributed.lifeline import answer_pings, die_with_parent
 from quire.engine.engine_loop import EngineLoop
 from quire.engine.grammars import token_vocabulary
-from quire.engine.model_text import load_model_text
 from quire.plan.plan import Plan
 from quire.sampling.grammar.compiler import GrammarCompiler, TokenVocabulary
 from quire.server.engine.messages import (
@@ -189,18 +186,20 @@ class EngineProcess:
 
 def _vocabulary(plan: Plan, tokenizer: str | None) -> TokenVocabulary:
     """Return what grammars need of the model's tokenizer, which is read for that alone."""
+    from quire.engine.model_text import load_model_text  # late: most servers never see a grammar
+
     text = load_model_text(plan.directory, plan.spec.eos_token_ids, tokenizer)
     assert text.tokenizer is not None, "the server admits no structured outputs without a tokenizer"
     return token_vocabulary(text.tokenizer, plan.spec.vocab_size, text.eos_token_ids)
 
 
-def main(command_fd: int, health_fd: int) -> int:
+def main(command_fd: str, health_fd: str) -> int:
     """Serve; returns the exit code: 0 when the server went away, 1 when loading or the loop failed."""
     die_with_parent()
     log.configure()
-    with Channel(socket.socket(fileno=command_fd)) as channel:
+    with Channel(socket.socket(fileno=int(command_fd))) as channel:
         process = EngineProcess(channel)
-        answer_pings(Channel(socket.socket(fileno=health_fd)), lambda: encode(Pong(process.step_age_s())))
+        answer_pings(Channel(socket.socket(fileno=int(health_fd))), lambda: encode(Pong(process.step_age_s())))
         try:
             env.check_environment()
             process.run()
@@ -214,9 +213,3 @@ def main(command_fd: int, health_fd: int) -> int:
             with suppress(ChannelError):  # nobody is left to be told
                 channel.send(encode(Failed(type(error).__name__, str(error) if is_ours else "")))
             return 1
-
-
-if __name__ == "__main__":
-    code = main(*map(int, sys.argv[1:]))
-    sys.stderr.flush()
-    os._exit(code)  # readers wait for the end of this process, and torch takes a second for an orderly one
