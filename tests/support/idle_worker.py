@@ -1,4 +1,4 @@
-"""A worker without a model, for `quire.core.program`. It does what it is told in words."""
+"""A worker without a model, for `quire.distributed.program`. It does what it is told in words."""
 
 import socket
 import sys

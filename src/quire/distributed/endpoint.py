@@ -16,8 +16,8 @@ from typing import Protocol
 import msgspec
 
 from quire.core.errors import WorkerError
-from quire.core.program import command
 from quire.distributed.channel import Channel, ChannelError, pack_frame
+from quire.distributed.program import command
 
 _KNOCK_TIMEOUT_S = 10.0  # from a connection to its name: it is sent at once
 

@@ -17,8 +17,8 @@ from typing import Any
 from quire.core import env
 from quire.core.errors import ConfigError, WorkerError
 from quire.core.log import get_logger
-from quire.core.program import PROGRAM
 from quire.distributed.endpoint import Door, Endpoint
+from quire.distributed.program import PROGRAM
 from quire.distributed.starter import Host, Starter, this_host
 
 _log = get_logger(__name__)

@@ -17,11 +17,11 @@ import msgspec
 import pytest
 
 from quire.core.config import BuildConfig, EngineConfig
-from quire.core.program import command
 from quire.core.request import Request, SampleUpdate
 from quire.core.sampling_params import RequestOutputKind, SamplingParams
 from quire.core.server_config import ServerConfig
 from quire.distributed.channel import Channel, ChannelError, FrameReader, pack_frame
+from quire.distributed.program import command
 from quire.server.engine import process as engine_process
 from quire.server.engine.async_engine import AsyncEngine
 from quire.server.engine.child import EngineChild

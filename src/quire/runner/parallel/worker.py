@@ -1,4 +1,4 @@
-"""The program of a worker, for `quire.core.program`.
+"""The program of a worker, for `quire.distributed.program`.
 
 It opens an engine directory, cuts out the part of its rank, loads that as any runner would, and runs the steps that its
 driver sends while that lives. What it computes with others goes over the process group, not over the driver.

@@ -13,7 +13,7 @@ import msgspec
 
 from quire.core import env
 from quire.core.log import get_logger
-from quire.core.program import command
+from quire.distributed.program import command
 from quire.server.engine.channel import AsyncChannel
 from quire.server.engine.messages import Command, Event, Ping, Pong, encode
 from quire.server.engine.places import Place

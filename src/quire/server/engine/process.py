@@ -1,4 +1,4 @@
-"""The engine process, for `quire.core.program`: it loads a Plan, then runs it while its parent lives.
+"""The engine process, for `quire.distributed.program`: it loads a Plan, then runs it while its parent lives.
 
 It sleeps on its socket when there is nothing to do. Between two steps it takes in what has arrived, and it sends all
 that a step brought in one frame. A second thread answers pings on a second socket, so that a long step is not mistaken

@@ -1,15 +1,14 @@
-"""Processes that compute: `python -m quire.core.program MODULE ARGUMENTS` calls that module's `main(*arguments)`."""
+"""Processes that compute: `python -m quire.distributed.program MODULE ARGUMENTS` calls `main(*arguments)` of a module."""
 
 from __future__ import annotations
 
 import gc
 import os
 import sys
-from importlib import import_module
 
-from quire.core.collecting import without_collecting
+from quire import import_quickly
 
-PROGRAM = "quire.core.program"
+PROGRAM = "quire.distributed.program"
 """This module, for `python -m`."""
 
 
@@ -21,9 +20,8 @@ def command(module: str, *arguments: object) -> list[str]:
 
 def main(module: str, *arguments: str) -> int:
     """Import a module and return what its `main` returns. What was imported is never looked at for garbage again."""
-    with without_collecting():
-        program = import_module(module)
-        gc.freeze()
+    program = import_quickly(module)
+    gc.freeze()
     return int(program.main(*arguments))
 
 
