@@ -1,4 +1,4 @@
-"""Processes that compute: `python -m quire.distributed.program MODULE ARGUMENTS` calls `main(*arguments)` of a module."""
+"""Processes that compute: `python -m quire.distributed.program MODULE ARGUMENTS` calls `main` of the module."""
 
 from __future__ import annotations
 
