@@ -55,12 +55,50 @@ void add_rows(const float* a, int64_t stride, const float* b, int64_t steps, flo
   }
 }
 
+// The same of a few rows with a packed panel, widened in registers: c[rows][32] (+)= a[rows][k] b[k][32]. A buffer
+// between the two would be written and read for a single use.
+template <class Weight, int rows>
+void add_packed_rows(const float* a, int64_t stride, const std::byte* panel, int64_t first, int64_t steps, float* c,
+                     bool from_zero) {
+  constexpr int64_t kParts = kPerWord<Weight>, kPartBytes = kTileBytes / kParts, kAhead = 4096;
+  constexpr int kVectors = kPanelColumns / kLanes;
+  Floats sums[rows][kVectors];
+  for (int row = 0; row < rows; ++row) {
+    for (int v = 0; v < kVectors; ++v) sums[row][v] = from_zero ? zeros() : load(c + row * kPanelColumns + v * kLanes);
+  }
+  for (int64_t step = first; step < first + steps; ++step) {
+    const std::byte* from = panel + step / kParts * kPanelStepBytes + step % kParts * kPartBytes;
+    for (int64_t line = 0; line < kPartBytes; line += kTileRowBytes, a += kParts) {
+      prefetch(from + line + kAhead);
+      prefetch(from + line + kAhead + kTileBytes);
+      Words words[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t column = v * kLanes;
+        std::memcpy(&words[v], from + line + column / kTileColumns * kTileBytes + column % kTileColumns * 4,
+                    sizeof(Words));
+      }
+      for (int i = 0; i < kParts; ++i) {
+        for (int v = 0; v < kVectors; ++v) {
+          const Floats value = value_of<Weight>(words[v], i);
+          for (int row = 0; row < rows; ++row) {
+            sums[row][v] = fma(broadcast(a[row * stride + i]), value, sums[row][v]);
+          }
+        }
+      }
+    }
+  }
+  for (int row = 0; row < rows; ++row) {
+    for (int v = 0; v < kVectors; ++v) store(c + row * kPanelColumns + v * kLanes, sums[row][v]);
+  }
+}
+
 struct Vectors {
   static constexpr int64_t kRows = kLanes == 16 ? 12 : 6;  // twice as many sums, and room to load what they need
   static constexpr int64_t kStep = kTileRows;
   static constexpr int64_t kStepBytes = kPanelStepBytes;
   static constexpr int64_t kFirstCache = 8, kSecondCache = 64;  // steps: 16 and 128 KiB of a panel
   static constexpr int64_t kAhead = 4096;
+  static constexpr int64_t kPackedRows = 2;  // whose sums leave room in the registers for what is being widened
   static constexpr float kInt4Base = 0.0f;
   using Element = float;
   template <class Weight>
@@ -117,6 +155,17 @@ struct Vectors {
     const float* a = (is_direct ? product.x.as<float>() : reinterpret_cast<const float*>(rows)) +
                      block * kRows * stride + step * kStep;
     with_rows<kRows>(count, a, stride, reinterpret_cast<const float*>(values), steps, sums, from_zero);
+  }
+
+  // The same for at most `kPackedRows` rows, from the packed panel.
+  template <class Weight>
+  static void add_packed(const Product& product, const std::byte* rows, int64_t count, int64_t step, int64_t steps,
+                         const std::byte* panel, float* sums, bool from_zero) {
+    const bool is_direct = reads_x(product);
+    const int64_t stride = is_direct ? product.row_stride() : row_floats(product);
+    const float* a = (is_direct ? product.x.as<float>() : reinterpret_cast<const float*>(rows)) + step * kStep;
+    if (count == 1) add_packed_rows<Weight, 1>(a, stride, panel, step, steps, sums, from_zero);
+    else add_packed_rows<Weight, 2>(a, stride, panel, step, steps, sums, from_zero);
   }
 
   static void finish(const Product& product, PanelSums sums) {

@@ -159,22 +159,25 @@ struct Cut {
         panels(num_panels(product.columns)),
         blocks(ceil_div(product.rows, Engine::kRows)),
         blocks_together(least(blocks, kGroupRows / Engine::kRows)),
-        row_groups(ceil_div(blocks, blocks_together)) {
-    if (blocks == 1 && is_direct) chunk = steps;
+        row_groups(ceil_div(blocks, blocks_together)),
+        is_packed(!Engine::template kIsDirect<Weight> && product.rows <= Engine::kPackedRows) {
+    if (blocks == 1 && (is_direct || is_packed)) chunk = steps;
     else chunk = ceil_div(blocks == 1 ? Engine::kFirstCache : Engine::kSecondCache, group_steps) * group_steps;
     panels_together = blocks == 1 || chunk >= steps ? 1 : kPanelsTogether;
     panel_groups = ceil_div(panels, panels_together);
     run = most(1, row_groups * panel_groups / (workers * kRunsPerWorker));
   }
 
-  int64_t widened_bytes() const { return is_direct ? 0 : chunk * Engine::kStepBytes; }
+  int64_t widened_bytes() const { return is_direct || is_packed ? 0 : chunk * Engine::kStepBytes; }
   int64_t block_floats() const { return Engine::kRows * kPanelColumns; }
   // Of a block that is complete at once, and of the one before it, which may not be stored yet.
   int64_t num_sums() const { return chunk >= steps ? least(blocks, 2) : blocks_together * panels_together; }
   int64_t floats() const { return (num_sums() + kIsInt4<Weight>)*block_floats(); }
 
   static constexpr bool is_direct = Engine::template kIsDirect<Weight>;
-  int64_t steps, group_steps, panels, blocks, blocks_together, row_groups, chunk, panels_together, panel_groups, run;
+  int64_t steps, group_steps, panels, blocks, blocks_together, row_groups;
+  bool is_packed;  // rows are so few that a weight is widened where it is multiplied
+  int64_t chunk, panels_together, panel_groups, run;
 };
 
 QUIRE_INLINE void prefetch(const std::byte* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
@@ -211,13 +214,13 @@ class Item {
  private:
   void add_chunk(int64_t panel, int64_t step) {
     const int64_t steps = least(cut_.chunk, cut_.steps - step);
-    const std::byte* values = Engine::template widen<Weight>(packed(panel, 0), step, steps, widened_);
+    const std::byte* values =
+        cut_.is_packed ? nullptr : Engine::template widen<Weight>(packed(panel, 0), step, steps, widened_);
     for (int64_t block = first_block_; block < end_block_; ++block) {
       float* sums = sums_of(panel, block);
       const Ahead ahead = ahead_of(panel, step, block);
       if constexpr (kIsInt4<Weight>) add_groups(panel, block, step, steps, values, ahead, sums);
-      else engine_.add(product_, x_.rows(), block, rows_of(block), step, steps, values, ahead, sums, step == 0,
-                       step + steps == cut_.steps);
+      else add(panel, block, step, steps, values, ahead, sums, step == 0, step + steps == cut_.steps);
       if (step + steps < cut_.steps) continue;
       const int64_t first = block * Engine::kRows;
       engine_.finish(product_, {panel, first, first + rows_of(block), sums});
@@ -225,11 +228,25 @@ class Item {
     }
   }
 
+  inline __attribute__((always_inline)) void add(int64_t panel, int64_t block, int64_t step, int64_t steps,
+                                                 const std::byte* values, Ahead ahead, float* sums, bool from_zero,
+                                                 bool is_complete) {
+    const int64_t rows = rows_of(block);
+    if constexpr (Engine::kPackedRows > 0 && !Plan::is_direct) {
+      if (cut_.is_packed) {
+        return Engine::template add_packed<Weight>(product_, x_.rows(), rows, step, steps, packed(panel, 0), sums,
+                                                   from_zero);
+      }
+    }
+    engine_.add(product_, x_.rows(), block, rows, step, steps, values, ahead, sums, from_zero, is_complete);
+  }
+
   void add_groups(int64_t panel, int64_t block, int64_t step, int64_t steps, const std::byte* values, Ahead ahead,
                   float* sums) {
     const int64_t rows = rows_of(block), count = cut_.group_steps;
-    for (int64_t s = 0; s < steps; s += count, values += count * Engine::kStepBytes) {
-      engine_.add(product_, x_.rows(), block, rows, step + s, count, values, ahead, partial_, true, true);
+    for (int64_t s = 0; s < steps; s += count) {
+      const std::byte* of_group = cut_.is_packed ? nullptr : values + s * Engine::kStepBytes;
+      add(panel, block, step + s, count, of_group, ahead, partial_, true, true);
       ahead.from += count * ahead.lines * 64;
       const int64_t group = (step + s) / count, at = (panel * product_.groups + group) * kPanelColumns;
       by_float(product_.scales.dtype, [&](auto element) {
