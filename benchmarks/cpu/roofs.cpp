@@ -12,6 +12,8 @@
 
 using namespace quire::amx;
 
+using Line = int32_t __attribute__((vector_size(64), aligned(4)));
+
 extern "C" int allow_tiles() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return static_cast<int>(syscall(SYS_arch_prctl, kRequestPermission, kTileData));
@@ -24,14 +26,16 @@ extern "C" int read_all(const char* data, size_t bytes, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 4) reduction(+ : total)
   for (size_t piece = 0; piece < bytes; piece += kPiece) {
     const size_t end = piece + kPiece < bytes ? piece + kPiece : bytes;
-    __m512i sums[4] = {};
+    Line sums[4] = {};
     for (size_t at = piece; at < end; at += 256) {
       for (int i = 0; i < 4; ++i) {
         _mm_prefetch(data + at + 64 * i + kAhead, _MM_HINT_T0);
-        sums[i] = _mm512_add_epi32(sums[i], _mm512_loadu_si512(data + at + 64 * i));
+        sums[i] += *reinterpret_cast<const Line*>(data + at + 64 * i);
       }
     }
-    for (const __m512i sum : sums) total += _mm512_reduce_add_epi32(sum);
+    for (const Line& sum : sums) {
+      for (int i = 0; i < 16; ++i) total += sum[i];
+    }
   }
   return total;
 }
