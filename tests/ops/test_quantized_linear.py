@@ -23,6 +23,8 @@ def packed(op, dtype, arguments, names):
     given = {**arguments, "dtype": str(dtype).removeprefix("torch.")} if op == "linear_w8a8" else arguments
     tactic = next(t for t in tactics_for(op, "cpu") if t.is_valid(**given))
     assert tactic.name != "reference"
+    if tactic.pack is None:
+        return lambda *rest, **more: tactic.run(*rest, *(arguments[name] for name in names), **more)
     made = tactic.pack(*(arguments[name] for name in tactic.pack_args))
     return lambda *rest, **more: tactic.run(*rest, made, *[None] * (len(names) - 1), **more)
 

@@ -1,13 +1,10 @@
-"""`quire serve` whose engine process fails at prompts that are marked: `FAULTS` says by which id, and where it fails.
-
-Started with two numbers it is that engine process.
-"""
+"""`quire serve` whose engine process fails at prompts that are marked: `FAULTS` says by which id, and where."""
 
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from quire.cli.main import main
+from quire.cli.main import main as quire
 from quire.runner import rows
 from quire.runner.execution.executor import Executor
 from quire.runner.inputs import InputBuilder
@@ -43,9 +40,12 @@ def inject() -> None:
     Executor.run = failing(Executor.run, "network", lambda _, inputs: inputs["input_ids"])
 
 
+def main(*sockets: str) -> int:
+    """Be that engine process."""
+    inject()
+    return process.main(*sockets)
+
+
 if __name__ == "__main__":
-    if sys.argv[1].isdigit():
-        inject()
-        sys.exit(process.main(*map(int, sys.argv[1:])))
     EngineChild.module = "tests.support.serve_with_faults"
-    sys.exit(main(["serve", *sys.argv[1:]]))
+    sys.exit(quire(["serve", *sys.argv[1:]]))

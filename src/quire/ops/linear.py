@@ -38,14 +38,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         [*rows, out_features], same dtype; sums in at least float32.
     """
-    if x.is_cpu and not _has_instructions(x.dtype):  # torch's own loop takes 5 times as long and more
+    if x.is_cpu and not has_instructions(x.dtype):  # torch's own loop takes 5 times as long and more
         wide = torch.nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
         return wide.to(x.dtype)
     return torch.nn.functional.linear(x, weight, bias)
 
 
 @cache
-def _has_instructions(dtype: torch.dtype) -> bool:
+def has_instructions(dtype: torch.dtype) -> bool:
     """Return whether oneDNN multiplies matrices of a float dtype with this processor's instructions for it."""
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

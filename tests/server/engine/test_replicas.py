@@ -229,8 +229,11 @@ def test_a_process_runs_where_it_is_put(runner: asyncio.Runner) -> None:
         core = min(os.sched_getaffinity(0))
         place = Place(frozenset({core}), {"CUDA_VISIBLE_DEVICES": "7"})
         child = await FrontEnd.child_class.spawn(lambda event: None, 5.0, place)
-        with open(f"/proc/{child.pid}/environ", "rb") as file:
-            found = os.sched_getaffinity(child.pid) - {core}, file.read()
+        environment = b""
+        while not environment:  # the kernel has told our side that it runs before it is all there
+            with open(f"/proc/{child.pid}/environ", "rb") as file:
+                environment = file.read()
+        found = os.sched_getaffinity(child.pid) - {core}, environment
         await child.stop()
         return found
 

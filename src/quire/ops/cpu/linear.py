@@ -16,6 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from quire.ops.linear import has_instructions
 from quire.ops.spec import TensorLike, num_bytes, sizes_of
 
 TILE_ROWS = 16
@@ -222,8 +223,9 @@ def linear_bytes(x: TensorLike, weight: TensorLike, bias: TensorLike | None = No
     num_rows, (out_features, in_features), size = _num_rows(x), sizes_of(weight), x.dtype.itemsize
     count = next_count(min(num_rows, ROW_COUNTS[-1]))
     probe = _PROBE_ROWS * out_features * size + 8 * count  # what should come of it, and which rows were taken
-    # Unpacked weights take torch's own way, which copies the rows: 1.0 to 1.6 times for float16 with AMX.
-    copied = 0 if _is_supported(weight.dtype) else count * in_features * size * 3 // 2
+    # Unpacked weights take torch's own way, which copies the rows for oneDNN: 1.0 to 1.6 times for float16 with AMX.
+    is_copied = has_instructions(weight.dtype) and not _is_supported(weight.dtype)
+    copied = count * in_features * size * 3 // 2 if is_copied else 0
     kept = num_rows * out_features * size if is_in_pieces(x) else 0
     return kept + count * (in_features + out_features) * size + max(probe, copied)
 

@@ -52,6 +52,12 @@ def is_int8(x: TensorLike, weight: TensorLike, **others: object) -> bool:
     return weight.dtype == torch.int8 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
+def is_exact_int8(x: TensorLike, weight: TensorLike, **others: object) -> bool:
+    """Return whether, besides, oneDNN's products of int8 are exact here: without VNNI it adds pairs in 16 bits, which
+    do not hold them."""
+    return is_int8(x, weight) and torch.cpu._is_vnni_supported()
+
+
 def linear_w8a8(
     x: Tensor, x_scales: Tensor, weight: PackedInt8, scales: None, bias: Tensor | None = None, dtype: str = "bfloat16"
 ) -> Tensor:

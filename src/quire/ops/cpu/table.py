@@ -80,7 +80,7 @@ TACTICS = (
     reference("add_rms_norm_quant"),
     Tactic("silu_mul_quant", "in_place", fused.silu_mul_quant, workspace_bytes=fused.silu_mul_quant_bytes),
     Tactic("linear_w8a8", "onednn_int8", quantized.linear_w8a8, quantized.pack_int8, ("weight", "scales"),
-           quantized.is_int8, quantized.int8_bytes, quantized.w8a8_bytes, quantized.w8a8_result_bytes,
+           quantized.is_exact_int8, quantized.int8_bytes, quantized.w8a8_bytes, quantized.w8a8_result_bytes,
            library_bytes=quantized.int8_kernels_bytes),
     Tactic("linear_w8a8", "int_mm", OPS["linear_w8a8"].reference, is_valid=quantized.is_int8,
            workspace_bytes=quantized.int_mm_bytes),

@@ -19,10 +19,12 @@ _WIDEN = tl.constexpr(INTERPRETED)
 def dot(a, b, acc):
     """Return `acc + a @ b`, sums in float32 (int32 for int8).
 
-    Interpreted, bfloat16 operands are widened first: the interpreter holds them as integers.
+    Interpreted, operands are widened first: the interpreter holds bfloat16 as integers, and the library that multiplies
+    for it adds in an order that follows shapes and processors. In float64 no order shows.
     """
     if _WIDEN and a.dtype != tl.int8:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+        sums = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
+        return (acc.to(tl.float64) + sums).to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)  # Triton 3.6 does not take it from `acc`
 
 
