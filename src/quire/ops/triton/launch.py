@@ -23,7 +23,8 @@ def dot(a, b, acc):
     for it adds in an order that follows shapes and processors. In float64 no order shows.
     """
     if _WIDEN and a.dtype != tl.int8:
-        sums = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
+        wide_a, wide_b = a.to(tl.float32).to(tl.float64), b.to(tl.float32).to(tl.float64)  # no float8 becomes float64
+        sums = tl.dot(wide_a, wide_b, out_dtype=tl.float64)
         return (acc.to(tl.float64) + sums).to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)  # Triton 3.6 does not take it from `acc`
 
