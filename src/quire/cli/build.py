@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Build, save and summarise."""
     from quire.builder.build import open_plan
-    from quire.builder.report.page import with_page
+    from quire.builder.report.page import draw_page
     from quire.core.progress import stages
     from quire.plan.engine_directory import is_engine_directory
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     with stages() as on_progress:
         plan = open_plan(options.model, read_fields(BuildConfig, options), on_progress)
         measured = _tuned(plan, on_progress) if options.tune else ()
-    plan = with_page(replace(plan, tactics=measured)) if measured else plan
+    plan = replace(plan, tactics=measured, draw_page=draw_page) if measured else plan
     plan.save(output, copy_weights=options.copy_weights)
     print(table([*_summary(plan.report), *_tactics(measured)]))
     print(f"\nBuilt in {time.perf_counter() - start:.1f} s. Run it: quire generate {output} PROMPT")

@@ -66,7 +66,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def open_model(options: argparse.Namespace, **more: object) -> LLM:
     """Load the model that the options name."""
-    from quire.llm import LLM
+    from quire import LLM
 
     names = {item.name for cls in (BuildConfig, EngineConfig) for item in fields(cls)}
     return LLM(options.model, **{name: getattr(options, name) for name in names}, **more)  # type: ignore[arg-type]

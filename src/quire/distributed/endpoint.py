@@ -66,8 +66,9 @@ def spawn(module: str, rank: int) -> Endpoint:
     health, their_health = socket.socketpair()
     with their_commands, their_health:
         fds = (their_commands.fileno(), their_health.fileno())
-        words, pipe = command(module, *fds), subprocess.PIPE
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=pipe, pass_fds=fds)
+        process = subprocess.Popen(
+            command(module, *fds), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=fds
+        )
     return Endpoint(rank, commands, health, process)
 
 

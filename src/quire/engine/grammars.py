@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from quire.sampling.grammar.compiler import GrammarCompiler, TokenVocabulary
-from quire.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # an engine process needs one for its first grammar alone
+    from quire.tokenizer.tokenizer import Tokenizer
 
 
 def make_grammars(

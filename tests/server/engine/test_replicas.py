@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -229,8 +230,8 @@ def test_a_process_runs_where_it_is_put(runner: asyncio.Runner) -> None:
         core = min(os.sched_getaffinity(0))
         place = Place(frozenset({core}), {"CUDA_VISIBLE_DEVICES": "7"})
         child = await FrontEnd.child_class.spawn(lambda event: None, 5.0, place)
-        environment = b""
-        while not environment:  # the kernel has told our side that it runs before it is all there
+        environment, deadline = b"", time.monotonic() + 5.0
+        while not environment and time.monotonic() < deadline:  # we learn that it runs before it is all there
             with open(f"/proc/{child.pid}/environ", "rb") as file:
                 environment = file.read()
         found = os.sched_getaffinity(child.pid) - {core}, environment

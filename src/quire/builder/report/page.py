@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +65,6 @@ def render_html(report: Mapping[str, Any], title: str) -> str:
         tag("style", Html(_STYLE.read_text(encoding="utf-8"))),
     )
     return f"<!doctype html>\n{tag('html', head, tag('body', body), lang='en')}\n"
-
-
-def with_page(plan: Plan) -> Plan:
-    """Return a plan whose report is drawn as a page when it is saved: a plan that is only run needs none."""
-    return replace(plan, draw_page=draw_page)
 
 
 def draw_page(plan: Plan) -> str:

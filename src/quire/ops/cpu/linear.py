@@ -103,7 +103,7 @@ def _is_supported(dtype: torch.dtype) -> bool:
     """Return whether oneDNN is there and takes this dtype on this processor."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype != torch.float16 and has_instructions(dtype)
 
 
 def run(x: Tensor, weight: PackedLinear, bias: Tensor | None = None) -> Tensor:
