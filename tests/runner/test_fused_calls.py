@@ -5,7 +5,10 @@ import torch
 
 from quire.graph import functional as F
 from quire.graph.network import Network, Tensor, net_guard
-from quire.ops.triton.fused.gated_linear import linear_silu_mul
+from quire.ops.cuda import table
+from quire.ops.op import Fusion
+from quire.ops.triton.elementwise import silu_mul
+from quire.ops.triton.linear import linear
 from quire.plan.weight_source import TensorWeights
 from quire.runner.execution.executor import Executor
 from tests.support.tolerance import assert_close
@@ -13,6 +16,16 @@ from tests.support.tolerance import assert_close
 pytestmark = pytest.mark.usefixtures("gpu")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def linear_silu_mul(x, weight, bias=None):
+    return silu_mul(linear(x, weight, bias))
+
+
+@pytest.fixture(autouse=True)
+def _fusion(monkeypatch):
+    fusion = Fusion(("linear", "triton"), ("silu_mul", "triton"), "x", linear_silu_mul)
+    monkeypatch.setattr(table, "FUSIONS", (fusion,))
 
 
 def _network(is_used_twice=False, is_output=False):

@@ -63,6 +63,8 @@ class Compiled:
         has_wgmma: Whether it multiplies by wgmma.
         is_racing: Whether it goes on while wgmma may still read an operand in registers, which up to ptxas 13.2 may be
             overwritten then (Triton's issue 9433).
+        is_in_order: Whether a step of mma.sync takes neighbouring channels, as wgmma does. Where a thread has more than
+            32 bits of an operand side by side, a step takes every other two, and adds in another order.
     """
 
     registers: int
@@ -70,6 +72,7 @@ class Compiled:
     shared_bytes: int
     has_wgmma: bool
     is_racing: bool
+    is_in_order: bool
 
 
 def compile_all(compilations: Sequence[Compilation]) -> dict[tuple[int, int], Compiled]:
@@ -125,14 +128,21 @@ def _compile(each: Compilation, capability: int) -> Compiled:
         options["launch_pdl"] = True
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled = _usage(made.asm["cubin"])
-    ptx = made.asm["ptx"]
-    return Compiled(registers, spilled, made.metadata.shared, "wgmma.mma_async" in ptx, _is_racing(ptx))
+    ptx, is_in_order = made.asm["ptx"], _is_in_order(made.asm["ttgir"])
+    return Compiled(registers, spilled, made.metadata.shared, "wgmma.mma_async" in ptx, _is_racing(ptx), is_in_order)
 
 
 def _is_racing(ptx: str) -> bool:
     """Return whether there are wgmmas with the first operand in registers, and waits that leave some running."""
     of_registers = re.search(r"wgmma\.mma_async[^{]*\{[^}]*\}, *\{", ptx)
     return bool(of_registers and re.search(r"wgmma\.wait_group\.sync\.aligned [1-9]", ptx))
+
+
+def _is_in_order(ttgir: str) -> bool:
+    """Return whether each operand of mma.sync is laid out in words of 32 bits."""
+    products = " ".join(line for line in ttgir.splitlines() if " tt.dot " in line)
+    operands = re.findall(r"x[a-z]+(\d+)\w*, #ttg\.dot_op<\{[^}]*kWidth = (\d+)", products)
+    return all(int(bits) * int(width) == 32 for bits, width in operands)
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:

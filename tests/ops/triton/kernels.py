@@ -43,16 +43,6 @@ def _narrow(dtype: str, rows: int, channels: int, stages: int):
     )  # fmt: skip
 
 
-def _gated(rows: int, channels: int, stages: int):
-    return Compilation(
-        "quire.ops.triton.fused.gated_linear:gated_kernel",
-        {"x": f"tensordesc<bf16[{rows},{channels}]>", "weight": f"tensordesc<bf16[64,{channels}]>", "lines": "*bf16:16",
-         "out": "*bf16:16", "num_rows": "i32", "width": "i32:16", "in_features": "i32:16", "weight_stride": "i32:16"},
-        {"ROWS": rows, "FEATURES": 64, "CHANNELS": channels, "AHEAD": 128}, _options(4, stages), wants_wgmma=True,
-        capabilities=(90,),
-    )  # fmt: skip
-
-
 def _gathered(
     dtypes: tuple[str, str], operand: str, tile: tuple[int, ...], is_whole: bool = True,
     capabilities: tuple[int, ...] = (90, 80),
@@ -114,8 +104,6 @@ COMPILATIONS = (
     _narrow("bf16", 64, 256, 3),
     _narrow("fp8e4nv", 16, 512, 5),
     _narrow("i8", 16, 512, 5),
-    _gated(16, 256, 3),
-    _gated(64, 128, 4),
     _gathered(_BF16, "bfloat16", (16, 64, 128, 4, 10), capabilities=(90,)),
     _gathered(_BF16, "bfloat16", (16, 64, 128, 4, 6), capabilities=(80,)),
     _gathered(_BF16, "bfloat16", (64, 128, 128, 4, 3)),

@@ -62,6 +62,13 @@ def test_bits_are_those_of_two_kernels(dtype, window, cap):
     assert not out[2].any()
 
 
+def test_the_order_of_channels_is_the_same():
+    """Heads of several steps of a tensor core, and so many wide scores that one is where a weight rounds otherwise."""
+    (query, *rest), step = _case(range(20, 44) if DEVICE == "cuda" else (20, 33), heads=8, head_dim=64)
+    (out, _), (expected, _) = _both(((query * 3, *rest), step))
+    assert torch.equal(out, expected)
+
+
 def test_the_new_key_is_seen():
     case = _case([40, 7])
     (out, _), _ = _both(case)

@@ -7,7 +7,7 @@ from quire.ops.cuda import vendor
 from quire.ops.op import Fusion, Tactic
 from quire.ops.triton import attention, attention_tiles, elementwise, gather, linear, moe, norm, packing, peers, rope
 from quire.ops.triton import quantized_linear as quantized
-from quire.ops.triton.fused import gated_linear, rope_attention
+from quire.ops.triton.fused import rope_attention
 
 TACTICS: tuple[Tactic, ...] = (
     Tactic("embedding", "triton", gather.embedding),
@@ -46,7 +46,6 @@ TACTICS: tuple[Tactic, ...] = (
 )  # fmt: skip
 
 FUSIONS: tuple[Fusion, ...] = (
-    Fusion(("linear", "triton"), ("silu_mul", "triton"), "x", gated_linear.linear_silu_mul),
     Fusion(("rope_append_kv", "rows"), ("attention", "splits"), "query", rope_attention.rope_attention),
 )
 """Calls of these tactics that are one kernel where a step is small, and what runs both."""

@@ -190,19 +190,13 @@ def _activation_kernel(x, out, num_values, KIND: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
-def gated(gate, up, dtype: tl.constexpr):
-    """Return `silu(gate) * up` of float32 values, each rounded to `dtype` before, between and behind, as float32."""
-    return round_to(round_to(_silu(round_to(gate, dtype)), dtype) * round_to(up, dtype), dtype)
-
-
-@triton.jit
 def _load(x, place, columns, kept, IS_GATED: tl.constexpr, WIDTH: tl.constexpr):
     """Return values in float32: those of `x`, or `silu(gate)`, rounded, times `up`, rounded."""
     wide = tl.load(x + place + columns, kept, other=0.0).to(tl.float32)
     if IS_GATED:
         dtype: tl.constexpr = x.dtype.element_ty
         up = tl.load(x + place + WIDTH + columns, kept, other=0.0).to(tl.float32)
-        wide = gated(wide, up, dtype)
+        wide = round_to(round_to(_silu(wide), dtype) * up, dtype)
     return wide
 
 

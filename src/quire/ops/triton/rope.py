@@ -112,29 +112,26 @@ def _rope_append_kv_kernel(
 
 
 @triton.jit
-def _rotate(source, positions, angles, here, HEAD_DIM: tl.constexpr):
-    """Return the two halves of rows [rows, HEAD_DIM // 2], rotated by their positions, and the indices of the first.
+def rotated(source, positions, angles, here, HEAD_DIM: tl.constexpr):
+    """Return rows [rows, HEAD_DIM], rotated by their positions: the bits of `rope`.
+
+    Each half is loaded twice, as itself and as the other's partner. Joined from two halves, rows that a product takes
+    would have their channels added in another order (Triton 3.6: four neighbours by two steps of mma.sync).
 
     Args:
         source, positions: Pointers, one a row.
         angles: Pointer to the table of all positions.
         here: Which rows there are.
+        HEAD_DIM: A power of two.
     """
     HALF: tl.constexpr = HEAD_DIM // 2
-    i = tl.arange(0, HALF)[None, :]
+    i = tl.arange(0, HEAD_DIM)[None, :]
     at = angles + tl.load(positions, mask=here, other=0).to(tl.int64)[:, None] * HEAD_DIM
-    cos, sin = tl.load(at + i), tl.load(at + HALF + i)
-    first = tl.load(source[:, None] + i, mask=here[:, None], other=0.0)
-    second = tl.load(source[:, None] + HALF + i, mask=here[:, None], other=0.0)
-    x, y = first.to(tl.float32), second.to(tl.float32)
-    return (x * cos - y * sin).to(first.dtype), (y * cos + x * sin).to(first.dtype), i
-
-
-@triton.jit
-def rotated(source, positions, angles, here, HEAD_DIM: tl.constexpr):
-    """Return rows [rows, HEAD_DIM], rotated: the bits of `rope`. HEAD_DIM is a power of two; see `_rotate`."""
-    first, second, _ = _rotate(source, positions, angles, here, HEAD_DIM)
-    return tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), (first.shape[0], HEAD_DIM))
+    cos, sin = tl.load(at + i % HALF), tl.load(at + HALF + i % HALF)
+    own = tl.load(source[:, None] + i, mask=here[:, None], other=0.0)
+    partner = tl.load(source[:, None] + (i + HALF) % HEAD_DIM, mask=here[:, None], other=0.0).to(tl.float32)
+    turned = own.to(tl.float32) * cos + tl.where(i < HALF, -partner, partner) * sin
+    return turned.to(own.dtype)
 
 
 @triton.jit
@@ -144,11 +141,9 @@ def append(key, value, keys, values, position, angles, slot, HEAD_DIM: tl.conste
     All threads of the program can read them then.
     """
     if slot >= 0:
-        one = tl.arange(0, 1)
-        first, second, i = _rotate(key + one, position + one, angles, one == 0, HEAD_DIM)
-        tl.store(keys + i, first)
-        tl.store(keys + HEAD_DIM // 2 + i, second)
-        dims = tl.arange(0, HEAD_DIM)
+        one, dims = tl.arange(0, 1), tl.arange(0, HEAD_DIM)
+        row = rotated(key + one, position + one, angles, one == 0, HEAD_DIM)
+        tl.store(keys + dims[None, :], row)
         tl.store(values + dims, tl.load(value + dims))
     tl.debug_barrier()
 

@@ -90,18 +90,6 @@ def tile_for(
     return Tile(rows, features, channels, warps, max(2, min(most, int(_shared_bytes(x) / stage_bytes))))
 
 
-def gated_tile_for(x: torch.Tensor) -> Tile:
-    """Return the tile of `gated_linear.gated_kernel` for few rows: as many features of gates and of what they gate.
-
-    Args:
-        x: [num_rows, in_features], bfloat16 | float16.
-    """
-    # H100, 8192 x 2048, alone: 24.9 us of one row, with half of the channels 25.6; of 64 rows 28.0 and 27.1.
-    rows, channels = (16, 512 // x.dtype.itemsize) if x.shape[0] <= 16 else (FEW_ROWS, 256 // x.dtype.itemsize)
-    stage_bytes = channels * (rows + 2 * 64) * x.dtype.itemsize
-    return Tile(rows, 64, channels, 4, max(2, int(_shared_bytes(x) / stage_bytes)))
-
-
 def _num_waves(x: torch.Tensor, out_features: int, rows: int, features: int) -> int:
     return int(triton.cdiv(triton.cdiv(x.shape[0], rows) * triton.cdiv(out_features, features), num_programs(x)))
 
