@@ -223,6 +223,18 @@ def test_without_equal_bits_answers_are_near(models, plans, scheme):
     agree(*outcomes, NEAR["quantized" if scheme else "auto"])
 
 
+@pytest.mark.parametrize("pooling", ("mean", "last"))
+def test_pooled_hidden_states_are_alone_as_together(pooling):
+    """Of prompts of a token, too, beside others; and near the CPU's."""
+    plan, batch = open_plan("quire-tiny", BuildConfig()), [*prompts(9, seed=17), [5], [7]]
+    vectors = partial(equalities.vectors, plan, pooling, max_num_seqs=12, max_model_len=128)
+    whole, _ = vectors(batch, device="cuda")
+    assert [vectors([ids], device="cuda")[0][0] for ids in batch[-3:]] == whole[-3:]
+    assert vectors(batch, device="cuda", max_num_batched_tokens=23)[0] == whole
+    for ours, theirs in zip(whole, vectors(batch, device="cpu")[0], strict=True):
+        assert sum(a * b for a, b in zip(ours, theirs, strict=True)) > 0.999
+
+
 def test_memory_is_as_planned(tmp_path):
     """A model whose weights, workspace and KV cache all count; what lies outside torch's allocator is left out."""
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "vocab_size": 32000}

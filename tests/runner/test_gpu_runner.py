@@ -5,6 +5,8 @@ from functools import partial
 import pytest
 
 from quire import LLM, SamplingParams
+from quire.builder.build import open_plan
+from quire.core.config import BuildConfig
 from quire.core.errors import RequestError
 from quire.core.request import Request
 from quire.core.sampling_params import BeamSearchParams
@@ -108,6 +110,18 @@ def test_a_row_that_the_gpu_refuses_fails_alone(model, batch, together, monkeypa
         (failed,) = llm.generate([batch[3]], [refused], use_tqdm=False)
         assert failed.outputs[0].finish_reason == "error"
     assert set(seen) <= {None, 2}, "nothing is computed for what is refused"
+
+
+@pytest.mark.parametrize("pooling", ("mean", "last"))
+def test_pooled_hidden_states_are_those_of_the_cpu(model, batch, pooling):
+    plan = open_plan(model, BuildConfig(dtype="float32", load_format="dummy"))
+    vectors = partial(equalities.vectors, plan, pooling, block_size=4, max_num_seqs=8)
+    few = [batch[0], batch[1][:1], batch[2]]
+    whole, _ = vectors(few, device="cuda")
+    assert vectors(few, device="cuda", max_num_batched_tokens=9)[0] == whole
+    assert [vectors([ids], device="cuda")[0][0] for ids in few[:2]] == whole[:2]
+    for ours, theirs in zip(whole, vectors(few, device="cpu")[0], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 def test_beams_are_those_of_the_cpu(model, batch):

@@ -8,6 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from quire import LLM, SamplingParams
+from quire.core.config import EngineConfig
+from quire.core.request import Request
+from quire.engine.engine_loop import EngineLoop
+from quire.plan.plan import Plan
+from quire.server.engine.settings import embedding_params
 
 Load = Callable[..., LLM]
 Prompts = list[list[int]]
@@ -135,3 +140,17 @@ def streamed_is_whole(llm: LLM, batch: Prompts, wanted: Sequence[SamplingParams]
         assert [t for piece in pieces for t in piece.token_ids] == whole.token_ids
         assert [entry for piece in pieces for entry in piece.logprobs] == whole.logprobs
         assert [p.finish_reason for p in pieces] == [None] * (len(pieces) - 1) + [whole.finish_reason]
+
+
+def vectors(plan: Plan, pooling: str, batch: Prompts, **options: Any) -> tuple[list[tuple[float, ...]], float]:
+    """Return each prompt's pooled hidden states, all computed at once, and how often one had to start over."""
+    loop = EngineLoop(plan, EngineConfig(**{"kv_cache_memory_bytes": 1 << 22, **options}))
+    for number, ids in enumerate(batch):
+        loop.add(Request(str(number), tuple(ids), embedding_params(pooling), pooling=pooling))
+    found = {}
+    while loop.has_unfinished():
+        found |= {update.request_id: update.embedding for update in loop.step() if update.embedding is not None}
+    loop.scheduler.check_integrity()
+    num_preemptions = loop.metrics()["num_preemptions"]
+    loop.close()
+    return [found[str(number)] for number in range(len(batch))], num_preemptions

@@ -29,7 +29,7 @@ class Request(msgspec.Struct, frozen=True):
         cache_salt: Requests share cached prefixes only with equal salts.
         bad_words_ids: `params.bad_words` as sequences of ids that may not be completed.
         pooling: Whether its prompt's hidden states are wanted as one vector, "mean" or "last"; None if not. "mean"
-            asks for `params.prompt_logprobs`, too, so that every position is computed.
+            sets `params.prompt_logprobs`, too, so that every position is computed; there are none of them then.
     """
 
     request_id: str

@@ -62,8 +62,8 @@ class EngineLoop:
         """
         if request.pooling is not None and not self.runner.can_pool:
             raise RequestError(
-                "embeddings: expected a plan on a CPU whose output projection is not quantized with its inputs, "
-                "got another; serve the model so for embeddings."
+                "embeddings: expected a plan whose output projection is not quantized with its inputs, got another; "
+                "serve the model so for embeddings."
             )
         self.scheduler.add(request)
 

@@ -10,11 +10,11 @@ import torch
 from quire.core.config import SchedulerConfig
 from quire.core.errors import RequestError
 from quire.core.log import get_logger
-from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput, TokenLogprobs
+from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput
 from quire.runner.inputs import InputBuilder, StepInputs
 from quire.runner.loaded import LoadedPlan
-from quire.runner.outputs import FailedStep, failed_row, prompt_logprobs_of, row_output
-from quire.runner.rows import Row, Rows
+from quire.runner.outputs import FailedStep, failed_row, row_output
+from quire.runner.rows import PromptNews, Row, Rows
 from quire.sampling.grammar.compiler import GrammarCompiler
 from quire.sampling.row import SampledToken
 from quire.sampling.sampler import Sampler
@@ -200,18 +200,15 @@ class CPURunner:
         token_of = dict(zip(sampled, tokens, strict=True))
         news = {
             place: partial(
-                _prompt_news, shares[place], rows[place], positions,
-                sampled.index(place) if place in token_of else -1, logits, hidden_states,
+                rows[place].prompt_news, shares[place], positions, sampled.index(place) if place in token_of else -1,
+                logits, hidden_states,
             )
             for place, positions in inputs.prompt_logits.items()
         }  # fmt: skip
         return [_output(row, token_of.get(place), news.get(place)) for place, row in enumerate(rows)]
 
 
-_PromptNews = tuple[tuple[TokenLogprobs, ...] | None, tuple[float, ...] | None]
-
-
-def _output(row: Row, token: SampledToken | None, prompt_news: Callable[[], _PromptNews] | None = None) -> RowOutput:
+def _output(row: Row, token: SampledToken | None, prompt_news: Callable[[], PromptNews] | None = None) -> RowOutput:
     """Tell a row what it got, and return that; whatever goes wrong, the others know nothing of it."""
     try:
         prompt, embedding = (None, None) if prompt_news is None else prompt_news()
@@ -223,33 +220,3 @@ def _output(row: Row, token: SampledToken | None, prompt_news: Callable[[], _Pro
     except Exception as error:
         _log.exception("row %d failed", row.row_id)
         return RowOutput(row.row_id, error=f"{type(error).__name__} while a token was taken in.")
-
-
-def _prompt_news(
-    scheduled: ScheduledRow,
-    row: Row,
-    positions: range,
-    sampled: int,
-    logits: torch.Tensor,
-    hidden_states: torch.Tensor | None,
-) -> _PromptNews:
-    """Return the logprobs of a row's prompt tokens if it wants any, and its pooled hidden states once all are here.
-
-    Args:
-        scheduled: The row's share.
-        row: Which.
-        positions: Where logits and hidden states of its prompt positions are.
-        sampled: Where those of its last token are, -1 if it is not sampled.
-        logits: [num_logits, vocab_size].
-        hidden_states: [num_logits, hidden_size], if the plan gives them.
-    """
-    wanted = slice(positions.start, positions.stop)
-    prompt = prompt_logprobs_of(scheduled, row.sampling, row.token_ids, logits[wanted])
-    if row.pooling is None:
-        return prompt, None
-    assert hidden_states is not None, "nobody may ask for what the plan does not give"
-    row.pooling.add(hidden_states[wanted])
-    if sampled < 0:
-        return prompt, None
-    row.pooling.add(hidden_states[sampled : sampled + 1])
-    return prompt, row.pooling.vector()

@@ -16,14 +16,14 @@ import torch
 from quire.core.config import SchedulerConfig
 from quire.core.errors import RequestError
 from quire.core.log import get_logger
-from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput, TokenLogprobs
+from quire.core.request import ModelOutput, RowOutput, ScheduledRow, SchedulerOutput
 from quire.graph.nodes import spec
 from quire.ops.triton.step.batch import keep_tokens, lay_out, update_tables
 from quire.ops.triton.step.sampling import Edits, Kinds, Sampled
 from quire.plan.device import torch_device
 from quire.runner.captured import CapturedSteps, graph_sizes
 from quire.runner.loaded import LoadedPlan
-from quire.runner.outputs import FailedStep, failed_row, prompt_logprobs_of, row_output
+from quire.runner.outputs import FailedStep, failed_row, row_output
 from quire.runner.rows import Row, Slots
 from quire.runner.staging import StagedStep, Staging
 from quire.sampling.device import SamplingState, kinds_of, tokens_of
@@ -44,7 +44,7 @@ class _Share:
         scheduled: As it was asked for.
         row: Whose.
         place: Where its sampled token is among those of the step, -1 if none.
-        prompt_logits: Where the logits of its prompt positions are, if anybody asked.
+        prompt_logits: Where logits and hidden states of its prompt positions are, if anybody asked.
         output_index: Which of its generated tokens is sampled.
     """
 
@@ -67,7 +67,6 @@ class GPURunner:
     """
 
     max_ahead = 1
-    can_pool = False
 
     def __init__(
         self,
@@ -84,6 +83,7 @@ class GPURunner:
         self._device = torch_device(loaded.device)
         self._is_gathered = "logits_indices" in loaded.plan.network.inputs
         self._is_sampling = "logits" in loaded.plan.network.outputs  # or a part of a network, and others sample
+        self.can_pool = "hidden_states" in loaded.plan.network.outputs
         self._enforce_eager = enforce_eager or self._device.type != "cuda"
         self._start()
 
@@ -114,7 +114,7 @@ class GPURunner:
             logits = spec(self._loaded.plan.network.outputs["logits"])
             kept = kept.new_empty(len(kept), self._loaded.plan.spec.vocab_size, dtype=logits.dtype)
         sample = self._sample if self._is_sampling else None
-        return CapturedSteps(sizes, kept, self._staging.padding, self._forward, sample)
+        return CapturedSteps(sizes, kept, self._staging.padding, lambda staged: self._forward(staged)[0], sample)
 
     def _no_logits(self, num_rows: int) -> torch.Tensor:
         return torch.empty(num_rows, 0, device=self._device)
@@ -144,7 +144,7 @@ class GPURunner:
         size = self._captured.size_for(len(shares)) if _is_decode(shares) else 0
         staged = self._stage(shares, updates, size)
         update_tables(staged.updates, self._tables)
-        logits = self._captured.run(size) if size else self._forward(staged)
+        logits, hidden_states = (self._captured.run(size), None) if size else self._forward(staged)
         if not self._is_sampling:
             return PendingStep((), None, None)
         if self._on_logits is not None:
@@ -153,8 +153,9 @@ class GPURunner:
         sampled = self._sample_rows(logits, staged, rows, size) if rows else None
         for row in rows:
             row.sampling.output_token_ids.append(-1)  # its id comes with the result
-        has_prompt_logits = any(share.prompt_logits for share in shares)
-        return PendingStep(shares, sampled, logits if has_prompt_logits else None)
+        has_prompt_logits = any(share.prompt_logits and share.row.pooling is None for share in shares)
+        is_pooled = any(share.row.pooling is not None for share in shares)
+        return PendingStep(shares, sampled, logits if has_prompt_logits else None, hidden_states if is_pooled else None)
 
     def _introduce(self, row: Row) -> None:
         """Tell the sampler of a row; a row that it cannot serve fails alone."""
@@ -290,8 +291,12 @@ class GPURunner:
             np.array(rows, dtype=np.int32), starts, slots, indices, np.concatenate(tokens), updates
         )
 
-    def _forward(self, staged: StagedStep) -> torch.Tensor:
-        """Lay out a step and run the network; returns logits [num_logits, vocab_size], or without columns."""
+    def _forward(self, staged: StagedStep) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Lay out a step and run the network.
+
+        Returns:
+            Logits [num_logits, vocab_size], or without columns; hidden states [num_logits, hidden_size], if there are.
+        """
         num_rows = len(staged.rows)
         lay_out(
             staged.rows,
@@ -308,14 +313,14 @@ class GPURunner:
         inputs |= {"query_start_loc": staged.query_start_loc, "logits_indices": staged.logits_indices}
         outputs = self._loaded.executor.run({**inputs, **self._loaded.caches})
         if not self._is_sampling:
-            return self._no_logits(len(staged.logits_indices))
+            return self._no_logits(len(staged.logits_indices)), None
         logits = outputs["logits"]
-        return logits if self._is_gathered else logits[staged.logits_indices]
+        return logits if self._is_gathered else logits[staged.logits_indices], outputs.get("hidden_states")
 
 
 def _is_decode(shares: Sequence[_Share]) -> bool:
-    """Return whether every row computes one token, and is sampled."""
-    return all(share.scheduled.num_scheduled_tokens == 1 and share.place >= 0 for share in shares)
+    """Return whether every row computes one token, and is sampled; and nobody wants more, which graphs do not keep."""
+    return all(s.scheduled.num_scheduled_tokens == 1 and s.place >= 0 and s.row.pooling is None for s in shares)
 
 
 class PendingStep:
@@ -324,14 +329,21 @@ class PendingStep:
     Args:
         shares: Its rows.
         sampled: Their tokens, on the device; None if none were sampled.
-        logits: If there are prompt positions among them.
+        logits: If logprobs of prompt positions are wanted.
+        hidden_states: Those of the same tokens, if a row pools its own.
     """
 
-    def __init__(self, shares: Sequence[_Share], sampled: Sampled | None, logits: torch.Tensor | None) -> None:
+    def __init__(
+        self,
+        shares: Sequence[_Share],
+        sampled: Sampled | None,
+        logits: torch.Tensor | None,
+        hidden_states: torch.Tensor | None = None,
+    ) -> None:
         self._shares = shares
         num_sampled = sum(share.place >= 0 for share in shares)
         self._sampled = None if sampled is None else _on_host(sampled, num_sampled)
-        self._logits = logits
+        self._logits, self._hidden_states = logits, hidden_states
         self._is_done: torch.cuda.Event | None = None
         if torch.cuda.is_available():
             self._is_done = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -357,19 +369,13 @@ class PendingStep:
         if token is not None and token.error is None:
             row.sampling.output_token_ids[share.output_index] = token.token_id
         try:
-            return row_output(row.row_id, token, self._prompt_logprobs(share))
+            news = row.prompt_news(share.scheduled, share.prompt_logits, share.place, self._logits, self._hidden_states)
+            return row_output(row.row_id, token, *news)
         except RequestError as error:  # this row's logits are not finite; the others know nothing of it
             return RowOutput(row.row_id, error=str(error))
         except Exception as error:
             _log.exception("row %d failed", row.row_id)
             return failed_row(row.row_id, error)
-
-    def _prompt_logprobs(self, share: _Share) -> tuple[TokenLogprobs, ...] | None:
-        if share.row.sampling.params.prompt_logprobs is None:
-            return None
-        wanted = share.prompt_logits
-        logits = torch.empty(0) if self._logits is None else self._logits[wanted.start : wanted.stop].cpu()
-        return prompt_logprobs_of(share.scheduled, share.row.sampling, share.row.token_ids, logits)
 
 
 def _on_host(sampled: Sampled, num_rows: int) -> Sampled:

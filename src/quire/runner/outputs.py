@@ -33,7 +33,7 @@ class Pooling:
             hidden_states: [num_positions, hidden_size], floating.
         """
         for part in torch.split(hidden_states, _POOLED_TOKENS) if self._is_mean else [hidden_states[-1:]]:
-            states = part.to(torch.float64).numpy()
+            states = part.cpu().to(torch.float64).numpy()
             if self._is_mean and self._sum is not None:
                 states = np.concatenate([self._sum[None], states])
             if len(states):

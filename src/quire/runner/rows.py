@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from quire.core.log import get_logger
-from quire.core.request import NewRow, ScheduledRow, SchedulerOutput
+from quire.core.request import NewRow, ScheduledRow, SchedulerOutput, TokenLogprobs
 from quire.core.sampling_params import SamplingParams
-from quire.runner.outputs import Pooling
+from quire.runner.outputs import Pooling, prompt_logprobs_of
 from quire.sampling.grammar.compiler import GrammarCompiler
 from quire.sampling.grammar.state import GrammarState
 from quire.sampling.row import SamplingRow
 
 _log = get_logger(__name__)
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+
+PromptNews = tuple[tuple[TokenLogprobs, ...] | None, tuple[float, ...] | None]
+"""Logprobs of prompt tokens, and the pooled hidden states of all; None is what nobody asked for, or not yet."""
 
 _NO_CHANGES: IntArray = np.zeros((0, 2), dtype=np.int32)
 
@@ -54,6 +58,37 @@ class Row:
         """Add a sampled id."""
         self.token_ids.append(token_id)
         self.sampling.append(token_id)
+
+    def prompt_news(
+        self,
+        scheduled: ScheduledRow,
+        positions: range,
+        sampled: int,
+        logits: torch.Tensor | None,
+        hidden_states: torch.Tensor | None,
+    ) -> PromptNews:
+        """Return the logprobs of prompt tokens if they are wanted, or the pooled hidden states once all are here.
+
+        Args:
+            scheduled: Its share of a step.
+            positions: Where logits and hidden states of its prompt positions are, but for the last.
+            sampled: Where those of the token are that is sampled from, -1 if none is.
+            logits: [num_logits, vocab_size], on any device; None if no row of the step wants logprobs of its prompt.
+            hidden_states: [num_logits, hidden_size]; None if the plan does not give them, or nobody asked.
+
+        Raises:
+            RequestError: What is wanted is not finite.
+        """
+        wanted = slice(positions.start, positions.stop)
+        if self.pooling is None:
+            found = torch.empty(0) if logits is None else logits[wanted].cpu()
+            return prompt_logprobs_of(scheduled, self.sampling, self.token_ids, found), None
+        assert hidden_states is not None, "nobody may ask for what the plan does not give"
+        self.pooling.add(hidden_states[wanted])
+        if sampled < 0:
+            return None, None
+        self.pooling.add(hidden_states[sampled : sampled + 1])
+        return None, self.pooling.vector()
 
 
 class Slots:

@@ -409,9 +409,8 @@ class Scheduler:
         if not is_owing:
             return None
         pieces, row.prompt_logprobs = tuple(row.prompt_logprobs), []
-        assert len(pieces) == row.num_prompt_tokens - 1, (
-            f"row {row.row_id}: expected {row.num_prompt_tokens - 1} prompt logprobs, got {len(pieces)}"
-        )
+        expected = 0 if row.request.pooling is not None else row.num_prompt_tokens - 1  # a pooled prompt has a vector
+        assert len(pieces) == expected, f"row {row.row_id}: expected {expected} prompt logprobs, got {len(pieces)}"
         row.params = replace(row.params, prompt_logprobs=None)
         return pieces
 

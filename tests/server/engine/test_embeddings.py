@@ -10,24 +10,14 @@ from quire.core.errors import RequestError
 from quire.core.request import Request
 from quire.engine.engine_loop import EngineLoop
 from quire.server.engine.settings import embedding_params
+from tests.support import equalities
 from tests.support.hf_models import CASE_NAMES, save_checkpoint
 
 PROMPTS = [[5, 6, 7], [9], list(range(1, 50)), [8, 3, 8, 3, 8, 3, 8, 3, 2] * 4]
 
 
 def vectors(plan, pooling, prompts=PROMPTS, **options):
-    """The vector of each prompt, all at once."""
-    config = {"kv_cache_memory_bytes": 1 << 22, "max_model_len": 64, **options}
-    loop = EngineLoop(plan, EngineConfig(**config))
-    for number, ids in enumerate(prompts):
-        loop.add(Request(str(number), tuple(ids), embedding_params(pooling), pooling=pooling))
-    found = {}
-    while loop.has_unfinished():
-        found |= {update.request_id: update.embedding for update in loop.step() if update.embedding is not None}
-    loop.scheduler.check_integrity()
-    num_preemptions = loop.metrics()["num_preemptions"]
-    loop.close()
-    return [found[str(number)] for number in range(len(prompts))], num_preemptions
+    return equalities.vectors(plan, pooling, prompts, **{"max_model_len": 64, **options})
 
 
 @pytest.mark.parametrize("name", CASE_NAMES)

@@ -21,7 +21,7 @@ def embedding_params(pooling: str) -> SamplingParams:
     """Return how a prompt is computed whose hidden states are wanted: one token, which nobody looks at.
 
     Args:
-        pooling: "mean" asks for every position, and so for logprobs, of which none comes from the prefix cache.
+        pooling: "mean" asks for every position as logprobs do, so none comes from the prefix cache.
     """
     return SamplingParams(
         max_tokens=1,
