@@ -96,3 +96,21 @@ def test_stages_need_layers():
 def test_it_cannot_be_changed():
     with pytest.raises(AttributeError):
         Mapping().rank = 1
+
+
+def test_layers_as_asked_for():
+    stages = [Mapping(3, rank, pp_size=3, pp_partition=(1, 4, 2)).pp_layers(7) for rank in range(3)]
+    assert [list(layers) for layers in stages] == [[0], [1, 2, 3, 4], [5, 6]]
+
+
+@pytest.mark.parametrize(
+    "partition, message",
+    [
+        ((1,), "numbers of layers for 2 stages, got 1"),
+        ((0, 2), "an integer of at least 1, got 0"),
+        ((1, 1, 1), "got 1, 1, 1"),
+    ],
+)
+def test_layers_for_other_stages(partition, message):
+    with pytest.raises(ConfigError, match=f"pp_partition: expected .*{message}"):
+        Mapping(2, pp_size=2, pp_partition=partition)

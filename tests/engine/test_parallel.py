@@ -124,6 +124,20 @@ def test_impossible_layouts_are_refused(model):
         load(model, (2, 1), distributed_executor_backend="external_launcher")
     with pytest.raises(ConfigError, match="expected one of mp, ray, external_launcher"):
         load(model, (2, 1), distributed_executor_backend="slurm")
+    with pytest.raises(ConfigError, match="pp_partition: expected 4 layers in all, got 1, 2"):
+        load(model, (1, 2), pipeline_partition="1,2")
+    for wrong in ("even", "1,2,1", "0,4", 3):
+        with pytest.raises(ConfigError, match="pipeline_partition: expected 'balanced' or a number of layers for each"):
+            load(model, (1, 2), pipeline_partition=wrong)
+
+
+@pytest.mark.multi
+@pytest.mark.parametrize("partition", ("balanced", "1, 3"))
+def test_stages_of_other_sizes_say_the_same(model, partition):
+    with load(model) as llm:
+        expected = tokens(llm, prompts(4))
+    with load(model, (1, 2), pipeline_partition=partition) as llm:
+        assert tokens(llm, prompts(4)) == expected
 
 
 @pytest.mark.multi

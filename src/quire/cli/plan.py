@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
         print(plan.network, end="\n\n")
     if device == "cpu":  # one machine's memory is that of all its ranks
         available //= config.tensor_parallel_size * config.pipeline_parallel_size
-    ranks = [_rank_case("as asked for", plan, config, available, mapping) for mapping in _mappings(config)]
+    ranks = [_rank_case("as asked for", plan, config, available, mapping) for mapping in _mappings(plan, config)]
     asked = min(ranks, key=lambda rank: (rank.num_sequences(rank.max_model_len), -rank.needs.total))
     mapping = None if asked.cost is None else asked.cost.mapping
     others = [_rank_case(*changed, available, mapping) for changed in _changes(plain, plan, build, config)]
@@ -97,12 +97,15 @@ def run(options: argparse.Namespace) -> None:
         resolve(config, asked.plan, available)  # says what does not fit
 
 
-def _mappings(config: EngineConfig) -> list[Mapping | None]:
+def _mappings(plan: Plan, config: EngineConfig) -> list[Mapping | None]:
     """Return the first rank of each stage, which holds no less than the others; None for a model on one device."""
+    from quire.sharding.cost import pp_partition_of
+
     tp_size, pp_size = config.tensor_parallel_size, config.pipeline_parallel_size
     if tp_size * pp_size == 1:
         return [None]
-    return [Mapping(tp_size * pp_size, stage * tp_size, tp_size=tp_size, pp_size=pp_size) for stage in range(pp_size)]
+    first = Mapping(tp_size * pp_size, tp_size=tp_size, pp_size=pp_size, pp_partition=pp_partition_of(plan, config))
+    return [replace(first, rank=stage * tp_size) for stage in range(pp_size)]
 
 
 def _rank_case(name: str, plan: Plan, config: EngineConfig, available: int, mapping: Mapping | None) -> Case:

@@ -16,6 +16,7 @@ SCHEMES = ("w8a16", "w8a8", "w4a16", "fp8")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
 EXECUTOR_BACKENDS = ("mp", "ray", "external_launcher")
+BALANCED = "balanced"
 
 
 def option(text: str, **more: Any) -> dict[str, Any]:
@@ -42,6 +43,14 @@ def in_range(name: str, value: float | None, low: float, high: float) -> None:
         isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high
     ):
         raise ConfigError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}.")
+
+
+def _check_partition(value: object, pp_size: int) -> None:
+    """Raise ConfigError unless `value` is as many numbers of layers as there are stages, with commas between them."""
+    sizes = value.split(",") if isinstance(value, str) else []
+    if len(sizes) != pp_size or not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        expected = f"{BALANCED!r} or a number of layers for each of {pp_size} stages, with commas between them"
+        raise ConfigError(f"pipeline_partition: expected {expected}, got {value!r}.")
 
 
 def _strings(name: str, value: Any) -> tuple[str, ...]:
@@ -128,6 +137,13 @@ class EngineConfig:
     pipeline_parallel_size: int = field(
         default=1, metadata=option("stages into which the layers are cut, each of so many ranks", flags=("-pp",))
     )
+    pipeline_partition: str | None = field(
+        default=None,
+        metadata=option(
+            "layers of each stage, as 9,9,8,6; balanced: such that no stage reads more bytes for a token than it must, "
+            "the head included; None: as many each"
+        ),
+    )
     distributed_executor_backend: str | None = field(
         default=None,
         metadata=option(
@@ -169,6 +185,8 @@ class EngineConfig:
             "pipeline_parallel_size",
         ):
             at_least(name, getattr(self, name), 1)
+        if self.pipeline_partition not in (None, BALANCED):
+            _check_partition(self.pipeline_partition, self.pipeline_parallel_size)
         if self.distributed_executor_backend is not None:
             choice("distributed_executor_backend", self.distributed_executor_backend, EXECUTOR_BACKENDS)
         choice("device", self.device, DEVICES)

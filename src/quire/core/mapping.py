@@ -25,6 +25,7 @@ class Mapping:
         cp_size: Ranks that share the tokens of a sequence.
         moe_tp_size: Ranks that share an expert; -1: what `moe_ep_size` leaves of `tp_size`.
         moe_ep_size: Ranks over which experts are dealt out; -1: what `moe_tp_size` leaves, or 1 if neither is given.
+        pp_partition: Layers of each stage; None: as many each, and what does not divide goes to the first stages.
 
     Raises:
         ConfigError: A size is not positive, the products do not fit, or the rank is not below world_size.
@@ -44,6 +45,7 @@ class Mapping:
     cp_size: int = 1
     moe_tp_size: int = -1
     moe_ep_size: int = -1
+    pp_partition: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("world_size", "gpus_per_node", "tp_size", "pp_size", "cp_size"):
@@ -55,6 +57,15 @@ class Mapping:
         if self.rank >= self.world_size:
             _fail("rank", f"one below world_size {self.world_size}", self.rank)
         self._resolve_moe()
+        if self.pp_partition is not None:
+            object.__setattr__(self, "pp_partition", tuple(self.pp_partition))
+            self._check_partition(self.pp_partition)
+
+    def _check_partition(self, partition: tuple[int, ...]) -> None:
+        for size in partition:
+            at_least("pp_partition", size, 1)
+        if len(partition) != self.pp_size:
+            _fail("pp_partition", f"numbers of layers for {self.pp_size} stages", ", ".join(map(str, partition)))
 
     def _resolve_moe(self) -> None:
         """Replace -1 by what the other of the two leaves."""
@@ -141,8 +152,13 @@ class Mapping:
         """Return the layers of this rank's stage; what does not divide evenly goes to the first stages, one each.
 
         Raises:
-            ConfigError: There are fewer layers than stages.
+            ConfigError: There are fewer layers than stages, or `pp_partition` is of another number of layers.
         """
+        if self.pp_partition is not None:
+            if sum(self.pp_partition) != num_layers:
+                _fail("pp_partition", f"{num_layers} layers in all", ", ".join(map(str, self.pp_partition)))
+            start = sum(self.pp_partition[: self.pp_rank])
+            return range(start, start + self.pp_partition[self.pp_rank])
         if num_layers < self.pp_size:
             _fail("num_layers", f"at least one for each of {self.pp_size} stages", num_layers)
         each, more = divmod(num_layers, self.pp_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from quire.core.config import EngineConfig, SchedulerConfig
@@ -96,7 +97,9 @@ def _load_ranks(
 ) -> Loaded:
     from quire.runner.parallel.messages import Load  # late: torch.distributed takes a tenth of a second
     from quire.runner.parallel.ranks import Ranks
+    from quire.sharding.cost import pp_partition_of
 
+    layout = replace(layout, pp_partition=pp_partition_of(plan, config))
     ranks = Ranks(plan, layout, device, on_lost)
     try:
         scheduler, memory = resolve_parts(config, list(zip(ranks.plans, ranks.available_bytes, strict=True)))

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping as Dictionary
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
 
 from torch import fx
 
+from quire.core.config import BALANCED, EngineConfig
 from quire.core.mapping import Mapping
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, op_of, results, spec
@@ -137,22 +137,36 @@ def rank_cost(local: Plan, mapping: Mapping) -> RankCost:
     )
 
 
-def layout_costs(plan: Plan, tp_size: int, pp_size: int, stages: Sequence[int] | None = None) -> list[RankCost]:
+def layout_costs(plan: Plan, tp_size: int, pp_size: int, pp_partition: tuple[int, ...] | None = None) -> list[RankCost]:
     """Return the costs of all ranks of a layout, in order of ranks; nothing is read.
 
     Args:
         plan: Of the whole model.
         tp_size: Ranks that share every layer.
         pp_size: Stages.
-        stages: Layers of each stage, as for `shard`.
+        pp_partition: Layers of each stage, as of `Mapping`.
 
     Raises:
         ConfigError: The model cannot be dealt out like that.
     """
     world_size = tp_size * pp_size
-    first = Mapping(world_size, 0, tp_size=tp_size, pp_size=pp_size)
+    first = Mapping(world_size, 0, tp_size=tp_size, pp_size=pp_size, pp_partition=pp_partition)
     mappings = [replace(first, rank=rank) for rank in range(world_size)]
-    return [rank_cost(shard(plan, mapping, stages), mapping) for mapping in mappings]
+    return [rank_cost(shard(plan, mapping), mapping) for mapping in mappings]
+
+
+def pp_partition_of(plan: Plan, config: EngineConfig) -> tuple[int, ...] | None:
+    """Return the layers of each stage as the settings ask; None leaves them to `Mapping.pp_layers`.
+
+    Raises:
+        ConfigError: There are fewer layers than stages.
+    """
+    asked = config.pipeline_partition
+    if asked is None:
+        return None
+    if asked == BALANCED:
+        return balanced_stages(plan, config.pipeline_parallel_size)
+    return tuple(map(int, asked.split(",")))
 
 
 def balanced_stages(plan: Plan, pp_size: int) -> tuple[int, ...]:

@@ -21,8 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass
 
 from torch import fx
 
@@ -39,24 +38,24 @@ from quire.sharding.regions import is_cache
 _FUSED = {"add_rms_norm": "rms_norm", "add_rms_norm_quant": "rms_norm_quant"}
 
 
-def cut_stages(network: Network, mapping: Mapping, stages: Sequence[int] | None = None) -> Matches:
+def cut_stages(network: Network, mapping: Mapping) -> Matches:
     """Leave what the stage of a rank computes.
 
     Args:
         network: Mutated.
-        mapping: Which rank, of how many.
-        stages: Layers of each stage; None deals them out by `Mapping.pp_layers`.
+        mapping: Which rank, of how many; `Mapping.pp_layers` deals out the layers.
 
     Returns:
         The matches: what is received and sent.
 
     Raises:
-        ConfigError: There are fewer layers than stages, or `stages` are not those of the network.
+        ConfigError: There are fewer layers than stages, or the mapping is for another number of layers.
     """
     matches, caches = Matches(), [node for node in network.graph.nodes if is_cache(node)]
-    starts = _starts(len(caches), mapping, stages)
+    check_stages(len(caches), mapping.pp_size)
+    layers = mapping.pp_layers(len(caches))
     bounds = [_cut(network, caches, layer) if 0 < layer < len(caches) else None
-              for layer in starts[mapping.pp_rank : mapping.pp_rank + 2]]  # fmt: skip
+              for layer in (layers.start, layers.stop)]  # fmt: skip
     first, last = bounds
     if last is not None:
         for name in network.outputs:
@@ -105,19 +104,6 @@ def check_stages(num_layers: int, pp_size: int) -> None:
     """
     if num_layers < pp_size:
         raise ConfigError(f"pipeline_parallel_size: expected at most the {num_layers} layers there are, got {pp_size}.")
-
-
-def _starts(num_layers: int, mapping: Mapping, stages: Sequence[int] | None) -> list[int]:
-    """Return the first layer of each stage, and at last how many layers there are."""
-    check_stages(num_layers, mapping.pp_size)
-    if stages is None:
-        stages = [len(replace(mapping, rank=rank).pp_layers(num_layers)) for rank in mapping.pp_group]
-    if len(stages) != mapping.pp_size or sum(stages) != num_layers or min(stages) < 1:
-        raise ConfigError(
-            f"stages: expected {mapping.pp_size} numbers of layers, at least 1 each and {num_layers} in all, got "
-            f"{', '.join(map(str, stages))}."
-        )
-    return [0, *accumulate(stages)]
 
 
 def _cut(network: Network, caches: Sequence[fx.Node], layer: int) -> _Cut:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from quire.core.errors import ConfigError
@@ -22,7 +21,7 @@ SHARDED = Stage("sharded", frozenset(OPS), needs_outputs=False, allows_unused=Fa
 """What a rank's network may contain: a stage that is not the last has no output."""
 
 
-def shard(plan: Plan, mapping: Mapping, stages: Sequence[int] | None = None, device: str | None = None) -> Plan:
+def shard(plan: Plan, mapping: Mapping, device: str | None = None) -> Plan:
     """Return the Plan of one rank: its network, its slices of the weights, its share of heads and layers.
 
     Its inputs keep their names (`kv_cache.7` is the cache of layer 7 on whichever rank); a rank has only those that it
@@ -32,7 +31,6 @@ def shard(plan: Plan, mapping: Mapping, stages: Sequence[int] | None = None, dev
     Args:
         plan: Of the whole model. Not mutated.
         mapping: Which rank, of how many.
-        stages: Layers of each pipeline stage; None deals them out by `Mapping.pp_layers`.
         device: Kind of device that it is for, to fuse what only pays with a kernel of that device; None fuses nothing.
 
     Raises:
@@ -44,7 +42,7 @@ def shard(plan: Plan, mapping: Mapping, stages: Sequence[int] | None = None, dev
     network, weights = network_from_text(network_to_text(plan.network), plan.network.name), plan.weights
     passes: dict[str, Matches] = {}
     if mapping.pp_size > 1:  # first, since the other passes then have less to do
-        passes[cut_stages.__name__] = cut_stages(network, mapping, stages)
+        passes[cut_stages.__name__] = cut_stages(network, mapping)
     if mapping.tp_size > 1:
         passes[shard_linear.__name__], weights = shard_linear(network, weights, mapping)
         passes[insert_collectives.__name__] = insert_collectives(network)

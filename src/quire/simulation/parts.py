@@ -9,7 +9,7 @@ from quire.core.config import EngineConfig, SchedulerConfig
 from quire.core.mapping import Mapping
 from quire.distributed.tensors.communicator import WHOLE_BYTES
 from quire.plan.plan import Plan
-from quire.sharding.cost import rank_cost
+from quire.sharding.cost import pp_partition_of, rank_cost
 from quire.sharding.shard import shard
 from quire.simulation.cluster import Cluster
 from quire.simulation.settings import SimulationConfig
@@ -44,8 +44,11 @@ def parts_of(plan: Plan, config: EngineConfig, gpus_per_node: int) -> list[Part]
         ConfigError: The model cannot be dealt out like that.
     """
     tp_size, pp_size = config.tensor_parallel_size, config.pipeline_parallel_size
+    partition = pp_partition_of(plan, config)
     mappings = [
-        Mapping(tp_size * pp_size, stage * tp_size, gpus_per_node, tp_size=tp_size, pp_size=pp_size)
+        Mapping(
+            tp_size * pp_size, stage * tp_size, gpus_per_node, tp_size=tp_size, pp_size=pp_size, pp_partition=partition
+        )
         for stage in range(pp_size)
     ]
     return [Part(shard(plan, mapping), mapping) for mapping in mappings]

@@ -28,6 +28,7 @@ class Layout:
         pp_size: Stages.
         num_local: Ranks on one machine.
         host: An address of this machine that all ranks can reach.
+        pp_partition: Layers of each stage, as of `Mapping`.
         launched: What the launcher said of this process, None if none started it.
         is_on_ray: Whether Ray finds places for the ranks.
         placement: Those places, once they are taken. Without either the workers are children of this process.
@@ -37,6 +38,7 @@ class Layout:
     pp_size: int
     num_local: int
     host: str = LOOPBACK
+    pp_partition: tuple[int, ...] | None = None
     launched: LaunchedRank | None = None
     is_on_ray: bool = False
     placement: RayPlacement | None = None
@@ -60,7 +62,7 @@ class Layout:
                 f"(tensor_parallel_size {tp_size} * pipeline_parallel_size {pp_size}), got {got}. Start them with "
                 f"`torchrun --nproc-per-node {tp_size * pp_size} SCRIPT`."
             )
-        return cls(tp_size, pp_size, launched.local_world_size, launched.host, launched)
+        return cls(tp_size, pp_size, launched.local_world_size, launched.host, launched=launched)
 
     @property
     def world_size(self) -> int:

@@ -20,6 +20,7 @@ class Open(msgspec.Struct, frozen=True, tag=True):
         store: "host:port" where the ranks find each other.
         num_local: Ranks on this machine, which share it.
         local_rank: Place among them.
+        pp_partition: Layers of each stage, as of `Mapping`.
     """
 
     engine: str
@@ -30,6 +31,7 @@ class Open(msgspec.Struct, frozen=True, tag=True):
     store: str
     num_local: int
     local_rank: int
+    pp_partition: tuple[int, ...] | None = None
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):

@@ -101,7 +101,8 @@ class Ranks:
 
     def _mapping(self, rank: int) -> Mapping:
         layout = self._layout
-        return Mapping(layout.world_size, rank, layout.num_local, tp_size=layout.tp_size, pp_size=layout.pp_size)
+        sizes = {"tp_size": layout.tp_size, "pp_size": layout.pp_size}
+        return Mapping(layout.world_size, rank, layout.num_local, **sizes, pp_partition=layout.pp_partition)
 
     def _open(self, directory: Path, rank: int, store: str) -> Open:
         layout = self._layout
@@ -113,6 +114,7 @@ class Ranks:
             self._device,
             store,
             *layout.local(rank),
+            layout.pp_partition,
         )
 
     def _answer(self, rank: int, kind: type[T], on_progress: Callable[[int], None] | None = None) -> T:

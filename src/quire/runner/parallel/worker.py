@@ -93,9 +93,9 @@ class Worker:
             ChannelError: It is.
         """
         asked = self._next(Open)
-        mapping = Mapping(
-            asked.tp_size * asked.pp_size, asked.rank, asked.num_local, tp_size=asked.tp_size, pp_size=asked.pp_size
-        )
+        sizes = {"tp_size": asked.tp_size, "pp_size": asked.pp_size}
+        world_size = asked.tp_size * asked.pp_size
+        mapping = Mapping(world_size, asked.rank, asked.num_local, **sizes, pp_partition=asked.pp_partition)
         device = _take_device(asked)
         if asked.store.startswith(LOOPBACK):
             env.stay_on_loopback()
