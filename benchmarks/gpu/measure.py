@@ -84,7 +84,7 @@ def prefill(llm: Any, params: Any, shape: str, matmul_tflop_s: float, length: in
 def offline(llm: Any, params: Any, shape: str, count: int, length: int, output: int) -> Numbers:
     """Measure the output tokens per second of many requests of one size."""
     vocab = SHAPES[shape]["vocab_size"]
-    first = min(count, 512)  # so many that what the load needs is compiled: 8 of them left 1.2 s of it to be measured
+    first = min(count, 512)
     _run(llm, params, _prompts(first, lambda: min(length, 128), vocab, 1), [4] * first)
     seconds = _run(llm, params, _prompts(count, lambda: length, vocab), [output] * count)
     return {"requests": count, "seconds": seconds, "output_tokens_s": count * output / seconds}

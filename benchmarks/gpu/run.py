@@ -94,6 +94,8 @@ def offline(report: Report, deterministic: bool = True) -> None:
     if report.engine == "quire":
         options["deterministic"] = deterministic
     with engine(report.engine, "8b", fp8=True, **options) as (llm, params):
+        # Once in vain: on a machine with an empty cache of kernels the first load has 2.5 s of compiling in it.
+        measure.offline(llm, params, "8b", _REQUESTS[128, 128], 128, 128)
         for (length, output), published in list(OFFLINE.items())[: None if deterministic else 1]:
             count = _REQUESTS[length, output]
             numbers = measure.offline(llm, params, "8b", count, length, output)
