@@ -11,10 +11,10 @@ from quire.server.engine.histogram import Histogram
 from quire.server.engine.metrics import EngineMetrics, render
 from quire.server.engine.request_stream import RequestStream
 
-GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "pipeline_bubble_perc")
 COUNTERS = (
     "prompt_tokens", "generation_tokens", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits",
-    "request_success",
+    "communication_bytes", "communication_calls", "request_success",
 )  # fmt: skip
 HISTOGRAMS = (
     "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds",
@@ -87,6 +87,14 @@ def test_counters_go_on_after_the_engine_process_died() -> None:
     assert found["quire:prefix_cache_hits_total"] == 6 and found["quire:num_requests_running"] == 0
     metrics.note_step({**STEP, "prefix_cache_hits": 1.0})
     assert series(metrics)["quire:prefix_cache_hits_total"] == 7
+
+
+def test_what_ranks_count_is_shown() -> None:
+    metrics = filled()
+    metrics.note_step({**STEP, "pipeline_bubble_perc": 0.25, "communication_bytes": 9.0, "communication_calls": 2.0})
+    found = series(metrics)
+    assert found["quire:pipeline_bubble_perc"] == 0.25
+    assert (found["quire:communication_bytes_total"], found["quire:communication_calls_total"]) == (9, 2)
 
 
 def test_two_servers_in_one_process_do_not_share_a_registry() -> None:

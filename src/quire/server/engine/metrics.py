@@ -25,12 +25,15 @@ _GAUGES = {
     "num_requests_running": "Sequences with a seat.",
     "num_requests_waiting": "Sequences without one.",
     "kv_cache_usage_perc": "Share of the KV cache's blocks that are held, 1 is all.",
+    "pipeline_bubble_perc": "Share of the time with work in which a rank had nothing to compute, since the start.",
 }
 _ENGINE_COUNTERS = {
     "num_preemptions": "Sequences that gave their blocks back and started over.",
     "prefix_cache_queries": "Prompt tokens that were looked up in the prefix cache.",
     "prefix_cache_hits": "Prompt tokens that were found there.",
     "generation_tokens": "Tokens generated.",
+    "communication_bytes": "Bytes that ranks have sent each other.",
+    "communication_calls": "Exchanges among ranks.",
 }
 _COUNTERS = {
     **_ENGINE_COUNTERS,
@@ -77,9 +80,12 @@ class EngineMetrics:
         )
 
     def note_step(self, metrics: Mapping[str, float]) -> None:
-        """Take in what the engine reported after a step, by the names of `EngineLoop.metrics`."""
+        """Take in what the engine reported after a step, by the names of `EngineLoop.metrics`.
+
+        What only several ranks count is 0 of one.
+        """
         for name, gauge in self._gauges.items():
-            gauge.set(metrics[name])
+            gauge.set(metrics.get(name, 0))
         for name in _ENGINE_COUNTERS:
             self._counters[name].inc(self._increase(metrics, name))
         if computed := self._increase(metrics, "computed_tokens"):
@@ -126,8 +132,9 @@ class EngineMetrics:
         yield from self._registry.collect()
 
     def _increase(self, metrics: Mapping[str, float], name: str) -> float:
-        increase = metrics[name] - self._last.get(name, 0)
-        self._last[name] = metrics[name]
+        now = metrics.get(name, 0)
+        increase = now - self._last.get(name, 0)
+        self._last[name] = now
         return max(0.0, increase)
 
     def _gauge(self, name: str, text: str) -> Gauge:
