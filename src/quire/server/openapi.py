@@ -13,6 +13,13 @@ from quire.server.errors import ErrorResponse
 from quire.server.routes.endpoint import Endpoint
 
 _REF = "#/components/schemas/{name}"
+_EVENT = {
+    "type": "object",
+    "description": "One event of the stream. `data` is a JSON object, or `[DONE]`.",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+"""OpenAPI before 3.2 has no word for the items of a stream, so tools take the schema for that of each."""
 _STATUSES = {
     "400": "The request is not valid.",
     "401": "The API key is missing or wrong.",
@@ -76,5 +83,5 @@ def _success(endpoint: Endpoint, known: Mapping[Any, Any]) -> dict[str, Any]:
         else {"application/json": {"schema": known[answer]}}
     )
     if endpoint.chunk is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     return {"description": "Success.", "content": content}
