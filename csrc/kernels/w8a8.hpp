@@ -155,44 +155,50 @@ class WideRows {
     }
   }
 
+  // One row takes both tiles at a time, as they lie in memory. Two leave no registers for that: their panel comes from
+  // the second cache, or is fetched into it by the first tile's turn.
   void multiply(int64_t rows, const Int8Panel& panel, int32_t* sums) const {
-    for (int64_t row = 0; row < rows; row += 2) {
-      for (int64_t tile = 0; tile < 2; ++tile) {
-        if (row + 1 == rows) add_up<1>(row, panel, tile, sums + row * kPanelColumns);
-        else add_up<2>(row, panel, tile, sums + row * kPanelColumns);
-      }
+    for (int64_t row = 0; row + 1 < rows; row += 2) {
+      for (int64_t tile = 0; tile < 2; ++tile) add_up<2, 1>(row, panel, tile, sums + row * kPanelColumns);
     }
+    if (rows % 2 == 1) add_up<1, 2>(rows - 1, panel, 0, sums + (rows - 1) * kPanelColumns);
   }
 
  private:
-  template <int rows>
+  template <int rows, int tiles>
   void add_up(int64_t first, const Int8Panel& panel, int64_t tile, int32_t* sums) const {
-    constexpr int kParts = 4;  // of four columns each
-    __m256i total[rows][kParts] = {};
+    constexpr int kParts = 4;           // of four columns each
+    constexpr int64_t kAhead = 4096;    // bytes to ask memory for before they are needed
+    __m256i total[rows][tiles][kParts] = {};
     for (int64_t step = 0; step < panel.steps; ++step) {
       const int8_t* w = panel.weights + step * kPanelStepBytes + tile * kTileBytes;
       const int16_t* x = rows_ + first * stride_ + step * kTileRowBytes;
       for (int64_t row = 0; row < kTileRows; ++row, w += kTileRowBytes, x += 4) {
+        _mm_prefetch(w + kAhead, _MM_HINT_T0);
+        if (tile == 0) _mm_prefetch(w + kAhead + kTileBytes, _MM_HINT_T0);
         __m256i four[rows];
         for (int i = 0; i < rows; ++i) {
           int64_t bits;
           std::memcpy(&bits, x + i * stride_, 8);
           four[i] = _mm256_set1_epi64x(bits);
         }
+        for (int t = 0; t < tiles; ++t) {
 #pragma GCC unroll 4
-        for (int part = 0; part < kParts; ++part) {
-          const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + part * 16)));
-          for (int i = 0; i < rows; ++i) {
-            total[i][part] = _mm256_add_epi32(total[i][part], _mm256_madd_epi16(wide, four[i]));
+          for (int part = 0; part < kParts; ++part) {
+            const auto* at = reinterpret_cast<const __m128i*>(w + t * kTileBytes + part * 16);
+            const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(at));
+            for (int i = 0; i < rows; ++i) {
+              total[i][t][part] = _mm256_add_epi32(total[i][t][part], _mm256_madd_epi16(wide, four[i]));
+            }
           }
         }
       }
     }
     for (int i = 0; i < rows; ++i) {
-      int32_t pairs[8 * kParts];
+      int32_t pairs[8 * kParts * tiles];
       std::memcpy(pairs, total[i], sizeof(pairs));
       int32_t* to = sums + i * kPanelColumns + tile * kTileColumns;
-      for (int column = 0; column < kTileColumns; ++column) to[column] = pairs[2 * column] + pairs[2 * column + 1];
+      for (int column = 0; column < kTileColumns * tiles; ++column) to[column] = pairs[2 * column] + pairs[2 * column + 1];
     }
   }
 
