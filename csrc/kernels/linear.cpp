@@ -69,7 +69,7 @@ void add_rows(const float* a, int64_t stride, const float* b, int64_t steps, flo
 template <class Weight, int rows>
 void add_packed_rows(const float* a, int64_t stride, const std::byte* panel, int64_t first, int64_t steps, float* c,
                      bool from_zero) {
-  constexpr int64_t kParts = kPerWord<Weight>, kPartBytes = kTileBytes / kParts, kAhead = 4096;
+  constexpr int64_t kParts = kPerWord<Weight>, kPartBytes = kTileBytes / kParts, kAhead = 8192;
   constexpr int kVectors = kPanelColumns / kLanes;
   Floats sums[rows][kVectors];
   for (int row = 0; row < rows; ++row) {
@@ -77,9 +77,11 @@ void add_packed_rows(const float* a, int64_t stride, const std::byte* panel, int
   }
   for (int64_t step = first; step < first + steps; ++step) {
     const std::byte* from = panel + step / kParts * kPanelStepBytes + step % kParts * kPartBytes;
+    // Both tiles' lines in the order in which they lie: asked for in turns, memory gives three quarters as much.
+    const std::byte* ahead = panel + step / kParts * kPanelStepBytes + 2 * (step % kParts) * kPartBytes + kAhead;
     for (int64_t line = 0; line < kPartBytes; line += kTileRowBytes, a += kParts) {
-      prefetch(from + line + kAhead);
-      prefetch(from + line + kAhead + kTileBytes);
+      prefetch(ahead + 2 * line);
+      prefetch(ahead + 2 * line + 64);
       Words words[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
