@@ -67,7 +67,7 @@ def record(name: str, unit: str, values: Sequence[float], *, save: bool = True, 
         return
     is_new, of = not RESULTS.exists(), origin or here()
     with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         if is_new:
             writer.writerow(COLUMNS)
         numbers = (f"{v:.6g}" for v in (p20, p50, p80))
