@@ -104,3 +104,15 @@ def test_packed_bytes_say_what_is_held(op, dtype, bytes_each, kernels):
     x = rows(1, 128, dtype)
     tactic = next(t for t in tactics_for(op, "cpu") if t.is_valid(x=x, weight=w, scales=scales))
     assert tactic.packed_bytes(weight=w, scales=scales) == 192 * 128 * bytes_each + 192 * 4
+
+
+@pytest.mark.parametrize("has_vnni", (False, True))
+@pytest.mark.parametrize("width", (1, 1024, 1025, 2500))
+def test_sums_of_int8_are_exact_with_and_without_instructions_for_them(width, has_vnni, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: has_vnni)
+    lowest = torch.full((3, width), -128, dtype=torch.int8)
+    varied = torch.randint(-128, 128, (3, width), dtype=torch.int8, generator=torch.Generator().manual_seed(width))
+    for x, weight in ((lowest, lowest), (varied, lowest), (varied, varied)):
+        one = torch.ones(3)
+        got = linear_w8a8.reference(x, one[:, None], weight, one, None, "float32")
+        assert torch.equal(got, (x.long() @ weight.long().t()).float())

@@ -154,14 +154,31 @@ def linear_w8a8(
         [*rows, out_features], `dtype`.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if x.dtype == torch.int8 and rows.device.type == "cpu":
-        product = torch._int_mm(rows, weight.t()).float()
+    if x.dtype == torch.int8 and x.is_cpu:
+        product = _sums_of_int8(rows, weight).float()
     else:
         product = rows.double().mm(weight.double().t()).float()  # exact for int8 up to 2**39 channels
     out = product * scales * x_scales.reshape(-1, 1)
     if bias is not None:
         out = out + bias.float()
     return out.to(dtype_of(dtype)).view(*x.shape[:-1], weight.shape[0])
+
+
+EXACT_CHANNELS = 1024
+"""Of int8, whose products float32 adds up exactly: 2**14 each, 2**24 together."""
+
+
+def _sums_of_int8(rows: Tensor, weight: Tensor) -> Tensor:
+    """Return `rows @ weight.T`, [num_rows, out_features], int32.
+
+    Without VNNI in float32, by so many channels that sums are exact: torch's own loop takes 30 times as long.
+    """
+    if torch.cpu._is_vnni_supported():
+        return torch._int_mm(rows, weight.t())
+    total = torch.zeros(len(rows), len(weight), dtype=torch.int32)
+    for some, of_weight in zip(*(torch.split(x, EXACT_CHANNELS, 1) for x in (rows, weight)), strict=True):
+        total += some.float().mm(of_weight.float().t()).int()
+    return total
 
 
 def _infer_w4a16(

@@ -12,6 +12,7 @@ once more than in the reference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from quire.ops.cpu import linear
+from quire.ops.linear import EXACT_CHANNELS
 from quire.ops.quantize import dequantize_int4
 from quire.ops.spec import TensorLike, TensorSpec, dtype_of, num_bytes, sizes_of
 
@@ -253,8 +255,15 @@ def w4a16_result_bytes(x: TensorLike, weight: TensorLike, scales: TensorLike, **
 
 
 def int_mm_bytes(x: TensorLike, weight: TensorLike, **rest: object) -> int:
-    """Return the most bytes that the reference holds for int8: the product in float32, scaled once, and twice."""
-    return 3 * num_bytes(_product(x, weight))
+    """Return the most bytes that the reference holds for int8: the product in float32, scaled once, and twice.
+
+    Without VNNI it is the sums, those of a piece, and the piece's operands in float32, if that is more.
+    """
+    product, (out_features, in_features) = num_bytes(_product(x, weight)), sizes_of(weight)
+    if torch.cpu._is_vnni_supported():
+        return 3 * product
+    operands = 4 * (math.prod(sizes_of(x)[:-1]) + out_features) * min(in_features, EXACT_CHANNELS)
+    return max(3 * product, 2 * product + operands)
 
 
 def _product(x: TensorLike, weight: TensorLike) -> TensorSpec:
