@@ -99,11 +99,11 @@ def run(options: argparse.Namespace) -> None:
 
 def _mappings(plan: Plan, config: EngineConfig) -> list[Mapping | None]:
     """Return the first rank of each stage, which holds no less than the others; None for a model on one device."""
-    from quire.sharding.cost import pp_partition_of
-
     tp_size, pp_size = config.tensor_parallel_size, config.pipeline_parallel_size
     if tp_size * pp_size == 1:
         return [None]
+    from quire.sharding.cost import pp_partition_of
+
     first = Mapping(tp_size * pp_size, tp_size=tp_size, pp_size=pp_size, pp_partition=pp_partition_of(plan, config))
     return [replace(first, rank=stage * tp_size) for stage in range(pp_size)]
 

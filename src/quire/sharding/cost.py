@@ -137,20 +137,19 @@ def rank_cost(local: Plan, mapping: Mapping) -> RankCost:
     )
 
 
-def layout_costs(plan: Plan, tp_size: int, pp_size: int, pp_partition: tuple[int, ...] | None = None) -> list[RankCost]:
+def layout_costs(plan: Plan, tp_size: int, pp_size: int) -> list[RankCost]:
     """Return the costs of all ranks of a layout, in order of ranks; nothing is read.
 
     Args:
         plan: Of the whole model.
         tp_size: Ranks that share every layer.
         pp_size: Stages.
-        pp_partition: Layers of each stage, as of `Mapping`.
 
     Raises:
         ConfigError: The model cannot be dealt out like that.
     """
     world_size = tp_size * pp_size
-    first = Mapping(world_size, 0, tp_size=tp_size, pp_size=pp_size, pp_partition=pp_partition)
+    first = Mapping(world_size, 0, tp_size=tp_size, pp_size=pp_size)
     mappings = [replace(first, rank=rank) for rank in range(world_size)]
     return [rank_cost(shard(plan, mapping), mapping) for mapping in mappings]
 
