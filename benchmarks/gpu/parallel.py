@@ -3,11 +3,13 @@
     python -m benchmarks.gpu.parallel [--only equal bits bf16 fp8 ...] [--layouts tp1 tp2 tp2pp2 ...] [--seconds 540]
         [--output parallel.json]
 
-- `equal`: greedy tokens of a small model in float32 on every layout that fits equal those on one GPU.
+- `equal`: greedy tokens of a small model in float32, and tokens and logprobs of it in fp8, equal those on one GPU on
+  every layout that fits.
 - `bits`: tokens and logprobs in bfloat16 are the same bits alone and in a batch, on every layout.
 - `bf16`, `fp8`: Llama-3.1-8B's shape with dummy weights: the time of a token of one request, and many requests, on
   one GPU, and on 2 and 4; stages, too. On one and two also without captured graphs, so that it shows that collectives
-  are captured. They are written to a temporary directory first: 17 GB each.
+  are captured; fp8 on two without equal bits, too, and stages balanced by bytes. They are
+  written to a temporary directory first: 17 GB each.
 
 A part that fails is noted with its error, and the next one runs; what `--seconds` leaves no time for is noted, too.
 """
@@ -25,6 +27,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +113,9 @@ class Run:
         self._deadline_s = time.monotonic() + seconds
         num_devices = torch.cuda.device_count()
         self._layouts = [layout for layout in layouts if layout[0] * layout[1] <= num_devices]
-        self._expected: list[Any] = []
+        self._expected: dict[str, list[Any]] = {}
 
-    def part(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+    def part(self, name: str, work: Callable[..., dict[str, Any]], *given: Any) -> None:
         """Do one thing, and keep what it gives, or why it does not."""
         if time.monotonic() > self._deadline_s:
             self._report.add(name, {"error": "no time was left"})
@@ -121,7 +124,7 @@ class Run:
         guard = threading.Timer(_MOST_SECONDS, kill_children)  # an exchange that never ends is an error, too
         guard.start()
         try:
-            numbers = work()
+            numbers = work(*given)
         except Exception as error:
             traceback.print_exc()
             numbers = {"error": f"{type(error).__name__}: {error}"}
@@ -130,22 +133,29 @@ class Run:
         self._report.add(name, {**numbers, "part_s": time.monotonic() - began_s})
 
     def equal(self) -> None:
-        """Compare tokens in float32 over layouts."""
-        for layout in dict.fromkeys((LAYOUTS[0], *self._layouts)):  # one GPU says what is expected
-            self.part(f"equal.{name_of(layout)}", lambda layout=layout: self._equal(layout))  # type: ignore[misc]
+        """Compare tokens over layouts, in float32 and in fp8."""
+        saved = self._scratch / "small_fp8"
+        fp8_plan(str(self._small())).save(saved)
+        kinds = {"float32": (self._small(), {"dtype": "float32", "load_format": "dummy"}), "fp8": (saved, {})}
+        for kind, (model, options) in kinds.items():
+            for layout in dict.fromkeys((LAYOUTS[0], *self._layouts)):  # one GPU says what is expected
+                name = f"equal.{kind}.{name_of(layout)}"
+                self.part(name, self._equal, kind, model, layout, options)
 
-    def _equal(self, layout: Layout) -> dict[str, Any]:
-        with loaded(self._small(), layout, dtype="float32", load_format="dummy", max_num_seqs=32) as llm:
-            found = [ids for ids, _ in results(llm, prompts(16), 64)]
-        if layout == (1, 1):
-            self._expected = found
-        same = sum(a == b for a, b in zip(found, self._expected, strict=True))
-        return {"requests": len(found), "equal_to_one_gpu": same}
+    def _equal(self, kind: str, model: Path, layout: Layout, options: dict[str, Any]) -> dict[str, Any]:
+        with loaded(model, layout, max_num_seqs=32, **options) as llm:
+            found = results(llm, prompts(16), 64)
+        if layout == LAYOUTS[0]:
+            self._expected[kind] = found
+        expected = self._expected[kind]
+        same = sum(a[0] == b[0] for a, b in zip(found, expected, strict=True))
+        same_bits = sum(a == b for a, b in zip(found, expected, strict=True))
+        return {"requests": len(found), "equal_to_one_gpu": same, "equal_logprobs": same_bits}
 
     def bits(self) -> None:
         """Compare a batch with each request alone in bfloat16."""
         for layout in self._layouts:
-            self.part(f"bits.{name_of(layout)}", lambda layout=layout: self._bits(layout))  # type: ignore[misc]
+            self.part(f"bits.{name_of(layout)}", self._bits, layout)
 
     def _bits(self, layout: Layout) -> dict[str, Any]:
         batch = prompts(12)
@@ -163,20 +173,27 @@ class Run:
         plan = fp8_plan(str(self._shape("8b"))) if kind == "fp8" else None
         plan = plan or open_plan(self._shape("8b"), BuildConfig(load_format="dummy"))
         saved = self._scratch / kind
-        self.part(f"save.8b.{kind}", lambda: self._save(plan, saved))
+        self.part(f"save.8b.{kind}", self._save, plan, saved)
         for layout in self._layouts:
-            self.part(f"8b.{kind}.{name_of(layout)}", lambda layout=layout: self._rates(saved, kind, layout))  # type: ignore[misc]
+            self.part(f"8b.{kind}.{name_of(layout)}", self._rates, saved, kind, layout)
+        others: list[tuple[Layout, str, dict[str, Any]]] = [((1, 2), "balanced", {"pipeline_partition": "balanced"})]
+        if kind == "fp8":
+            others.append(((2, 1), "any_bits", {"deterministic": False}))
+        for layout, name, options in others:
+            if layout in self._layouts:
+                work = partial(self._rates, **options)
+                self.part(f"8b.{kind}.{name_of(layout)}.{name}", work, saved, kind, layout)
         for layout in set(self._layouts) & set(LAYOUTS[:2]):
             name = f"8b.{kind}.{name_of(layout)}.eager"
-            self.part(name, lambda layout=layout: self._decode(saved, kind, layout, enforce_eager=True))  # type: ignore[misc]
+            self.part(name, partial(self._decode, enforce_eager=True), saved, kind, layout)
 
     def _save(self, plan: Plan, saved: Path) -> dict[str, Any]:
         plan.save(saved)
         return {"stored_gb": sum(file.stat().st_size for file in saved.iterdir() if file.is_file()) / 1e9}
 
-    def _rates(self, saved: Path, kind: str, layout: Layout) -> dict[str, Any]:
+    def _rates(self, saved: Path, kind: str, layout: Layout, **options: Any) -> dict[str, Any]:
         began_s = time.monotonic()
-        options: dict[str, Any] = {"max_model_len": 4096, "max_num_batched_tokens": 8192, "max_num_seqs": 256}
+        options |= {"max_model_len": 4096, "max_num_batched_tokens": 8192, "max_num_seqs": 256}
         with loaded(saved, layout, **options) as llm:
             start_s = time.monotonic() - began_s
             decode = self._decode_one(llm, kind)

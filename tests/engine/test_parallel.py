@@ -210,6 +210,7 @@ class TestEqualities:
 QUANTIZED = {
     "w8a16": {"quantization": "w8a16"},
     "w8a8": {"quantization": "w8a8"},
+    "fp8": {"quantization": "fp8"},
     "w4a16": {"quantization": "w4a16", "group_size": 64},
     "int8 cache": {"kv_cache_dtype": "int8"},
 }

@@ -59,10 +59,19 @@ def run(plan: Plan, steps: Sequence[Step], *, by_reference: bool = False) -> lis
 
 
 def run_sharded(
-    plan: Plan, tp_size: int, pp_size: int, steps: Sequence[Step], *, by_reference: bool = False
+    plan: Plan, tp_size: int, pp_size: int, steps: Sequence[Step], *, by_reference: bool = False, **options: bool
 ) -> list[torch.Tensor]:
-    """Return the logits of each step; all ranks of the last stage must have the same bits."""
-    parts = [shard(plan, c.mapping) for c in thread_communicators(tp_size, pp_size)]
+    """Return the logits of each step; all ranks of the last stage must have the same bits.
+
+    Args:
+        plan: Of the whole model.
+        tp_size: Ranks of a stage.
+        pp_size: Stages.
+        steps: What to compute.
+        by_reference: As of `run`.
+        options: Of `shard`.
+    """
+    parts = [shard(plan, c.mapping, **options) for c in thread_communicators(tp_size, pp_size)]
     outputs = run_threads(
         thread_communicators(tp_size, pp_size),
         lambda communicator: run(parts[communicator.mapping.rank], steps, by_reference=by_reference),

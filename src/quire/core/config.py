@@ -127,7 +127,10 @@ class EngineConfig:
     )
     deterministic: bool = field(
         default=True,
-        metadata=option("keep every request's bits whatever else runs; without it kernels may be used that do not"),
+        metadata=option(
+            "keep every request's bits whatever else runs, and with w8a8 and fp8 those of one rank; without it kernels "
+            "and exchanges may be used that do not"
+        ),
     )
     enforce_eager: bool = field(default=False, metadata=option("on a GPU, launch every kernel: no captured graphs"))
     tensor_parallel_size: int = field(

@@ -106,5 +106,5 @@ def _load_ranks(
     except BaseException:
         ranks.close()
         raise
-    how = Load(scheduler, config.deterministic, config.enforce_eager)
+    how = Load(scheduler, config.enforce_eager)
     return Loaded(scheduler, memory, ranks.load(how, on_progress, grammars))

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from quire.graph.network import Network
 from quire.graph.nodes import is_call, op_of, results, spec
+from quire.ops.registry import OPS
 from quire.sharding.pieces import Pieces
 
 LINEAR = ("linear", "linear_w8a16", "linear_w8a8", "linear_w4a16")
@@ -19,6 +21,7 @@ ELEMENTWISE = ("add", "sub", "mul", "div")
 GATED = ("silu_mul", "silu_mul_quant")
 NORMS = ("rms_norm", "layer_norm")
 _SAME = ("silu", "gelu", "relu", "cast", "quantize_rows", "rope", *GATED)
+_WHOLE_ROWS = "whole_rows"  # key of a node's `meta`
 _CACHED = {
     "attention": ("query", "kv_cache"),
     "append_kv": ("key", "value", "kv_cache"),
@@ -32,7 +35,7 @@ class Operands:
 
     Attributes:
         passed: Their channels are the result's, or each other's.
-        contracted: All of their channels are summed up in each of the result's.
+        contracted: All of their channels are in each of the result's: summed up, or by a scale.
         whole: Needed whole; then the result is whole, too, unless it is `contracted`'s.
         is_result_free: Whether the result says nothing of channels: a scale for a whole row.
     """
@@ -56,6 +59,26 @@ def is_reordering(node: fx.Node) -> bool:
     return is_call(node, "index_select") and len(spec(node).shape) == 2 and axis(node, _x(node)) == 1
 
 
+def round_whole_rows(network: Network) -> None:
+    """Have rows of [num_tokens, width] rounded by a scale of all their channels, not of those that a rank has.
+
+    What gates and rounds is split: between the two, ranks gather.
+    """
+    for node in network.calls():
+        if is_call(node, "silu_mul_quant"):
+            with network.graph.inserting_before(node):
+                gated = network.insert(OPS["silu_mul"], {"x": node.kwargs["x"]}, f"{node.name}_x")
+            node.target = OPS["quantize_rows"]
+            node.update_kwarg("x", gated)
+        if is_call(node, "quantize_rows") and len(results(node)[0].shape) == 2:
+            node.meta[_WHOLE_ROWS] = True
+
+
+def is_rounding(node: fx.Node) -> bool:
+    """Return whether a call rounds rows of which it needs all channels."""
+    return _WHOLE_ROWS in node.meta
+
+
 def axis(node: fx.Node, of: fx.Node) -> int:
     """Return the dimension that a call names of one of its operands, counted from the front."""
     return int(str(node.kwargs["dim"])) % len(results(of)[0].shape)
@@ -76,10 +99,12 @@ def num_channels(node: fx.Node) -> int:
 def operands(node: fx.Node, constants: Collection[fx.Node]) -> Operands:
     """Return the operands of a call by what it does with their channels."""
     mine = [used for used in node.all_input_nodes if used not in constants]
-    if is_maker(node, constants):
+    if is_maker(node, constants) or is_rounding(node):
         return Operands(contracted=[_x(node)])
     if is_call(node, *_CACHED):
         return Operands([each for name in _CACHED[op_of(node).name] if isinstance(each := node.kwargs[name], fx.Node)])
+    if is_call(node, "item") and is_rounding(_x(node, "results")):
+        return Operands(whole=mine)
     if is_call(node, "item") and is_call(_x(node, "results"), "quantize_rows", "silu_mul_quant") and _index(node) == 1:
         return Operands(is_result_free=True)
     if is_call(node, *ELEMENTWISE):

@@ -27,7 +27,8 @@ from quire.core.errors import ConfigError
 from quire.core.mapping import Mapping
 from quire.graph.network import Network
 from quire.graph.nodes import is_call, op_of, spec
-from quire.sharding.channels import is_maker, is_reordering, needs_of, num_channels, operands
+from quire.ops.collective.exchange import piece_start
+from quire.sharding.channels import is_maker, is_reordering, is_rounding, needs_of, num_channels, operands
 from quire.sharding.pieces import Pieces
 
 
@@ -38,7 +39,8 @@ class Region:
     Attributes:
         nodes: All of them, in order, KV caches included.
         columns: The calls that make their channels, linear layers mostly.
-        rows: The linear layers that sum over them, and the calls that need them from all ranks, in another order.
+        rows: The linear layers that sum over them, and the calls that need them from all ranks: to put them in another
+            order, or to round them.
         needs: By node, which channels a rank has; of nodes of several results, the first's.
     """
 
@@ -97,6 +99,7 @@ def find_regions(network: Network, constants: Collection[fx.Node], whole: Collec
             found.setdefault(groups.of(node), Region()).nodes.append(node)
             if is_maker(node, constants):
                 found[groups.of(node)].columns.append(node)
+            if is_maker(node, constants) or is_rounding(node):
                 x = node.kwargs["x"]
                 assert isinstance(x, fx.Node)
                 found.setdefault(groups.of(x), Region()).rows.append(node)
@@ -115,7 +118,8 @@ def _connect(groups: _Groups, node: fx.Node, constants: Collection[fx.Node]) -> 
         groups.join([*found.passed, *([node] if has_result else [])])
     for operand in found.whole:
         groups.keep_whole(operand)
-    if has_result and not found.contracted and not found.is_result_free and (found.whole or not found.passed):
+    is_whole = has_result and not found.contracted and not found.is_result_free and (found.whole or not found.passed)
+    if is_whole or is_rounding(node):
         groups.keep_whole(node)
 
 
@@ -142,11 +146,12 @@ def deal_out(region: Region, mapping: Mapping, constants: Collection[fx.Node]) -
     """
     needs: dict[fx.Node, Pieces] = {}
     members = set(region.nodes)
+    gathered = {row.kwargs["x"]: is_gathered(row) for row in region.rows}
     for row in region.rows:
         x = row.kwargs["x"]
         assert isinstance(x, fx.Node)
-        pieces = Pieces.dealt(num_channels(x), _unit(region, row, mapping), mapping.tp_rank, mapping.tp_size)
-        if needs.setdefault(x, pieces) != pieces:
+        pieces = _pieces(region, row, mapping)
+        if needs.setdefault(x, pieces) != pieces or gathered[x] != is_gathered(row):
             return f"{row.name} would be cut in another way than the layers beside it"
     asked = []
     for node in sorted({*region.nodes, *(user for each in region.nodes for user in each.users)}, reverse=True):
@@ -162,6 +167,22 @@ def deal_out(region: Region, mapping: Mapping, constants: Collection[fx.Node]) -
         return f"nobody says which channels of {missing[0]} are needed"
     region.needs = needs
     return None
+
+
+def is_gathered(row: fx.Node) -> bool:
+    """Return whether what ends a region needs its channels from all ranks, and is no sum over them."""
+    return is_reordering(row) or is_rounding(row)
+
+
+def _pieces(region: Region, row: fx.Node, mapping: Mapping) -> Pieces:
+    x, unit = row.kwargs["x"], _unit(region, row, mapping)
+    assert isinstance(x, fx.Node)
+    width = num_channels(x)
+    if not is_gathered(row):
+        return Pieces.dealt(width, unit, mapping.tp_rank, mapping.tp_size)
+    size = -(-width // unit // mapping.tp_size) * unit
+    start = piece_start(width, size, mapping.tp_rank)
+    return Pieces.of([(start, start + size)])
 
 
 def _unit(region: Region, row: fx.Node, mapping: Mapping) -> int:

@@ -21,7 +21,7 @@ SHARDED = Stage("sharded", frozenset(OPS), needs_outputs=False, allows_unused=Fa
 """What a rank's network may contain: a stage that is not the last has no output."""
 
 
-def shard(plan: Plan, mapping: Mapping, device: str | None = None) -> Plan:
+def shard(plan: Plan, mapping: Mapping, device: str | None = None, *, deterministic: bool = True) -> Plan:
     """Return the Plan of one rank: its network, its slices of the weights, its share of heads and layers.
 
     Its inputs keep their names (`kv_cache.7` is the cache of layer 7 on whichever rank); a rank has only those that it
@@ -32,6 +32,7 @@ def shard(plan: Plan, mapping: Mapping, device: str | None = None) -> Plan:
         plan: Of the whole model. Not mutated.
         mapping: Which rank, of how many.
         device: Kind of device that it is for, to fuse what only pays with a kernel of that device; None fuses nothing.
+        deterministic: Keep the bits of one rank where inputs are rounded; see `shard_linear`.
 
     Raises:
         ConfigError: The model cannot be dealt out like that; the message names the sizes that are possible.
@@ -44,7 +45,7 @@ def shard(plan: Plan, mapping: Mapping, device: str | None = None) -> Plan:
     if mapping.pp_size > 1:  # first, since the other passes then have less to do
         passes[cut_stages.__name__] = cut_stages(network, mapping)
     if mapping.tp_size > 1:
-        passes[shard_linear.__name__], weights = shard_linear(network, weights, mapping)
+        passes[shard_linear.__name__], weights = shard_linear(network, weights, mapping, deterministic=deterministic)
         passes[insert_collectives.__name__] = insert_collectives(network)
         if device is not None and has_kernel(device):
             passes[fuse_all_reduce_add_rms_norm.__name__] = fuse_all_reduce_add_rms_norm(network)

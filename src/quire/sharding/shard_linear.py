@@ -16,7 +16,17 @@ before (4 heads, 2 KV heads)                  after, on each of 2 ranks
   linear (w_o)                                  linear (32 input channels of w_o)    one term of a sum over ranks
   |                                             |
 
-Likewise MLPs, between their first and their last layer, and mixtures of experts inside each expert. The tables of
+Likewise MLPs, between their first and their last layer, and mixtures of experts inside each expert. A last layer that
+rounds its input by a scale for each row has no sum over ranks: they gather the input, round it as one rank would, and
+make some output channels each, so that every number is the one of one rank, to the bit:
+
+  silu_mul_quant (12 channels)                  silu_mul (6 channels)      a piece of each row, gathered
+  |-- rows, scales                              |
+  |                                             quantize_rows (12 channels)
+  |                                             |-- rows, scales
+  linear_w8a8 (w_down: 8 x 12)                  linear_w8a8 (4 output channels of w_down)    a piece, gathered
+
+The tables of
 tokens are dealt out by rows: a lookup gives zeros for rows of other ranks, and the last layer a piece of the logits.
 What each rank then has is only a term of a sum, or a piece; `insert_collectives` makes it whole.
 """
@@ -41,11 +51,20 @@ from quire.ops.registry import OPS
 from quire.ops.spec import TensorSpec
 from quire.plan.folding import constant_nodes
 from quire.plan.weight_source import WeightSource
-from quire.sharding.channels import ELEMENTWISE, LINEAR, channel_dim, is_reordering, num_channels, window
+from quire.sharding.channels import (
+    ELEMENTWISE,
+    LINEAR,
+    channel_dim,
+    is_maker,
+    is_reordering,
+    num_channels,
+    round_whole_rows,
+    window,
+)
 from quire.sharding.cutting import Cutter
 from quire.sharding.local_weights import LocalWeights
 from quire.sharding.pieces import Pieces
-from quire.sharding.regions import Region, deal_out, find_regions, is_cache
+from quire.sharding.regions import Region, deal_out, find_regions, is_cache, is_gathered
 
 SHARE = "share"
 """Key of a node's `meta`: its `Share`, where its result is one rank's share of what it was."""
@@ -62,13 +81,17 @@ class Share:
     width: int | None = None
 
 
-def shard_linear(network: Network, weights: WeightSource, mapping: Mapping) -> tuple[Matches, WeightSource]:
+def shard_linear(
+    network: Network, weights: WeightSource, mapping: Mapping, *, deterministic: bool = True
+) -> tuple[Matches, WeightSource]:
     """Cut a network to the share of one rank of a stage.
 
     Args:
         network: Mutated.
         weights: Its weights.
         mapping: Which rank, of how many.
+        deterministic: Gather what is rounded, as drawn above. Without it each rank rounds its channels by a scale of
+            their own, and products are summed: fewer and smaller exchanges, and other bits than those of one rank.
 
     Returns:
         The matches, and the weights of the network as it is now.
@@ -76,6 +99,8 @@ def shard_linear(network: Network, weights: WeightSource, mapping: Mapping) -> t
     Raises:
         ConfigError: There are not enough heads, channels or tokens for so many ranks.
     """
+    if deterministic:
+        round_whole_rows(network)
     pass_ = _Sharding(network, mapping)
     pass_.vocabulary()
     pass_.regions()
@@ -140,7 +165,7 @@ class _Sharding:
             if node.name in self.matches.done or not is_call(node, *LINEAR) or weight not in self._constants:
                 continue
             mark = _mark(_node(weight))
-            if mark == 0:
+            if mark == 0 or (mark == 1 and is_call(node, "linear_w8a8")):
                 self._gathered(node)
             elif mark == 1:
                 self._of_whole(node)
@@ -159,6 +184,7 @@ class _Sharding:
     def regions(self) -> None:
         """Deal out heads and channels."""
         head = [] if self._head is None else [_node(self._head.kwargs["x"])]
+        rounded: list[fx.Node] = []
         for region in find_regions(self._network, self._constants, head):
             reason = deal_out(region, self._mapping, self._constants)
             if reason is not None:
@@ -168,13 +194,17 @@ class _Sharding:
                 self._columns(column, region.needs[column])
             for row in region.rows:
                 x = _node(row.kwargs["x"])
-                if is_reordering(row):
+                if is_gathered(row):
                     x.meta[SHARE] = Share(num_channels(x))
+                    rounded.extend(user for item in row.users for user in item.users if is_call(item, "item"))
                 else:
                     self._sums(row, region.needs[x], num_channels(x))
             for node in region.nodes:
                 self._inside(node, region)
             self.matches.done.extend(node.name for node in (*region.columns, *region.rows))
+        for node in dict.fromkeys(rounded):
+            if node.name not in self.matches.done and is_maker(node, self._constants):
+                self._gathered(node)
 
     def _columns(self, linear: fx.Node, pieces: Pieces) -> None:
         """Leave some output channels of a layer."""

@@ -29,6 +29,7 @@ class Layout:
         num_local: Ranks on one machine.
         host: An address of this machine that all ranks can reach.
         pp_partition: Layers of each stage, as of `Mapping`.
+        deterministic: Whether ranks keep bits, as of `EngineConfig`.
         launched: What the launcher said of this process, None if none started it.
         is_on_ray: Whether Ray finds places for the ranks.
         placement: Those places, once they are taken. Without either the workers are children of this process.
@@ -39,6 +40,7 @@ class Layout:
     num_local: int
     host: str = LOOPBACK
     pp_partition: tuple[int, ...] | None = None
+    deterministic: bool = True
     launched: LaunchedRank | None = None
     is_on_ray: bool = False
     placement: RayPlacement | None = None
@@ -53,7 +55,7 @@ class Layout:
         tp_size, pp_size = config.tensor_parallel_size, config.pipeline_parallel_size
         if config.distributed_executor_backend != "external_launcher":
             is_on_ray = config.distributed_executor_backend == "ray"
-            return cls(tp_size, pp_size, tp_size * pp_size, is_on_ray=is_on_ray)
+            return cls(tp_size, pp_size, tp_size * pp_size, deterministic=config.deterministic, is_on_ray=is_on_ray)
         launched = launched_rank()
         if launched is None or launched.world_size != tp_size * pp_size:
             got = "none" if launched is None else str(launched.world_size)
@@ -62,7 +64,8 @@ class Layout:
                 f"(tensor_parallel_size {tp_size} * pipeline_parallel_size {pp_size}), got {got}. Start them with "
                 f"`torchrun --nproc-per-node {tp_size * pp_size} SCRIPT`."
             )
-        return cls(tp_size, pp_size, launched.local_world_size, launched.host, launched=launched)
+        num_local, host = launched.local_world_size, launched.host
+        return cls(tp_size, pp_size, num_local, host, deterministic=config.deterministic, launched=launched)
 
     @property
     def world_size(self) -> int:

@@ -21,6 +21,7 @@ class Open(msgspec.Struct, frozen=True, tag=True):
         num_local: Ranks on this machine, which share it.
         local_rank: Place among them.
         pp_partition: Layers of each stage, as of `Mapping`.
+        deterministic: Keep bits: over ranks where they can be kept, and use only tactics that keep a row's.
     """
 
     engine: str
@@ -32,6 +33,7 @@ class Open(msgspec.Struct, frozen=True, tag=True):
     num_local: int
     local_rank: int
     pp_partition: tuple[int, ...] | None = None
+    deterministic: bool = True
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
@@ -39,13 +41,11 @@ class Load(msgspec.Struct, frozen=True, tag=True):
 
     Attributes:
         scheduler: Sizes.
-        deterministic: Use only tactics that keep a row's bits.
         enforce_eager: On a GPU, launch every kernel of every step.
         is_reporting: Whether the driver wants your results.
     """
 
     scheduler: SchedulerConfig
-    deterministic: bool
     enforce_eager: bool
     is_reporting: bool = False
 

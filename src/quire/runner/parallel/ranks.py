@@ -48,7 +48,8 @@ class Ranks:
     def __init__(self, plan: Plan, layout: Layout, device: str, on_lost: Callable[[], object] = lambda: None) -> None:
         self._layout, self._device = layout, device
         self.plans = [
-            shard(plan, self._mapping(rank), device=device) for rank in range(0, layout.world_size, layout.tp_size)
+            shard(plan, self._mapping(rank), device=device, deterministic=layout.deterministic)
+            for rank in range(0, layout.world_size, layout.tp_size)
         ]
         self._layout = layout = layout.placed(device)
         self._meeting = MeetingPoint(layout.host)
@@ -115,6 +116,7 @@ class Ranks:
             store,
             *layout.local(rank),
             layout.pp_partition,
+            layout.deterministic,
         )
 
     def _answer(self, rank: int, kind: type[T], on_progress: Callable[[int], None] | None = None) -> T:

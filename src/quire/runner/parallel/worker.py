@@ -99,7 +99,7 @@ class Worker:
         device = _take_device(asked)
         if asked.store.startswith(LOOPBACK):
             env.stay_on_loopback()
-        plan = shard(Plan.load(asked.engine), mapping, device=asked.device)
+        plan = shard(Plan.load(asked.engine), mapping, device=asked.device, deterministic=asked.deterministic)
         with joined(asked.store, mapping.rank, mapping.world_size, device):
             communicator = TorchCommunicator.connect(mapping, device.type, asked.store)
             self._traffic = communicator.traffic
@@ -120,7 +120,7 @@ class Worker:
             plan,
             asked.scheduler,
             device,
-            deterministic=asked.deterministic,
+            deterministic=opened.deterministic,
             enforce_eager=asked.enforce_eager,
             on_progress=(lambda done: self._send(Progress(done))) if opened.rank == 0 else None,
             grammars=GrammarCompiler(self._known_vocabulary),
