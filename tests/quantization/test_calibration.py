@@ -51,6 +51,13 @@ def test_the_same_text_gives_the_same_recipe():
     assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
 
 
+def test_what_makes_the_logits_has_eight_bits_where_others_have_four():
+    found = recipe(quantization="w4a16", exclude=(), group_size=64)
+    schemes = {name: linear.scheme for name, linear in found.linears.items()}
+    assert schemes == {"layers_0_qkv_proj": "w4a16", "lm_head": "w8a16"}
+    assert found.linears["lm_head"].smooth is None and found.linears["lm_head"].shares is None
+
+
 def test_layers_are_excluded_by_name():
     assert set(recipe(quantization="w8a16").linears) == {"layers_0_qkv_proj", "layers_0_o_proj"}
     found = recipe(quantization="w8a16", exclude=("o_proj", "lm_head"))

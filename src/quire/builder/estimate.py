@@ -37,14 +37,14 @@ def estimate_quantized(plan: Plan, config: BuildConfig) -> Plan | None:
         ConfigError: `config.exclude` names no layer.
     """
     network = network_from_text(network_to_text(plan.network), plan.network.name)
-    layers = layers_to_quantize(network, config)[0] if config.quantization else []
+    schemes = layers_to_quantize(network, config)[0] if config.quantization else {}
     dtype = KV_DTYPES[config.kv_cache_dtype]
     caches = {str(node.target): spec(node) for node in network.graph.nodes if str(node.target).startswith(_CACHE)}
     wide = {name: cache for name, cache in caches.items() if cache.dtype.itemsize > 1} if dtype else {}
-    if not layers and not wide:
+    if not schemes and not wide:
         return None
     recipe = Recipe(
-        linears={node.name: LinearRecipe(str(config.quantization), config.group_size) for node in layers},
+        linears={node.name: LinearRecipe(scheme, config.group_size) for node, scheme in schemes.items()},
         kv_cache_dtype=dtype if wide else None,
         tensors={
             name.replace(_CACHE, "kv_scales."): torch.empty(2, int(cache.shape[2])) for name, cache in wide.items()

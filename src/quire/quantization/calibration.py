@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,11 +49,11 @@ def calibrate(
         ConfigError: `config.exclude` names no layer.
         BuildError: Activations are not finite.
     """
-    layers, skipped = layers_to_quantize(network, config) if config.quantization else ([], {})
+    schemes, skipped = layers_to_quantize(network, config) if config.quantization else ({}, {})
     needs_statistics = config.kv_cache_dtype != "auto" or wants_smoothing(config)
     samples = samples if needs_statistics else samples[:_SAMPLES_WITHOUT_STATISTICS]
-    run = _Calibration(config, layers, dict(skipped))
-    last = _last_of_interest(network, layers, config)
+    run = _Calibration(config, schemes, dict(skipped))
+    last = _last_of_interest(network, schemes, config)
     for visit in walk(network, weights, samples):
         run.visit(visit)
         if on_progress is not None:
@@ -68,16 +68,16 @@ def wants_smoothing(config: BuildConfig) -> bool:
     return config.smooth and config.quantization in ("w8a8", "w4a16")
 
 
-def _last_of_interest(network: Network, layers: Sequence[fx.Node], config: BuildConfig) -> fx.Node | None:
+def _last_of_interest(network: Network, layers: Collection[fx.Node], config: BuildConfig) -> fx.Node | None:
     caches = ("append_kv", "rope_append_kv") if config.kv_cache_dtype != "auto" else ()
-    wanted = [node for node in network.calls() if node in set(layers) or (caches and is_call(node, *caches))]
+    wanted = [node for node in network.calls() if node in layers or (caches and is_call(node, *caches))]
     return wanted[-1] if wanted else None
 
 
 @dataclass(slots=True)
 class _Calibration:
     config: BuildConfig
-    layers: Sequence[fx.Node]
+    schemes: dict[fx.Node, str]
     skipped: dict[str, str]
     unsmoothed: dict[str, str] = field(default_factory=dict)
     linears: dict[str, LinearRecipe] = field(default_factory=dict)
@@ -85,16 +85,15 @@ class _Calibration:
 
     def visit(self, visit: Visit) -> None:
         node = visit.node
-        if node in self.layers:
+        if node in self.schemes:
             self._linear(visit)
         elif self.config.kv_cache_dtype != "auto" and is_call(node, "append_kv", "rope_append_kv"):
             self._kv_cache(visit)
 
     def _linear(self, visit: Visit) -> None:
         """Decide for one layer."""
-        config, x = self.config, visit.node.kwargs["x"]
-        assert isinstance(x, fx.Node) and config.quantization is not None
-        seen = _activations([given["x"] for given in visit.arguments], config.quantization)
+        config, scheme = self.config, self.schemes[visit.node]
+        seen = _activations([given["x"] for given in visit.arguments], scheme)
         if not torch.isfinite(seen.size).all():
             raise BuildError(
                 f"calibration: expected finite inputs of layer {base_name(visit.node)}, got inf or NaN; the checkpoint "
@@ -103,7 +102,7 @@ class _Calibration:
         weight, base = visit.arguments[0]["weight"], base_name(visit.node)
         may_smooth = self._may_smooth(visit.node)
         found = search(
-            config.quantization,
+            scheme,
             config.group_size,
             seen,
             weight,
@@ -115,14 +114,14 @@ class _Calibration:
         smooth = self._keep(f"{base}.smooth", found.factors)
         shares = self._keep(f"{base}.shares", self._shares(visit, found.factors))
         self.linears[visit.node.name] = LinearRecipe(
-            config.quantization, config.group_size, smooth, shares, found.error, found.alpha
+            scheme, config.group_size, smooth, shares, found.error, found.alpha
         )
 
     def _may_smooth(self, node: fx.Node) -> bool:
         """Return whether factors may be searched for a layer, and note why not."""
         x = node.kwargs["x"]
         assert isinstance(x, fx.Node)
-        if not wants_smoothing(self.config):
+        if not wants_smoothing(self.config) or self.schemes[node] != self.config.quantization:
             return False
         if absorber(x, node) is None:
             self.unsmoothed[node.name] = "nothing before it can take factors"
@@ -131,7 +130,7 @@ class _Calibration:
 
     def _shares(self, visit: Visit, factors: Tensor | None) -> Tensor | None:
         """Return how much of the range of four-bit weights to keep."""
-        if self.config.quantization != "w4a16" or not self.config.smooth:
+        if self.schemes[visit.node] != "w4a16" or not self.config.smooth:
             return None
         weight = visit.arguments[0]["weight"]
         if factors is not None:

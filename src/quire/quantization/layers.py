@@ -16,14 +16,16 @@ LM_HEAD = "lm_head"
 """What the projection to the vocabulary is called, even where its weight is the embedding's."""
 
 
-def layers_to_quantize(network: Network, config: BuildConfig) -> tuple[list[fx.Node], dict[str, str]]:
-    """Return the linear layers to quantize in order, and the name of each other one with the reason.
+def layers_to_quantize(network: Network, config: BuildConfig) -> tuple[dict[fx.Node, str], dict[str, str]]:
+    """Return the scheme of each linear layer to quantize in order, and the name of each other one with the reason.
+
+    What makes the logits has eight bits where others have four: it would lose most of the accuracy that a build loses.
 
     Raises:
         ConfigError: A name in `config.exclude` matches no layer.
     """
     constants = constant_nodes(network)
-    chosen: list[fx.Node] = []
+    chosen: dict[fx.Node, str] = {}
     skipped: dict[str, str] = {}
     known: set[str] = {LM_HEAD}
     for node in network.calls():
@@ -31,9 +33,10 @@ def layers_to_quantize(network: Network, config: BuildConfig) -> tuple[list[fx.N
             continue
         names = layer_names(network, node)
         known.update(names)
-        reason = _why_not(node, names, constants, config)
+        scheme = "w8a16" if LM_HEAD in names and config.quantization == "w4a16" else str(config.quantization)
+        reason = _why_not(node, names, constants, config, scheme)
         if reason is None:
-            chosen.append(node)
+            chosen[node] = scheme
         else:
             skipped[node.name] = reason
     _check_excluded(config.exclude, known)
@@ -57,7 +60,9 @@ def weights_below(value: object) -> list[str]:
     return list(dict.fromkeys(name for used in value.all_input_nodes for name in weights_below(used)))
 
 
-def _why_not(node: fx.Node, names: Collection[str], constants: Collection[fx.Node], config: BuildConfig) -> str | None:
+def _why_not(
+    node: fx.Node, names: Collection[str], constants: Collection[fx.Node], config: BuildConfig, scheme: str
+) -> str | None:
     weight = node.kwargs["weight"]
     if weight not in constants or not isinstance(weight, fx.Node):
         return "its weight is computed at run time"
@@ -65,7 +70,7 @@ def _why_not(node: fx.Node, names: Collection[str], constants: Collection[fx.Nod
         if any(_matches(pattern, name) for name in names):
             return f"excluded by {pattern!r}"
     in_features = spec(weight).shape[1]
-    if config.quantization == "w4a16" and (not isinstance(in_features, int) or in_features % config.group_size):
+    if scheme == "w4a16" and (not isinstance(in_features, int) or in_features % config.group_size):
         return f"in_features {in_features} is no multiple of group_size {config.group_size}"
     return None
 
