@@ -195,6 +195,35 @@ def test_a_prefix_hit_is_whole_blocks_below_the_last_token() -> None:
     assert (cache.num_query_tokens, cache.num_hit_tokens) == (8 + 8 + 9, 12)
 
 
+def test_one_of_many_prompts_that_begin_alike_computes_the_beginning() -> None:
+    world = world_of(max_num_seqs=3)
+    beginning = [5] * 8
+    for name in "abc":
+        world.add(make_request(name, [*beginning, ord(name)], max_tokens=2))
+    world.add(make_request("other", [7] * 5, max_tokens=2))
+    world.add(make_request("last", [8] * 5, max_tokens=2))
+    assert step(world) == [(0, 0, 9, True)], "the two behind it keep the other two seats"
+    assert step(world) == [(0, 9, 1, True), (1, 8, 1, True), (2, 8, 1, True)]
+    assert [world.samples[name, 0].num_cached_tokens for name in "abc"] == [0, 8, 8]
+
+
+def test_who_waits_for_a_beginning_lets_others_pass_and_goes_on_when_it_is_lost() -> None:
+    world = world_of(max_num_batched_tokens=8)
+    beginning = [5] * 12
+    world.add(make_request("a", [*beginning, 1], max_tokens=2))
+    world.add(make_request("b", [*beginning, 2], max_tokens=2))
+    world.add(make_request("other", [7] * 2, max_tokens=4))
+    assert step(world) == [(0, 0, 8, False)]
+    assert step(world) == [(0, 8, 5, True), (2, 0, 2, True)], "of the beginning two blocks of three are there"
+    assert step(world) == [(0, 13, 1, True), (2, 2, 1, True), (1, 12, 1, True)]
+    world = world_of(max_num_batched_tokens=8)
+    world.add(make_request("a", [*beginning, 1], max_tokens=2))
+    world.add(make_request("b", [*beginning, 2], max_tokens=2))
+    assert step(world) == [(0, 0, 8, False)]
+    world.scheduler.abort("a")
+    assert step(world) == [(1, 8, 5, True)]
+
+
 def test_the_last_sampled_token_is_not_computed_and_so_never_found() -> None:
     """The next turn of a chat finds the blocks of the answer, but not one that the answer's last token completes."""
     world = world_of()

@@ -70,6 +70,18 @@ class KVCache:
                 prefix.append(block_id)
         return prefix
 
+    def coming_block(self, table: BlockTable, token_ids: Sequence[int]) -> bytes | None:
+        """Return the name of the next block that a sequence will publish, None if that will not be full soon."""
+        index = table.num_published
+        is_known = (index + 1) * self.block_size <= len(token_ids)
+        return self._hash(table, token_ids, index) if is_known and table.epoch == self._epoch else None
+
+    def missing_block(self, table: BlockTable, token_ids: Sequence[int], prefix: Sequence[int]) -> bytes | None:
+        """Return the name of the block that follows what `find_prefix` just returned, None if it could not be used."""
+        index = len(prefix)
+        is_usable = self._is_caching and index < (len(token_ids) - 1) // self.block_size
+        return self._hash(table, token_ids, index) if is_usable else None
+
     def admit(self, table: BlockTable, num_tokens: int, prefix: list[int] | None = None) -> Extension | None:
         """Give an empty table the blocks for `num_tokens`: those of `prefix`, then fresh ones.
 

@@ -16,6 +16,8 @@ within the token budget, and a row whose last known token is computed gets a sam
   always proceeds, and `check_fits` has seen to it that the whole pool is enough for it.
 - A row is admitted when there are blocks for all of its known tokens, and takes them at once, so that admissions do
   not compete for what is left; blocks for generated tokens are taken on demand.
+- A row whose next block a running row is about to compute waits for that: of many prompts that begin alike, and come at
+  once, one computes the beginning. Those behind it may pass, but leave it its seat.
 - A row that owes the logprobs of its prompt computes logits for all its tokens, any other at most for its last. There
   is a budget of those, too, and running rows leave one for each behind them. It is no less than the token budget
   without chunked prefill.
@@ -50,6 +52,7 @@ from quire.kv_cache.block_table import Extension
 from quire.kv_cache.cache import KVCache
 from quire.scheduler.budgets import open_step
 from quire.scheduler.capacity import check_fits
+from quire.scheduler.coming import Coming
 from quire.scheduler.picture import draw_cache
 from quire.scheduler.row import Row, RowQueue
 from quire.scheduler.samples import Samples
@@ -255,16 +258,22 @@ class Scheduler:
         return extension
 
     def _serve_waiting(self, step: Step) -> None:
-        """Admit waiting rows in order until one does not fit. Nobody overtakes, so nobody waits forever."""
-        while self._waiting and step.has_room and len(self._running) < self._config.max_num_seqs:
-            row = self._waiting.rows[0]
+        """Admit waiting rows in order until one does not fit. Nobody overtakes who could run, so nobody waits forever."""
+        waiting, num_passed, coming = self._waiting.rows, 0, Coming(self.kv_cache, self._running)
+        while num_passed < min(len(waiting), self._config.max_num_seqs - len(self._running)) and step.has_room:
+            row = waiting[num_passed]
             if row.num_in_flight:  # preempted since; its blocks are others' by now, and its last token is not known
                 break
             prefix = self._find_prefix(row)
+            if prefix is not None and coming.has_next_of(row, prefix):
+                num_passed += 1
+                continue
             start = len(prefix) * self._config.block_size if prefix else row.num_computed_tokens
             num_left = len(row.token_ids) - start
             share = min(row.share(step.budget, step.logits), step.prefill)
-            num_tokens = self._first_share(num_left, self._prefill_share(num_left, share, len(self._running), 1))
+            num_tokens = self._first_share(
+                num_left, self._prefill_share(num_left, share, len(self._running), num_passed + 1)
+            )
             extension = self._seat(row, prefix) if num_tokens else None
             if extension is None:
                 break
@@ -273,6 +282,7 @@ class Scheduler:
                 row.num_cached_tokens = start
                 self._seated.append((row.request.request_id, row.index))
             row.move_to(self._running)
+            coming.add(row)
             step.note_blocks(extension)
             step.new_rows.append(row.introduce())
             step.rows.append(ScheduledRow(row.row_id, start, num_tokens, (), num_tokens == num_left))
