@@ -220,7 +220,7 @@ def test_who_waits_for_a_beginning_lets_others_pass_and_goes_on_when_it_is_lost(
     world.add(make_request("a", [*beginning, 1], max_tokens=2))
     world.add(make_request("b", [*beginning, 2], max_tokens=2))
     assert step(world) == [(0, 0, 8, False)]
-    world.scheduler.abort("a")
+    world.hear(world.scheduler.abort("a"))
     assert step(world) == [(1, 8, 5, True)]
 
 

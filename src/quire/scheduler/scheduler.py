@@ -258,7 +258,7 @@ class Scheduler:
         return extension
 
     def _serve_waiting(self, step: Step) -> None:
-        """Admit waiting rows in order until one does not fit. Nobody overtakes who could run, so nobody waits forever."""
+        """Admit waiting rows in order until one does not fit. Nobody passes who could run, so nobody waits forever."""
         waiting, num_passed, coming = self._waiting.rows, 0, Coming(self.kv_cache, self._running)
         while num_passed < min(len(waiting), self._config.max_num_seqs - len(self._running)) and step.has_room:
             row = waiting[num_passed]
