@@ -226,7 +226,11 @@ def test_the_whole_plan_is_left_alone():
     part = shard(plan, RANK_1_OF_2)
     assert str(plan.network) == text and part.network is not plan.network
     assert (part.spec.num_kv_heads, part.spec.num_layers, part.spec.vocab_size) == (1, 1, VOCAB)
-    assert [entry["pass"] for entry in part.report["sharding"]] == ["shard_linear", "insert_collectives"]
+    assert [entry["pass"] for entry in part.report["sharding"]] == [
+        "round_whole_rows",
+        "shard_linear",
+        "insert_collectives",
+    ]
     assert shard(plan, Mapping()) is plan
 
 

@@ -19,7 +19,7 @@ LM_HEAD = "lm_head"
 def layers_to_quantize(network: Network, config: BuildConfig) -> tuple[dict[fx.Node, str], dict[str, str]]:
     """Return the scheme of each linear layer to quantize in order, and the name of each other one with the reason.
 
-    What makes the logits has eight bits where others have four: it would lose most of the accuracy that a build loses.
+    What makes the logits, if it is not excluded, has eight bits where others have four.
 
     Raises:
         ConfigError: A name in `config.exclude` matches no layer.

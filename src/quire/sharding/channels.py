@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from quire.graph.network import Network
 from quire.graph.nodes import is_call, op_of, results, spec
-from quire.ops.registry import OPS
 from quire.sharding.pieces import Pieces
 
 LINEAR = ("linear", "linear_w8a16", "linear_w8a8", "linear_w4a16")
@@ -21,7 +19,8 @@ ELEMENTWISE = ("add", "sub", "mul", "div")
 GATED = ("silu_mul", "silu_mul_quant")
 NORMS = ("rms_norm", "layer_norm")
 _SAME = ("silu", "gelu", "relu", "cast", "quantize_rows", "rope", *GATED)
-_WHOLE_ROWS = "whole_rows"  # key of a node's `meta`
+WHOLE_ROWS = "whole_rows"
+"""Key of a node's `meta`: a call that rounds rows by a scale of all their channels, not of those that a rank has."""
 _CACHED = {
     "attention": ("query", "kv_cache"),
     "append_kv": ("key", "value", "kv_cache"),
@@ -59,24 +58,9 @@ def is_reordering(node: fx.Node) -> bool:
     return is_call(node, "index_select") and len(spec(node).shape) == 2 and axis(node, _x(node)) == 1
 
 
-def round_whole_rows(network: Network) -> None:
-    """Have rows of [num_tokens, width] rounded by a scale of all their channels, not of those that a rank has.
-
-    What gates and rounds is split: between the two, ranks gather.
-    """
-    for node in network.calls():
-        if is_call(node, "silu_mul_quant"):
-            with network.graph.inserting_before(node):
-                gated = network.insert(OPS["silu_mul"], {"x": node.kwargs["x"]}, f"{node.name}_x")
-            node.target = OPS["quantize_rows"]
-            node.update_kwarg("x", gated)
-        if is_call(node, "quantize_rows") and len(results(node)[0].shape) == 2:
-            node.meta[_WHOLE_ROWS] = True
-
-
 def is_rounding(node: fx.Node) -> bool:
     """Return whether a call rounds rows of which it needs all channels."""
-    return _WHOLE_ROWS in node.meta
+    return WHOLE_ROWS in node.meta
 
 
 def axis(node: fx.Node, of: fx.Node) -> int:

@@ -15,6 +15,7 @@ from quire.sharding.cut_stages import cut_stages
 from quire.sharding.fuse_all_reduce_add_rms_norm import fuse_all_reduce_add_rms_norm, has_kernel
 from quire.sharding.insert_collectives import insert_collectives
 from quire.sharding.local_weights import LocalWeights
+from quire.sharding.round_whole_rows import round_whole_rows
 from quire.sharding.shard_linear import shard_linear
 
 SHARDED = Stage("sharded", frozenset(OPS), needs_outputs=False, allows_unused=False)
@@ -32,7 +33,8 @@ def shard(plan: Plan, mapping: Mapping, device: str | None = None, *, determinis
         plan: Of the whole model. Not mutated.
         mapping: Which rank, of how many.
         device: Kind of device that it is for, to fuse what only pays with a kernel of that device; None fuses nothing.
-        deterministic: Keep the bits of one rank where inputs are rounded; see `shard_linear`.
+        deterministic: Gather what is rounded, which keeps the bits of one rank. Without it each rank rounds its
+            channels by a scale of their own, and products are summed: fewer and smaller exchanges.
 
     Raises:
         ConfigError: The model cannot be dealt out like that; the message names the sizes that are possible.
@@ -45,7 +47,9 @@ def shard(plan: Plan, mapping: Mapping, device: str | None = None, *, determinis
     if mapping.pp_size > 1:  # first, since the other passes then have less to do
         passes[cut_stages.__name__] = cut_stages(network, mapping)
     if mapping.tp_size > 1:
-        passes[shard_linear.__name__], weights = shard_linear(network, weights, mapping, deterministic=deterministic)
+        if deterministic:
+            passes[round_whole_rows.__name__] = round_whole_rows(network)
+        passes[shard_linear.__name__], weights = shard_linear(network, weights, mapping)
         passes[insert_collectives.__name__] = insert_collectives(network)
         if device is not None and has_kernel(device):
             passes[fuse_all_reduce_add_rms_norm.__name__] = fuse_all_reduce_add_rms_norm(network)

@@ -16,14 +16,14 @@ before (4 heads, 2 KV heads)                  after, on each of 2 ranks
   linear (w_o)                                  linear (32 input channels of w_o)    one term of a sum over ranks
   |                                             |
 
-Likewise MLPs, between their first and their last layer, and mixtures of experts inside each expert. A last layer that
-rounds its input by a scale for each row has no sum over ranks: they gather the input, round it as one rank would, and
-make some output channels each, so that every number is the one of one rank, to the bit:
+Likewise MLPs, between their first and their last layer, and mixtures of experts inside each expert. A last layer whose
+input `round_whole_rows` marked has no sum over ranks: they gather the input, round it as one rank would, and make some
+output channels each, so that every number is the one of one rank, to the bit:
 
-  silu_mul_quant (12 channels)                  silu_mul (6 channels)      a piece of each row, gathered
-  |-- rows, scales                              |
-  |                                             quantize_rows (12 channels)
-  |                                             |-- rows, scales
+  silu_mul (12 channels)                        silu_mul (6 channels)      a piece of each row, gathered
+  |                                             |
+  quantize_rows (12 channels)                   quantize_rows (12 channels)
+  |-- rows, scales                              |-- rows, scales
   linear_w8a8 (w_down: 8 x 12)                  linear_w8a8 (4 output channels of w_down)    a piece, gathered
 
 The tables of
@@ -58,7 +58,6 @@ from quire.sharding.channels import (
     is_maker,
     is_reordering,
     num_channels,
-    round_whole_rows,
     window,
 )
 from quire.sharding.cutting import Cutter
@@ -81,17 +80,13 @@ class Share:
     width: int | None = None
 
 
-def shard_linear(
-    network: Network, weights: WeightSource, mapping: Mapping, *, deterministic: bool = True
-) -> tuple[Matches, WeightSource]:
+def shard_linear(network: Network, weights: WeightSource, mapping: Mapping) -> tuple[Matches, WeightSource]:
     """Cut a network to the share of one rank of a stage.
 
     Args:
         network: Mutated.
         weights: Its weights.
         mapping: Which rank, of how many.
-        deterministic: Gather what is rounded, as drawn above. Without it each rank rounds its channels by a scale of
-            their own, and products are summed: fewer and smaller exchanges, and other bits than those of one rank.
 
     Returns:
         The matches, and the weights of the network as it is now.
@@ -99,8 +94,6 @@ def shard_linear(
     Raises:
         ConfigError: There are not enough heads, channels or tokens for so many ranks.
     """
-    if deterministic:
-        round_whole_rows(network)
     pass_ = _Sharding(network, mapping)
     pass_.vocabulary()
     pass_.regions()
@@ -202,7 +195,7 @@ class _Sharding:
             for node in region.nodes:
                 self._inside(node, region)
             self.matches.done.extend(node.name for node in (*region.columns, *region.rows))
-        for node in dict.fromkeys(rounded):
+        for node in rounded:
             if node.name not in self.matches.done and is_maker(node, self._constants):
                 self._gathered(node)
 
