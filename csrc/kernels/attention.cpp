@@ -76,6 +76,7 @@ struct FloatProducts {
   static void pack_queries(const float*, int64_t, int64_t, float*) {}
   static void score_keys(const std::byte* const*, const std::byte* const*, int64_t, const float*, float*, int64_t,
                          float*, int64_t) {}
+  static void use_queries(const float*, int64_t) {}
   static void use_rows(int64_t) {}
   static void end() {}
   QUIRE_INLINE void store_weights(float* p, Floats x) { store(p, x); }
@@ -95,16 +96,22 @@ struct FloatProducts {
     }
   }
 
-  static void pack_values(const std::byte* const* rows, const std::byte* const* ahead, int64_t head_dim,
+  static void pack_values(const std::byte* const* rows, const std::byte* const* ahead, int64_t first, int64_t last,
                           float* values, int64_t panel_stride) {
     for (int64_t key = 0; key < kPanel; ++key) {
       const T* row = reinterpret_cast<const T*>(rows[key]);
-      for (int64_t i = 0; i < round_up(head_dim, kPanel); i += kLanes) {
+      float* to = values + key * kPanel;
+      for (int64_t i = first; i < round_up(last, kPanel); i += kLanes) {
         fetch(ahead[key] + i * sizeof(T));
-        store(values + i / kPanel * panel_stride + key * kPanel + i % kPanel, widened(row + i, head_dim - i));
+        store(to + (i - first) / kPanel * panel_stride + i % kPanel, widened(row + i, last - i));
       }
     }
   }
+
+  static constexpr int64_t kHeldRows = 0, kHeldColumns = kPanel;
+  static void hold_sums(int64_t) {}
+  static void add_to_held(const float*, int64_t, const float*, int64_t) {}
+  static void store_held(float*, int64_t, int64_t) {}
 
   static void multiply(int64_t rows, const float* a, int64_t a_stride, const float* panel, int64_t depth, float* c,
                        int64_t c_stride, bool adds) {

@@ -177,7 +177,8 @@ class Attention {
     Attention attention(step, Scratch(step, memory), worker.size());
     const Cut& cut = attention.cut_;
     if (cut.num_joins) attention.partials_ = worker.shared<float>(cut.partial_floats);
-    worker.for_each(cut.num_items, [&](int64_t item) { attention.attend(item); });
+    const int64_t run = smaller(kHeadsTogether, larger(1, cut.num_items / (8 * worker.size())));
+    worker.for_each(cut.num_items, [&](int64_t item) { attention.attend(item); }, run);
     if (cut.num_joins) worker.for_each(cut.num_joins, [&](int64_t index) { attention.join_parts(index); });
     Products::end();
   }
@@ -195,10 +196,10 @@ class Attention {
     const int64_t first = tile.first_span + part * tile.part_spans;
     const int64_t last = smaller(tile.last_span, first + tile.part_spans);
     load_queries(tile, head);
-    if (tile.num_parts == 1) scratch_.tile.clear(step_.tile_rows, step_.width);
+    if (tile.num_parts == 1) scratch_.tile.clear(tile.num_tokens * step_.group, step_.width);
     for (int64_t span = first; span < last; ++span) {
       const Sums into = tile.num_parts == 1 ? scratch_.tile : partial(tile, head, span);
-      if (tile.num_parts > 1) into.clear(round_up(tile.num_tokens * step_.group, kRowBlock), step_.width);
+      if (tile.num_parts > 1) into.clear(tile.num_tokens * step_.group, step_.width);
       attend_span(tile, head, span * kSpan, into);
     }
     if (tile.num_parts == 1) store_rows(tile, head);
@@ -215,7 +216,7 @@ class Attention {
     const QueryTile& tile = cut_.tile_of(index, &QueryTile::first_join);
     const int64_t head = index - tile.first_join, rows = tile.num_tokens * step_.group;
     const float factor = Scoring(step_, head).factor;
-    scratch_.tile.clear(step_.tile_rows, step_.width);
+    scratch_.tile.clear(rows, step_.width);
     for (int64_t span = tile.first_span; span < tile.last_span; ++span) {
       const Sums next = partial(tile, head, span);
       for (int64_t row = 0; row < rows; row += kRowBlock) {
@@ -225,6 +226,8 @@ class Attention {
     }
     store_rows(tile, head);
   }
+
+  static constexpr int64_t kWeightStride = Scratch::kStride * sizeof(float) / sizeof(Element);
 
   struct Range {
     int64_t first, last;
@@ -251,7 +254,7 @@ class Attention {
     if (rows > kRowBlock) {
       for (int64_t key = part.keys.first; key < part.keys.last; key += kPanel) {
         pack_keys(part, key, scratch_.keys + key * step_.width);
-        pack_values(part, key, scratch_.values + key * kPanel, kSpan * kPanel);
+        pack_values(part, key, {0, step_.width}, scratch_.values + key * kPanel, kSpan * kPanel);
       }
     }
     for (int64_t row = 0; row < rows; row += kRowBlock) {
@@ -259,19 +262,24 @@ class Attention {
     }
   }
 
-  // Keys are read in order, then values, then the next span's keys: the panel `index` of that order.
+  // Keys are read in order, then values, then the next span's keys, and at last the next head's: the panel `index` of
+  // that order.
   void locate(const Part& part, int64_t index, const std::byte** rows) const {
     const int64_t panels = (part.keys.last - part.keys.first) / kPanel;
     const bool is_value = index >= panels && index < 2 * panels;
     const int64_t key = part.keys.first + (index >= panels ? index - panels : index) * kPanel;
-    step_.locate(is_value, part.tile.sequence, part.head, part.start + key, part.tile.length, scratch_.zeros, rows);
+    int64_t head = part.head, position = part.start + key;
+    if (const int64_t end = round_up(part.tile.length, kPanel); position >= end && head + 1 < step_.kv_heads) {
+      ++head, position += part.tile.first_span * kSpan - end;
+    }
+    step_.locate(is_value, part.tile.sequence, head, position, part.tile.length, scratch_.zeros, rows);
   }
 
   void pack_keys(const Part& part, int64_t key, Element* to) const {
     const std::byte *rows[kPanel], *ahead[kPanel];
     const int64_t index = (key - part.keys.first) / kPanel;
     locate(part, index, rows);
-    locate(part, index + 1, ahead);
+    locate(part, index + kPanelsAhead, ahead);
     Products::pack_keys(rows, ahead, step_.head_dim, to);
   }
 
@@ -279,22 +287,23 @@ class Attention {
   // the order of (queries . keys).
   void score_keys(const Part& part, Range keys, int64_t count) const {
     const std::byte *rows[kPanel], *ahead[kPanel];
-    Products::use_rows(kRowBlock);
+    Products::use_queries(scratch_.query_tiles, step_.head_dim);
     for (int64_t key = keys.first; key < keys.last; key += kPanel) {
       const int64_t index = (key - part.keys.first) / kPanel;
       locate(part, index, rows);
-      locate(part, index + 1, ahead);
+      locate(part, index + kPanelsAhead, ahead);
       Products::score_keys(rows, ahead, step_.head_dim, scratch_.query_tiles, scratch_.keys, count,
                            scratch_.scores + key, Scratch::kStride);
     }
   }
 
-  void pack_values(const Part& part, int64_t key, Element* to, int64_t panel_stride) const {
+  // Of kPanel values the channels in `columns`, panel by panel.
+  void pack_values(const Part& part, int64_t key, Range columns, Element* to, int64_t panel_stride) const {
     const std::byte *rows[kPanel], *ahead[kPanel];
     const int64_t index = (key - part.keys.first + part.keys.last - part.keys.first) / kPanel;
     locate(part, index, rows);
-    locate(part, index + 1, ahead);
-    Products::pack_values(rows, ahead, step_.head_dim, to, panel_stride);
+    locate(part, index + kPanelsAhead, ahead);
+    Products::pack_values(rows, ahead, columns.first, smaller(columns.last, step_.head_dim), to, panel_stride);
   }
 
   void attend_block(const Part& part, int64_t row, int64_t rows, bool is_packed, Sums into) {
@@ -305,7 +314,7 @@ class Attention {
     float* scores = scratch_.scores;
     const bool in_place = Products::reads_keys(step_, tile.num_tokens * step_.group);
     if (in_place) score_keys(part, keys, rows);
-    Products::use_rows(rows);
+    else Products::use_rows(rows);
     for (int64_t key = keys.first; key < keys.last && !in_place; key += kPanel) {
       if (!is_packed) pack_keys(part, key, scratch_.keys);
       Products::multiply(rows, scratch_.queries + row * width, width, scratch_.keys + (is_packed ? key * width : 0),
@@ -317,22 +326,36 @@ class Attention {
       weigh<Products>(scores + i * Scratch::kStride, keys.first, keys.last, step_.first_seen(position) - part.start,
                       position + 1 - part.start, scoring, scratch_.block.peaks + i, scratch_.block.totals + i);
     }
-    add_values(part, keys, rows, is_packed);
+    if (rows <= Products::kHeldRows && !is_packed) add_values_at_once(part, keys, rows);
+    else add_values(part, keys, rows, is_packed);
     join(into, scratch_.block, rows, width, scoring.factor);
   }
 
   // The sums of a row block from its weights, which lie where its scores were.
   void add_values(const Part& part, Range keys, int64_t rows, bool is_packed) {
-    constexpr int64_t kWeightStride = Scratch::kStride * sizeof(float) / sizeof(Element);
     const Element* weights = reinterpret_cast<const Element*>(scratch_.scores);
     const int64_t width = step_.width, depth = is_packed ? keys.last - keys.first : kPanel;
     for (int64_t key = keys.first; key < keys.last; key += depth) {
-      if (!is_packed) pack_values(part, key, scratch_.values, kPanel * kPanel);
+      if (!is_packed) pack_values(part, key, {0, width}, scratch_.values, kPanel * kPanel);
       for (int64_t column = 0; column < width; column += kPanel) {
         const Element* panel = scratch_.values + (is_packed ? column * kSpan + key * kPanel : column * kPanel);
         Products::multiply(rows, weights + key, kWeightStride, panel, depth, scratch_.block.sums + column, width,
                            key > keys.first);
       }
+    }
+  }
+
+  // The same of few rows, whose sums of some columns stay in registers from the first key to the last.
+  void add_values_at_once(const Part& part, Range keys, int64_t rows) {
+    const auto* weights = reinterpret_cast<const Element*>(scratch_.scores);
+    for (int64_t column = 0; column < step_.width; column += Products::kHeldColumns) {
+      const int64_t columns = smaller(Products::kHeldColumns, step_.width - column);
+      Products::hold_sums(rows);
+      for (int64_t key = keys.first; key < keys.last; key += kPanel) {
+        pack_values(part, key, {column, column + columns}, scratch_.values, kPanel * kPanel);
+        Products::add_to_held(weights + key, kWeightStride, scratch_.values, columns);
+      }
+      Products::store_held(scratch_.block.sums + column, step_.width, columns);
     }
   }
 

@@ -7,9 +7,11 @@ namespace quire::QUIRE_ISA {
 
 constexpr int64_t kSpan = 256;  // keys of a softmax of its own, at multiples of it: scores of a row block fit in L1
 constexpr int64_t kPanel = 32;  // columns of a product, and keys that are packed together, at multiples of it
+constexpr int64_t kPanelsAhead = 2;  // asked of memory while one is computed with
 constexpr int64_t kRowBlock = 32;  // rows of a product
 constexpr int64_t kSharedRows = 128;  // query rows that share a packed span
 constexpr int64_t kPartialFloats = 1 << 22;  // at most so many floats of partial results, 16 MiB
+constexpr int64_t kHeadsTogether = 4;  // of a tile that a worker takes one after the other, if there is enough to do
 
 inline int64_t round_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

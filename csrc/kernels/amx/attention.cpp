@@ -57,31 +57,42 @@ struct TileProducts {
     }
   }
 
+  // Where the queries of at most kHeldQueries steps of head_dim stay while keys come by.
+  static constexpr Tile kQueries[] = {B0, B1, C10, C11};
+  static constexpr int64_t kHeldQueries = 4;
+
+  static void use_queries(const bf16* tiles, int64_t head_dim) {
+    configure_tiles(kRowBlock);
+    if (head_dim > kHeldQueries * kPanel) return;
+    [&]<size_t... steps>(std::index_sequence<steps...>) {
+      (void(steps * kPanel < static_cast<size_t>(head_dim) &&
+            (load_tile<kQueries[steps]>(tiles + steps * kPanel * kTileRows), true)), ...);
+    }(std::make_index_sequence<kHeldQueries>());
+  }
+
   // Scores of `count` queries with kPanel keys; `copied` has room for those that lie apart, or are past the last.
   static void score_keys(const std::byte* const* rows, const std::byte* const* ahead, int64_t head_dim,
                          const bf16* query_tiles, bf16* copied, int64_t count, float* scores, int64_t stride) {
-    alignas(64) float found[kTileRows * kTileColumns];
-    for (int64_t half = 0; half < kPanel; half += kTileRows) {
-      const std::byte* keys = rows[half];
-      int64_t step = rows[half + 1] - keys;
-      const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(bf16));
-      if (step < row_bytes || rows[half + kTileRows - 1] - keys != (kTileRows - 1) * step) {
-        step = row_bytes;
-        for (int j = 0; j < kTileRows; ++j) std::memcpy(copied + j * head_dim, rows[half + j], step);
-        keys = reinterpret_cast<const std::byte*>(copied);
-      }
-      zero_tile<C00>();
-      for (int64_t i = 0; i < head_dim; i += kPanel) {
-        for (int j = 0; j < kTileRows; ++j) fetch(ahead[half + j] + i * sizeof(bf16));
-        load_tile<A0>(keys + i * sizeof(bf16), step);
-        load_tile<B0>(query_tiles + i * kTileRows);
-        multiply_bf16<C00, A0, B0>();
-      }
-      store_tile<C00>(found);
-      const Ints column = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                             _mm512_set1_epi32(kTileColumns));
-      for (int64_t row = 0; row < count; ++row) {
-        store(scores + row * stride + half, _mm512_i32gather_ps(column, found + row, sizeof(float)));
+    const KeyRows upper(rows, head_dim, copied), lower(rows + kTileRows, head_dim, copied + kTileRows * head_dim);
+    for (int64_t line = 0; line < head_dim; line += kPanel) {
+      for (int j = 0; j < kPanel; ++j) fetch(ahead[j] + line * sizeof(bf16));
+    }
+    zero_tile<C00>(), zero_tile<C01>();
+    switch (head_dim / kPanel) {
+      case 1: add_scores<1>(upper, lower); break;
+      case 2: add_scores<2>(upper, lower); break;
+      case 3: add_scores<3>(upper, lower); break;
+      case 4: add_scores<4>(upper, lower); break;
+      default: add_scores(upper, lower, query_tiles, head_dim);
+    }
+    alignas(64) float found[2 * kTileRows * kTileColumns];
+    store_tile<C00>(found);
+    store_tile<C01>(found + kTileRows * kTileColumns);
+    const Ints column = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                           _mm512_set1_epi32(kTileColumns));
+    for (int64_t row = 0; row < count; ++row) {
+      for (int64_t half = 0; half < kPanel; half += kTileRows) {
+        store(scores + row * stride + half, _mm512_i32gather_ps(column, found + half * kTileColumns + row, sizeof(float)));
       }
     }
   }
@@ -121,10 +132,10 @@ struct TileProducts {
   }
 
   // A row of a tile holds two keys, element by element; words are interleaved within quarters of a vector.
-  static void pack_values(const std::byte* const* rows, const std::byte* const* ahead, int64_t head_dim,
+  static void pack_values(const std::byte* const* rows, const std::byte* const* ahead, int64_t first, int64_t last,
                           bf16* values, int64_t panel_stride) {
-    for (int64_t i = 0; i < head_dim; i += kPanel, values += panel_stride) {
-      const __mmask32 present = _bzhi_u32(~0u, static_cast<unsigned>(smaller(kPanel, head_dim - i)));
+    for (int64_t i = first; i < last; i += kPanel, values += panel_stride) {
+      const __mmask32 present = _bzhi_u32(~0u, static_cast<unsigned>(smaller(kPanel, last - i)));
 #pragma GCC unroll 4
       for (int64_t key = 0; key < kPanel; key += 2) {
         fetch(ahead[key] + i * sizeof(T));
@@ -136,6 +147,33 @@ struct TileProducts {
         _mm512_storeu_si512(row + kTileRows * kPanel, _mm512_unpackhi_epi16(even, odd));
       }
     }
+  }
+
+  // Two panels of sums of a few rows fit in the tiles that hold one of many.
+  static constexpr int64_t kHeldRows = kTileRows, kHeldColumns = 2 * kPanel;
+
+  static void hold_sums(int64_t rows) { configure_tiles(rows, rows); }  // all zero
+
+  static void add_to_held(const bf16* a, int64_t a_stride, const bf16* panels, int64_t columns) {
+    load_tile<A0>(a, a_stride * sizeof(bf16));
+    load_tile<B0>(panels);
+    load_tile<B1>(panels + kTileRows * kPanel);
+    multiply_bf16<C00, A0, B0>();
+    multiply_bf16<C01, A0, B1>();
+    if (columns == kPanel) return;
+    load_tile<B0>(panels + kPanel * kPanel);
+    load_tile<B1>(panels + kPanel * kPanel + kTileRows * kPanel);
+    multiply_bf16<C10, A0, B0>();
+    multiply_bf16<C11, A0, B1>();
+  }
+
+  static void store_held(float* c, int64_t c_stride, int64_t columns) {
+    const int64_t c_bytes = c_stride * sizeof(float);
+    store_tile<C00>(c, c_bytes);
+    store_tile<C01>(c + kTileColumns, c_bytes);
+    if (columns == kPanel) return;
+    store_tile<C10>(c + kPanel, c_bytes);
+    store_tile<C11>(c + kPanel + kTileColumns, c_bytes);
   }
 
   static void multiply(int64_t rows, const bf16* a, int64_t a_stride, const bf16* panel, int64_t depth, float* c,
@@ -167,6 +205,39 @@ struct TileProducts {
     if (!has_lower) return;
     store_tile<C10>(c + kTileRows * c_stride, c_bytes);
     store_tile<C11>(c + kTileRows * c_stride + kTileColumns, c_bytes);
+  }
+
+ private:
+  // Sixteen keys with a fixed distance: where they lie, or copied.
+  struct KeyRows {
+    const std::byte* first;
+    int64_t step;
+
+    KeyRows(const std::byte* const* rows, int64_t head_dim, bf16* copied) : first(rows[0]), step(rows[1] - rows[0]) {
+      const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(bf16));
+      if (step >= row_bytes && rows[kTileRows - 1] - first == (kTileRows - 1) * step) return;
+      for (int j = 0; j < kTileRows; ++j) std::memcpy(copied + j * head_dim, rows[j], row_bytes);
+      first = reinterpret_cast<const std::byte*>(copied), step = row_bytes;
+    }
+  };
+
+  template <int steps>
+  static void add_scores(const KeyRows& upper, const KeyRows& lower) {
+    [&]<size_t... i>(std::index_sequence<i...>) {
+      ((load_tile<A0>(upper.first + i * kTileRowBytes, upper.step),
+        load_tile<A1>(lower.first + i * kTileRowBytes, lower.step),
+        multiply_bf16<C00, A0, kQueries[i]>(), multiply_bf16<C01, A1, kQueries[i]>()), ...);
+    }(std::make_index_sequence<steps>());
+  }
+
+  static void add_scores(const KeyRows& upper, const KeyRows& lower, const bf16* query_tiles, int64_t head_dim) {
+    for (int64_t i = 0; i < head_dim; i += kPanel) {
+      load_tile<A0>(upper.first + i * sizeof(bf16), upper.step);
+      load_tile<A1>(lower.first + i * sizeof(bf16), lower.step);
+      load_tile<B0>(query_tiles + i * kTileRows);
+      multiply_bf16<C00, A0, B0>();
+      multiply_bf16<C01, A1, B0>();
+    }
   }
 };
 

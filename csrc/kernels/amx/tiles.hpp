@@ -23,20 +23,25 @@ enum Tile { C00, C01, C10, C11, A0, A1, B0, B1 };
 
 constexpr int64_t kBlockRows = 2 * kTileRows;  // of x, that share the loads of a panel
 
-// Configures all tiles for 1 to 32 rows of x, and zeroes them.
-inline void configure_tiles(int64_t rows) {
+// Configures all tiles, the upper and the lower ones for so many rows of x, and zeroes them.
+inline void configure_tiles(int64_t upper, int64_t lower) {
   struct alignas(64) {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {};
     uint8_t rows[16] = {};
   } config;
-  const int64_t upper = rows < kTileRows ? rows : kTileRows, lower = rows - upper;
   const int64_t of_tile[] = {upper, upper, lower, lower, upper, lower, kTileRows, kTileRows};
   for (int tile = 0; tile < 8; ++tile) {
     config.row_bytes[tile] = of_tile[tile] ? kTileRowBytes : 0;
     config.rows[tile] = static_cast<uint8_t>(of_tile[tile]);
   }
   asm volatile("ldtilecfg %0" ::"m"(config));
+}
+
+// For 1 to 32 rows of x.
+inline void configure_tiles(int64_t rows) {
+  const int64_t upper = rows < kTileRows ? rows : kTileRows;
+  configure_tiles(upper, rows - upper);
 }
 
 // Back to no tiles, which saves the operating system 8 KiB in every switch of threads.
