@@ -112,8 +112,9 @@ class VnniRows {
 #pragma GCC unroll 4
       for (int64_t row = 0; row < kTileRows; ++row) {
         const int8_t* at = w + row * kTileRowBytes;
-        _mm_prefetch(at + kAhead, _MM_HINT_T0);
-        _mm_prefetch(at + kAhead + kTileBytes, _MM_HINT_T0);
+        const int8_t* ahead = w + row * 2 * kTileRowBytes + kAhead;  // lines in the order in which they lie
+        _mm_prefetch(ahead, _MM_HINT_T0);
+        _mm_prefetch(ahead + kTileRowBytes, _MM_HINT_T0);
         const __m512i w0 = _mm512_loadu_si512(at), w1 = _mm512_loadu_si512(at + kTileBytes);
 #pragma GCC unroll 8
         for (int i = 0; i < rows; ++i) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -182,7 +182,8 @@ class CPURunner:
             kv_cache[:, :, destination].copy_(kv_cache[:, :, source])
         if step.fresh_block_ids:
             plain = kv_cache.view(torch.int8) if kv_cache.dtype.itemsize == 1 else kv_cache  # no fill for float8
-            plain.index_fill_(2, torch.tensor(step.fresh_block_ids), 0)
+            for first, last in _runs(step.fresh_block_ids):  # a third of the time that an index takes
+                plain[:, :, first:last].zero_()
 
     def _sample(
         self,
@@ -206,6 +207,17 @@ class CPURunner:
             for place, positions in inputs.prompt_logits.items()
         }  # fmt: skip
         return [_output(row, token_of.get(place), news.get(place)) for place, row in enumerate(rows)]
+
+
+def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and one past the last of ids that follow one another."""
+    first = last = ids[0]
+    for block_id in ids:
+        if block_id != last:
+            yield first, last
+            first = block_id
+        last = block_id + 1
+    yield first, last
 
 
 def _output(row: Row, token: SampledToken | None, prompt_news: Callable[[], PromptNews] | None = None) -> RowOutput:
