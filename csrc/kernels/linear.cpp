@@ -110,6 +110,7 @@ struct Vectors {
   static constexpr int64_t kStep = kTileRows;
   static constexpr int64_t kStepBytes = kPanelStepBytes;
   static constexpr int64_t kFirstCache = 8, kSecondCache = 64;  // steps: 16 and 128 KiB of a panel
+  static constexpr int64_t kCachedBytes = 0;
   static constexpr int64_t kAhead = 4096;
   static constexpr int64_t kPackedRows = 2;  // whose sums leave room in the registers for what is being widened
   static constexpr float kInt4Base = 0.0f;

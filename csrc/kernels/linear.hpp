@@ -161,7 +161,8 @@ struct Cut {
         blocks_together(least(blocks, kGroupRows / Engine::kRows)),
         row_groups(ceil_div(blocks, blocks_together)),
         is_packed(!Engine::template kIsDirect<Weight> && product.rows <= Engine::kPackedRows) {
-    if (blocks == 1 && (is_direct || is_packed)) chunk = steps;
+    const int64_t bytes = steps * (kPanelStepBytes + blocks_together * Engine::kRows * kTileRowBytes);
+    if (blocks == 1 ? is_direct || is_packed : bytes <= Engine::kCachedBytes) chunk = steps;
     else chunk = ceil_div(blocks == 1 ? Engine::kFirstCache : Engine::kSecondCache, group_steps) * group_steps;
     panels_together = blocks == 1 || chunk >= steps ? 1 : kPanelsTogether;
     panel_groups = ceil_div(panels, panels_together);

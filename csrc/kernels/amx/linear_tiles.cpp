@@ -126,6 +126,7 @@ class Tiles {
   static constexpr int64_t kStepBytes = kPanelStepBytes;
   // Steps: 4 KiB of a panel, so that reading and widening overlap, and 64.
   static constexpr int64_t kFirstCache = 2, kSecondCache = 32;
+  static constexpr int64_t kCachedBytes = 1 << 20;  // of a panel and x, so that a panel need not be cut: half of a cache
   static constexpr int64_t kPackedRows = 0;
   static constexpr int64_t kAhead = 4096;  // bytes of a panel asked for while memory brings a step of it
   static constexpr float kInt4Base = 16.0f;

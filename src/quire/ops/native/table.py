@@ -52,12 +52,13 @@ def _w8a8_bytes(x: TensorLike, weight: TensorLike, dtype: str = "bfloat16", **ot
 
 
 _FEW_ROWS = 32
-"""Up to so many rows kernels may work otherwise than with more."""
+"""Up to so many rows kernels may work otherwise than with some more, and with many otherwise than with those."""
 
 
 def _most(counted: Callable[[TensorSpec], tuple[int, int]], x: TensorLike) -> tuple[int, int]:
     *leading, width = sizes_of(x)
-    sizes = (TensorSpec((count, width), x.dtype) for count in (prod(leading), min(prod(leading), _FEW_ROWS)))
+    counts = {prod(leading), min(prod(leading), _FEW_ROWS), min(prod(leading), _FEW_ROWS + 1)}
+    sizes = (TensorSpec((count, width), x.dtype) for count in counts)
     own, shared = zip(*map(counted, sizes), strict=True)
     return max(own), max(shared)
 
