@@ -128,6 +128,13 @@ QUIRE_INLINE void finish_row(const Product& product, int64_t panel, int64_t row,
   const int64_t stride = product.out.rank > 1 ? product.out.stride[product.out.rank - 2] : product.columns;
   const float* scales = product.groups ? nullptr : product.scales.as<float>();
   T* out = product.out.as<T>() + row * stride;
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<T, bf16>) {  // a whole line is stored at once
+    if (end - begin == kPanelColumns && scales == nullptr && !product.bias) {
+      return store_both_quickly(out + begin, load(sums), load(sums + kLanes));
+    }
+  }
+#endif
   for_vectors(end - begin, [&](int64_t i, auto n) {
     Floats value = load(sums + i);
     if (scales != nullptr) value = value * load(scales + begin + i, n);

@@ -290,6 +290,12 @@ QUIRE_INLINE void store_quickly(T* p, Floats x, N count) {
   store(p, x, count);
 }
 
+#ifdef __AVX512BF16__
+QUIRE_INLINE void store_both_quickly(bf16* p, Floats x, Floats next) {
+  _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(next, x)));
+}
+#endif
+
 // The sum of `term(i, n)` over a row, in an order that its length alone decides: four vectors of sums in turn, then
 // their tree. Terms past the n-th lane must be 0.
 template <class Term>
