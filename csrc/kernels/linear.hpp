@@ -32,6 +32,7 @@ constexpr bool kIsInt4 = std::is_same_v<T, int4x2>;
 constexpr int64_t kFewRows = 32;          // up to here each worker reads x for itself
 constexpr int64_t kGroupRows = 512;       // that share a chunk of a panel
 constexpr int64_t kPanelsTogether = 8;    // that share a chunk of these rows, if there are several chunks
+constexpr int64_t kStreamedBytes = 4 << 20;  // of results, which are then written past the caches
 constexpr int64_t kRunsPerWorker = 4;     // of neighbouring panels: more would break streams, fewer be waited for
 
 struct Product {
@@ -43,6 +44,13 @@ struct Product {
   const Tensor& bias;
   int64_t rows, columns, depth, groups;
   const Tensor* x_scales = nullptr;  // [rows, 1] float32, of x in int8
+  // Whether results are more than the second cache holds: their lines need not be read before they are written.
+  bool streams_out = is_streamed(out, rows);
+
+  static bool is_streamed(const Tensor& out, int64_t rows) {
+    const int64_t stride = out.rank > 1 ? out.stride[out.rank - 2] * size_of(out.dtype) : 0;
+    return rows * stride >= kStreamedBytes && stride % 64 == 0 && reinterpret_cast<uintptr_t>(out.data) % 64 == 0;
+  }
 
   int64_t group() const { return groups ? depth / groups : depth; }
   int64_t row_stride() const { return x.rank > 1 ? x.stride[x.rank - 2] : depth; }
@@ -121,6 +129,23 @@ QUIRE_INLINE void add_group(const Scale* scales, const uint8_t* zero_points, flo
   }
 }
 
+// Stores `value(i, n)` of a row of a panel, at `to`: a whole line at once where there is one.
+template <class T, class Value>
+QUIRE_INLINE void store_row(const Product& product, T* to, int64_t columns, Value&& value) {
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (columns == kPanelColumns) {
+      constexpr std::integral_constant<int, kLanes> whole;
+      const Ints line = both_quickly(value(0, whole), value(kLanes, whole));
+      if (product.streams_out) _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
+      else _mm512_storeu_si512(to, line);
+      return;
+    }
+  }
+#endif
+  for_vectors(columns, [&](int64_t i, auto n) { store_quickly(to + i, value(i, n), n); });
+}
+
 // A row of a panel's sums as the result: scaled, with the bias added, rounded once.
 template <class T>
 QUIRE_INLINE void finish_row(const Product& product, int64_t panel, int64_t row, const float* sums) {
@@ -128,19 +153,13 @@ QUIRE_INLINE void finish_row(const Product& product, int64_t panel, int64_t row,
   const int64_t stride = product.out.rank > 1 ? product.out.stride[product.out.rank - 2] : product.columns;
   const float* scales = product.groups ? nullptr : product.scales.as<float>();
   T* out = product.out.as<T>() + row * stride;
-#ifdef __AVX512BF16__
-  if constexpr (std::is_same_v<T, bf16>) {  // a whole line is stored at once
-    if (end - begin == kPanelColumns && scales == nullptr && !product.bias) {
-      return store_both_quickly(out + begin, load(sums), load(sums + kLanes));
-    }
-  }
-#endif
-  for_vectors(end - begin, [&](int64_t i, auto n) {
-    Floats value = load(sums + i);
-    if (scales != nullptr) value = value * load(scales + begin + i, n);
-    if (product.bias) value = value + load(product.bias.as<T>() + begin + i, n);
-    store_quickly(out + begin + i, value, n);
-  });
+  const auto value = [&](int64_t i, auto n) {
+    Floats x = load(sums + i);
+    if (scales != nullptr) x = x * load(scales + begin + i, n);
+    if (product.bias) x = x + load(product.bias.as<T>() + begin + i, n);
+    return x;
+  };
+  store_row(product, out + begin, end - begin, value);
 }
 
 // Sums of a panel with rows [next, end), to be stored as results.
@@ -217,6 +236,7 @@ class Item {
       for (int64_t panel = first_panel_; panel < end_panel_; ++panel) add_chunk(panel, step);
     }
     engine_.finish(product_, {});
+    if (product_.streams_out) _mm_sfence();
   }
 
  private:

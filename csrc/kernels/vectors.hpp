@@ -291,8 +291,9 @@ QUIRE_INLINE void store_quickly(T* p, Floats x, N count) {
 }
 
 #ifdef __AVX512BF16__
-QUIRE_INLINE void store_both_quickly(bf16* p, Floats x, Floats next) {
-  _mm512_storeu_si512(p, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(next, x)));
+// The line of what `store_quickly` stores of one vector and the next.
+QUIRE_INLINE Ints both_quickly(Floats x, Floats next) {
+  return reinterpret_cast<Ints>(_mm512_cvtne2ps_pbh(next, x));
 }
 #endif
 

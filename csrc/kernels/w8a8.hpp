@@ -14,17 +14,14 @@ struct Int8Panel {
   int64_t steps;
 };
 
-// Of one row: out = sums * scales * x_scale + bias, each product and sum rounded, as the reference does.
-template <class T>
-QUIRE_INLINE void scale_sums(const int32_t* sums, const float* scales, float x_scale, const T* bias, T* out,
-                             int64_t columns) {
-  for_vectors(columns, [&](int64_t i, auto n) {
-    IntLanes whole;
-    std::memcpy(&whole, sums + i, sizeof(whole));
-    Floats y = __builtin_convertvector(whole, Floats) * load(scales + i, n) * broadcast(x_scale);
-    if (bias != nullptr) y += load(bias + i, n);
-    store_quickly(out + i, y, n);
-  });
+// Some columns of a row: sums * scales * x_scale + bias, each product and sum rounded, as the reference does.
+template <class T, class N>
+QUIRE_INLINE Floats scaled(const int32_t* sums, const float* scales, float x_scale, const T* bias, N n) {
+  IntLanes whole;
+  std::memcpy(&whole, sums, sizeof(whole));
+  Floats y = __builtin_convertvector(whole, Floats) * load(scales, n) * broadcast(x_scale);
+  if (bias != nullptr) y += load(bias, n);
+  return y;
 }
 
 // The product of all rows by an `Engine`, which prepares groups of rows in this worker's scratch and then multiplies
@@ -53,8 +50,13 @@ void multiply_int8(const Tensor* operands, Worker& worker) {
     by_float(out.dtype, [&](auto tag) {
       using T = decltype(tag);
       for (int64_t i = 0; i < some; ++i) {
-        scale_sums(sums + i * kPanelColumns, scales.as<float>() + column, *row_of<float>(x_scales, first + i),
-                   bias ? bias.as<T>() + column : nullptr, row_of<T>(out, first + i) + column, wide);
+        const float x_scale = *row_of<float>(x_scales, first + i);
+        T* to = row_of<T>(out, first + i) + column;
+        for_vectors(wide, [&](int64_t at, auto n) {
+          const T* added = bias ? bias.as<T>() + column + at : nullptr;
+          const float* by = scales.as<float>() + column + at;
+          store_quickly(to + at, scaled(sums + i * kPanelColumns + at, by, x_scale, added, n), n);
+        });
       }
     });
   });

@@ -113,9 +113,13 @@ void store_sums(float* sums) {
 template <class T>
 QUIRE_INLINE void scale_row(const Product& product, int64_t panel, int64_t row, const float* sums) {
   const int64_t begin = panel * kPanelColumns;
-  scale_sums(reinterpret_cast<const int32_t*>(sums), product.scales.as<float>() + begin,
-             *row_of<float>(*product.x_scales, row), product.bias ? product.bias.as<T>() + begin : nullptr,
-             row_of<T>(product.out, row) + begin, least(kPanelColumns, product.columns - begin));
+  const float x_scale = *row_of<float>(*product.x_scales, row);
+  const auto value = [&](int64_t i, auto n) {
+    const T* bias = product.bias ? product.bias.as<T>() + begin + i : nullptr;
+    const float* scales = product.scales.as<float>() + begin + i;
+    return scaled(reinterpret_cast<const int32_t*>(sums) + i, scales, x_scale, bias, n);
+  };
+  store_row(product, row_of<T>(product.out, row) + begin, least(kPanelColumns, product.columns - begin), value);
 }
 
 template <class X, class Out>

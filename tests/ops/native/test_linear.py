@@ -162,3 +162,18 @@ def test_groups_that_tiles_cannot_hold_are_left_to_others():
         return is_valid(x=x, weight=weight, scales=scales, zero_points=scales)
 
     assert is_taken(64) and is_taken(32) and not is_taken(48)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", ["plain", "int8"])
+def test_results_that_no_cache_holds_have_the_same_bits(isa, kind):
+    """4 MiB and more are written past the caches if whole lines can be; else not."""
+    packed, _ = layer(kind, 64, 2048, torch.bfloat16)
+    x, bias = torch.randn(1100, 64).bfloat16(), torch.randn(2048).bfloat16()
+    expected = torch.cat([product(rows, packed, bias, isa) for rows in x.split(100)])
+    assert torch.equal(product(x, packed, bias, isa, threads=3), expected)
+    wide = torch.zeros(1100, 2048 + 33, dtype=torch.bfloat16)
+    operands = [wide[:, 1:2049], x, packed.weight, packed.scales, packed.zero_points, bias]
+    call("linear", operands, num_threads=2, isa=isa)
+    assert torch.equal(wide[:, 1:2049], expected)
+    assert (wide[:, 0] == 0).all() and (wide[:, 2049:] == 0).all()
