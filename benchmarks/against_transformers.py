@@ -9,7 +9,6 @@ Both load the same random weights, and the greedy tokens of the first request ar
 from __future__ import annotations
 
 import argparse
-import random
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,31 +19,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.record import record
+from benchmarks.workloads import VOCAB, Requests, offline_requests, prompt
 from quire import LLM, SamplingParams
 from quire.plan.memory import bytes_read_per_token, flops_per_token
 from quire.runner.device import measure_roof
 
-VOCAB = 32000
 SHAPES = {
     "base": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 28,
              "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64},
     "small": {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6,
               "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64},
 }  # fmt: skip
-Requests = list[tuple[list[int], int]]
-
-
-def prompt(seed: str, length: int) -> list[int]:
-    """Return random ids, the same for the same seed."""
-    rng = random.Random(seed)
-    return [rng.randrange(VOCAB) for _ in range(length)]
-
-
-def offline_requests(repeat: int) -> Requests:
-    """Return 64 requests with prompts and outputs of 32 to 256 tokens; lengths are the same in every repetition."""
-    rng = random.Random(1234)
-    lengths = [(rng.randint(32, 256), rng.randint(32, 256)) for _ in range(64)]
-    return [(prompt(f"offline{repeat}.{i}", a), b) for i, (a, b) in enumerate(lengths)]
 
 
 @contextmanager

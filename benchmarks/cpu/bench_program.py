@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.against_transformers import prompt
+from benchmarks.workloads import prompt
 from quire import LLM, SamplingParams
 from quire.ops.native.library import library
 

@@ -171,9 +171,10 @@ EXACT_CHANNELS = 1024
 def _sums_of_int8(rows: Tensor, weight: Tensor) -> Tensor:
     """Return `rows @ weight.T`, [num_rows, out_features], int32.
 
-    Without VNNI in float32, by so many channels that sums are exact: torch's own loop takes 30 times as long.
+    Without VNNI in float32, by so many channels that sums are exact: torch's own loop takes 30 times as long. A single
+    channel too, for torch 2.13 on AMX then misreads its second operand, whose strides are both 1.
     """
-    if torch.cpu._is_vnni_supported():
+    if torch.cpu._is_vnni_supported() and weight.shape[1] > 1:
         return torch._int_mm(rows, weight.t())
     total = torch.zeros(len(rows), len(weight), dtype=torch.int32)
     for some, of_weight in zip(*(torch.split(x, EXACT_CHANNELS, 1) for x in (rows, weight)), strict=True):

@@ -148,7 +148,7 @@ def test_a_stop_string_ends_the_request_in_the_engine_process(runner, engine) ->
         await settled(engine)
         return engine.metrics()["generation_tokens"] - before - len(joined(outputs, 1)[0][1])
 
-    assert runner.run(run()) <= 3, "tokens that were under way"
+    assert runner.run(run()) <= 8, "tokens that were under way, of 400"
 
 
 @pytest.mark.parametrize(
