@@ -108,10 +108,7 @@ struct FloatProducts {
     }
   }
 
-  static constexpr int64_t kHeldRows = 0, kHeldColumns = kPanel;
-  static void hold_sums(int64_t) {}
-  static void add_to_held(const float*, int64_t, const float*, int64_t) {}
-  static void store_held(float*, int64_t, int64_t) {}
+  static constexpr int64_t kHeldRows = 0;  // none: see TileProducts
 
   static void multiply(int64_t rows, const float* a, int64_t a_stride, const float* panel, int64_t depth, float* c,
                        int64_t c_stride, bool adds) {

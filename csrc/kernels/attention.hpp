@@ -326,13 +326,15 @@ class Attention {
       weigh<Products>(scores + i * Scratch::kStride, keys.first, keys.last, step_.first_seen(position) - part.start,
                       position + 1 - part.start, scoring, scratch_.block.peaks + i, scratch_.block.totals + i);
     }
-    if (rows <= Products::kHeldRows && !is_packed) add_values_at_once(part, keys, rows);
-    else add_values(part, keys, rows, is_packed);
+    add_values(part, keys, rows, is_packed);
     join(into, scratch_.block, rows, width, scoring.factor);
   }
 
   // The sums of a row block from its weights, which lie where its scores were.
   void add_values(const Part& part, Range keys, int64_t rows, bool is_packed) {
+    if constexpr (Products::kHeldRows > 0) {
+      if (rows <= Products::kHeldRows && !is_packed) return add_values_at_once(part, keys, rows);
+    }
     const Element* weights = reinterpret_cast<const Element*>(scratch_.scores);
     const int64_t width = step_.width, depth = is_packed ? keys.last - keys.first : kPanel;
     for (int64_t key = keys.first; key < keys.last; key += depth) {

@@ -1,6 +1,8 @@
 // Attention of bf16 queries in tiles: keys and values of bf16, or of 8 bits, which bf16 holds exactly.
 #include "kernels/attention.hpp"
 
+#include <utility>
+
 #include "kernels/amx/tiles.hpp"
 #include "kernels/declarations.hpp"
 #include "kernels/eight_bits.hpp"
