@@ -81,6 +81,12 @@ def test_the_largest_sums_and_more_rows_than_are_prepared_at_once():
     assert torch.equal(out, torch.tensor([[127 * 128 * 40000.0], [-127 * 128 * 40000.0]]).repeat(35, 40))
 
 
+def test_results_that_no_cache_holds():
+    """4 MiB and more are written past the caches."""
+    arguments = layer(1100, 2048, 64)
+    assert torch.equal(ours(*arguments, torch.bfloat16), exact(*arguments, torch.bfloat16))
+
+
 def test_strided_rows_and_weights():
     x, x_scales, weight, scales, bias = layer(37, 50, 300)
     x, weight = x[:, 20:211], weight[:, 7:198]
