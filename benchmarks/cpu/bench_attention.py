@@ -17,11 +17,13 @@ from quire.ops.native.attention import attention
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 16, 8, 64, 16
 SCALE = HEAD_DIM**-0.5
-# Name, (queries, length) of each sequence, dtype of the cache.
+# Name, (queries, length) of each sequence, dtype of the cache; with "+", the first 512 tokens are in the same blocks.
 STEPS: list[tuple[str, list[tuple[int, int]], torch.dtype]] = [
     *((f"decode 64 x {length}", [(1, length)] * 64, torch.bfloat16) for length in (512, 2048, 4096)),
     ("decode 64 x 2048 int8", [(1, 2048)] * 64, torch.int8),
     ("decode 64 x 2048 float8", [(1, 2048)] * 64, torch.float8_e4m3fn),
+    ("decode 32 x 576", [(1, 576)] * 32, torch.bfloat16),
+    ("decode 32 x (512 + 64)", [(1, 576)] * 32, torch.bfloat16),
     ("decode 1 x 2048", [(1, 2048)], torch.bfloat16),
     ("decode 1 x 100", [(1, 100)], torch.bfloat16),
     ("prefill 1024", [(1024, 1024)], torch.bfloat16),
@@ -30,13 +32,19 @@ STEPS: list[tuple[str, list[tuple[int, int]], torch.dtype]] = [
 ]
 
 
-def arguments(batch: list[tuple[int, int]], kv_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return query, kv_cache, block_table, seq_lens and query_start_loc, the blocks of a sequence anywhere."""
+def arguments(
+    batch: list[tuple[int, int]], kv_dtype: torch.dtype, common: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return query, kv_cache, block_table, seq_lens and query_start_loc, the blocks of a sequence anywhere.
+
+    The first `common` tokens of all are in the same ones.
+    """
     used = [-(-length // BLOCK_SIZE) for _, length in batch]
     ids = torch.randperm(sum(used), dtype=torch.int32)
     table = torch.zeros(len(batch), max(used), dtype=torch.int32)
     for i, (start, count) in enumerate(zip(itertools.accumulate([0, *used]), used, strict=False)):
         table[i, :count] = ids[start : start + count]
+    table[:, : common // BLOCK_SIZE] = table[0, : common // BLOCK_SIZE]
     cache = torch.randint(-99, 99, (2, sum(used), KV_HEADS, BLOCK_SIZE, HEAD_DIM), dtype=torch.int8)
     starts = torch.tensor([0, *itertools.accumulate(queries for queries, _ in batch)], dtype=torch.int32)
     query = torch.randn(int(starts[-1]), HEADS, HEAD_DIM).bfloat16()
@@ -71,7 +79,7 @@ def main() -> None:
     roof = plain.nbytes / best_seconds(plain.sum)
     print(f"plain read: {roof / 1e9:.1f} GB/s with {torch.get_num_threads()} threads")
     for name, batch, kv_dtype in STEPS:
-        step = arguments(batch, kv_dtype)
+        step = arguments(batch, kv_dtype, 512 if "+" in name else 0)
         scales = torch.full((2, KV_HEADS), 0.02) if kv_dtype != torch.bfloat16 else None
         native_s, tiled_s = seconds(step, scales)
         num_bytes = 2 * KV_HEADS * HEAD_DIM * kv_dtype.itemsize * sum(length for _, length in batch)

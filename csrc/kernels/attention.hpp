@@ -134,6 +134,7 @@ struct AttentionScratch {
   static constexpr int64_t kStride = kSpan + 16;
 
   QueryTile* tiles;
+  int32_t *tokens, *counts;  // see Cut
   std::byte* zeros;  // a key or value past the end of its sequence
   Element *queries;  // [tile_rows, width]
   Element* query_tiles;  // of a row block of few rows: [width / kPanel, 2, kPanel / 2, kPanel]
@@ -150,6 +151,8 @@ struct AttentionScratch {
       bytes += round_up(count * sizeof(*pointer), 64);
     };
     take(tiles, Cut::most_tiles(step));
+    take(tokens, Cut::most_tokens(step));
+    take(counts, Cut::most_spans(step));
     take(zeros, step.head_dim * sizeof(float));
     take(queries, step.tile_rows * step.width);
     take(query_tiles, kPanel * step.width);
@@ -176,16 +179,19 @@ class Attention {
     worker.begin();
     Attention attention(step, Scratch(step, memory), worker.size());
     const Cut& cut = attention.cut_;
-    if (cut.num_joins) attention.partials_ = worker.shared<float>(cut.partial_floats);
-    const int64_t run = smaller(kHeadsTogether, larger(1, cut.num_items / (8 * worker.size())));
-    worker.for_each(cut.num_items, [&](int64_t item) { attention.attend(item); }, run);
-    if (cut.num_joins) worker.for_each(cut.num_joins, [&](int64_t index) { attention.join_parts(index); });
+    // A vector of peaks or totals is read from any row on, so past the last.
+    if (cut.num_joins) attention.partials_ = worker.shared<float>(cut.partial_floats + kLanes);
+    const auto run = [&](int64_t count) { return smaller(kHeadsTogether, larger(1, count / (8 * worker.size()))); };
+    worker.for_each(cut.num_items, [&](int64_t item) { attention.attend(item); }, run(cut.num_items));
+    if (cut.num_joins) {
+      worker.for_each(cut.num_joins, [&](int64_t index) { attention.finish(index); }, run(cut.num_joins));
+    }
     Products::end();
   }
 
  private:
   Attention(const AttentionStep& step, const Scratch& scratch, int num_workers)
-      : step_(step), scratch_(scratch), cut_(step, scratch.tiles, num_workers) {
+      : step_(step), scratch_(scratch), cut_(step, scratch.tiles, scratch.tokens, scratch.counts, num_workers) {
     std::memset(scratch_.zeros, 0, step.head_dim * sizeof(float));
     scratch_.block.clear(kRowBlock, step.width);  // rows past the last are computed with, and must be numbers
   }
@@ -195,33 +201,52 @@ class Attention {
     const int64_t head = (item - tile.first_item) / tile.num_parts, part = (item - tile.first_item) % tile.num_parts;
     const int64_t first = tile.first_span + part * tile.part_spans;
     const int64_t last = smaller(tile.last_span, first + tile.part_spans);
+    const int64_t rows = tile.num_tokens * step_.group;
     load_queries(tile, head);
-    if (tile.num_parts == 1) scratch_.tile.clear(tile.num_tokens * step_.group, step_.width);
+    Sums into = scratch_.tile;
     for (int64_t span = first; span < last; ++span) {
-      const Sums into = tile.num_parts == 1 ? scratch_.tile : partial(tile, head, span);
-      if (tile.num_parts > 1) into.clear(tile.num_tokens * step_.group, step_.width);
+      if (tile.num_partials() > 0) into = partial(tile, head, span);
+      if (span == first || tile.num_partials() > 1) into.clear(rows, step_.width);
       attend_span(tile, head, span * kSpan, into);
     }
-    if (tile.num_parts == 1) store_rows(tile, head);
+    if (tile.num_partials() > 0) return;
+    if (first == last) into.clear(rows, step_.width);
+    store_rows(tile, head);
   }
 
+  // Where a tile leaves what it has of a span, or of all, if it is not split.
   Sums partial(const QueryTile& tile, int64_t head, int64_t span) const {
-    const int64_t rows = round_up(tile.num_tokens * step_.group, kRowBlock), spans = tile.last_span - tile.first_span;
-    float* start = partials_ + tile.partials +
-                   (head * spans + span - tile.first_span) * Cut::floats_of_span(step_, tile);
-    return {start, start + rows * step_.width, start + rows * step_.width + rows};
+    const int64_t rows = tile.num_tokens * step_.group, count = tile.num_partials();
+    const int64_t index = count > 1 ? span - tile.first_span : 0;
+    float* start = partials_ + tile.partials + (head * count + index) * Cut::floats_of_span(step_, tile.num_tokens);
+    float* peaks = start + rows * step_.width;
+    return {start, peaks, peaks + round_up(rows, kPartialRows)};
   }
 
-  void join_parts(int64_t index) {
-    const QueryTile& tile = cut_.tile_of(index, &QueryTile::first_join);
-    const int64_t head = index - tile.first_join, rows = tile.num_tokens * step_.group;
+  // Joins what a tile left behind, from `row` on, into a tile's sums.
+  void join_partials(const QueryTile& tile, int64_t head, int64_t first_row, int64_t rows) {
     const float factor = Scoring(step_, head).factor;
-    scratch_.tile.clear(rows, step_.width);
-    for (int64_t span = tile.first_span; span < tile.last_span; ++span) {
-      const Sums next = partial(tile, head, span);
+    for (int64_t index = 0; index < tile.num_partials(); ++index) {
+      const Sums next = partial(tile, head, tile.first_span + index).from(first_row, step_.width);
       for (int64_t row = 0; row < rows; row += kRowBlock) {
         join(scratch_.tile.from(row, step_.width), next.from(row, step_.width), smaller(kRowBlock, rows - row),
              step_.width, factor);
+      }
+    }
+  }
+
+  // A tile whose first spans were met with others', or that was split.
+  void finish(int64_t index) {
+    const QueryTile& tile = cut_.tile_of(index, &QueryTile::first_join);
+    const int64_t head = index - tile.first_join, rows = tile.num_tokens * step_.group;
+    scratch_.tile.clear(rows, step_.width);
+    if (tile.beginning >= 0) join_partials(cut_.tiles[tile.beginning], head, tile.beginning_row, rows);
+    if (tile.num_parts > 1) {
+      join_partials(tile, head, 0, rows);
+    } else {
+      load_queries(tile, head);
+      for (int64_t span = tile.first_span; span < tile.last_span; ++span) {
+        attend_span(tile, head, span * kSpan, scratch_.tile);
       }
     }
     store_rows(tile, head);
@@ -242,7 +267,7 @@ class Attention {
 
   // Whole panels that hold what the tokens from `a` to `b` of a tile see of the span at `start`, counted from there.
   Range seen(const QueryTile& tile, int64_t a, int64_t b, int64_t start) const {
-    const int64_t first = step_.first_seen(tile.position + a) - start, last = tile.position + b + 1 - start;
+    const int64_t first = step_.first_seen(tile.position_of(a)) - start, last = tile.position_of(b) + 1 - start;
     return {larger(0, first) & -kPanel, smaller(kSpan, round_up(larger(0, last), kPanel))};
   }
 
@@ -322,7 +347,7 @@ class Attention {
     }
     const Scoring scoring(step_, part.head);
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t position = tile.position + (row + i) / step_.group;
+      const int64_t position = tile.position_of((row + i) / step_.group);
       weigh<Products>(scores + i * Scratch::kStride, keys.first, keys.last, step_.first_seen(position) - part.start,
                       position + 1 - part.start, scoring, scratch_.block.peaks + i, scratch_.block.totals + i);
     }
@@ -366,7 +391,7 @@ class Attention {
       const auto* query = step_.query.as<decltype(type)>();
       Element* to = scratch_.queries;
       for (int64_t row = 0; row < tile.num_tokens * step_.group; ++row, to += step_.width) {
-        const auto* from = query + (tile.token + row / step_.group) * step_.query.stride[0] +
+        const auto* from = query + tile.token_of(row / step_.group) * step_.query.stride[0] +
                            (head * step_.group + row % step_.group) * step_.query.stride[1];
         if constexpr (std::is_same_v<decltype(type), Element>) std::memcpy(to, from, step_.head_dim * sizeof(Element));
         else for_vectors(step_.head_dim, [&](int64_t i, auto n) { store(to + i, load(from + i, n), n); });
@@ -385,7 +410,7 @@ class Attention {
       for (int64_t row = 0; row < tile.num_tokens * step_.group; ++row, sums += step_.width) {
         const float total = scratch_.tile.totals[row];
         const Floats factor = broadcast(total == 0 ? 0.0f : scale / total);  // 0: it sees no key
-        auto* to = out + (tile.token + row / step_.group) * step_.out.stride[0] +
+        auto* to = out + tile.token_of(row / step_.group) * step_.out.stride[0] +
                    (head * step_.group + row % step_.group) * step_.out.stride[1];
         // Adding 0 leaves only +0 as a zero: which zero the sums hold depends on how they were joined.
         for_vectors(step_.head_dim, [&](int64_t i, auto n) {

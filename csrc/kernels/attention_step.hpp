@@ -10,6 +10,8 @@ constexpr int64_t kPanel = 32;  // columns of a product, and keys that are packe
 constexpr int64_t kPanelsAhead = 2;  // asked of memory while one is computed with
 constexpr int64_t kRowBlock = 32;  // rows of a product
 constexpr int64_t kSharedRows = 128;  // query rows that share a packed span
+constexpr int64_t kSharingTokens = 8;  // of a sequence, at most: one that decodes, with some guesses
+constexpr int64_t kPartialRows = 16;  // peaks and totals of partial results start at multiples of it
 constexpr int64_t kPartialFloats = 1 << 22;  // at most so many floats of partial results, 16 MiB
 constexpr int64_t kHeadsTogether = 4;  // of a tile that a worker takes one after the other, if there is enough to do
 
@@ -65,29 +67,48 @@ struct AttentionStep {
   }
 };
 
-// Queries of a sequence that are attended together, for every KV head.
+// Queries that are attended together, for every KV head: tokens of a sequence, or of several that begin alike.
 struct QueryTile {
   int64_t sequence, token, num_tokens;  // `token`: its first row of `query`
+  const int32_t* tokens;                // of several sequences: their rows of `query`
   int64_t position, length;             // of its first token; tokens of the sequence
-  int64_t first_span, last_span;        // what its queries see lies in [first_span, last_span)
+  int64_t first_span, last_span;        // what it meets lies in [first_span, last_span)
+  int64_t beginning, beginning_row;     // who met the spans before for it, and from which row on; or -1
   int64_t num_parts, part_spans;        // parts of so many spans are items of their own
   int64_t first_item, first_join;
-  int64_t partials;  // where its partial results start: [kv_heads, spans]
+  int64_t partials;  // where its partial results start: [kv_heads, num_partials()]
+
+  bool is_shared() const { return tokens != nullptr; }
+  int64_t token_of(int64_t index) const { return is_shared() ? tokens[index] : token + index; }
+  // Those that share spans see all of them, as from their last position.
+  int64_t position_of(int64_t index) const { return is_shared() ? position : position + index; }
+  int64_t num_partials() const { return num_parts > 1 ? last_span - first_span : is_shared() ? 1 : 0; }
 };
 
 // All items of a step. Every worker cuts it for itself, alike. How it is cut changes no bit: what a part leaves behind
 // is the result of each of its spans, and those are joined one after the other as they would be in one part.
+//
+// Sequences whose block tables begin alike meet those spans together, in a tile of their own that leaves results behind;
+// each goes on from there. So what a hundred requests share is read once, and fills tiles of products.
 struct Cut {
   QueryTile* tiles;
+  int32_t *tokens, *counts;  // of shared tiles; of those that have so many spans in common
   int64_t num_tiles = 0, num_items = 0, num_joins = 0, partial_floats = 0;
+  int64_t reserved_floats = 0;  // what shared tiles leave behind at least
 
   static int64_t most_tiles(const AttentionStep& step) {
-    return step.num_seqs + step.query.shape[0] / step.tile_tokens;
+    return step.num_seqs + step.num_seqs / 2 + step.query.shape[0] / step.tile_tokens + 1;
   }
+  static int64_t most_tokens(const AttentionStep& step) { return step.query.shape[0]; }
+  static int64_t most_spans(const AttentionStep& step) { return step.table.shape[1] * step.block_size / kSpan + 1; }
 
-  // Floats of a partial result: sums, peaks and totals.
-  static int64_t floats_of_span(const AttentionStep& step, const QueryTile& tile) {
-    return round_up(tile.num_tokens * step.group, kRowBlock) * (step.width + 2);
+  // Floats of a partial result for a KV head: sums, peaks and totals.
+  static int64_t floats_of_span(const AttentionStep& step, int64_t num_tokens) {
+    const int64_t rows = num_tokens * step.group;
+    return rows * step.width + 2 * round_up(rows, kPartialRows);
+  }
+  static int64_t floats_of_heads(const AttentionStep& step, int64_t num_tokens) {
+    return floats_of_span(step, num_tokens) * step.kv_heads;
   }
 
   // What a tile costs a KV head: reading a span weighs as much as 64 rows.
@@ -95,19 +116,21 @@ struct Cut {
     return (tile.last_span - tile.first_span) * (64 + tile.num_tokens * step.group);
   }
 
-  Cut(const AttentionStep& step, QueryTile* memory, int num_workers) : tiles(memory) {
+  Cut(const AttentionStep& step, QueryTile* tiles, int32_t* tokens, int32_t* counts, int num_workers)
+      : tiles(tiles), tokens(tokens), counts(counts) {
+    for (int64_t i = 0; i < step.num_seqs; ++i) add_sequence(step, i);
+    share_beginnings(step);
     int64_t total = 0;
-    for (int64_t i = 0; i < step.num_seqs; ++i) total += add_sequence(step, i);
+    for (int64_t i = 0; i < num_tiles; ++i) total += cost(step, tiles[i]) * step.kv_heads;
     // An eighth of a worker's share is little enough to wait for at the end.
     const int64_t most = num_workers == 1 ? total : total / (8 * num_workers) + 1;
     for (int64_t i = 0; i < num_tiles; ++i) split(step, tiles[i], most);
   }
 
   // Its last tile comes first, as it sees the most.
-  int64_t add_sequence(const AttentionStep& step, int64_t sequence) {
+  void add_sequence(const AttentionStep& step, int64_t sequence) {
     const int64_t start = int_at(step.starts, sequence), stop = int_at(step.starts, sequence + 1);
     const int64_t length = int_at(step.lens, sequence);
-    int64_t total = 0;
     const int64_t count = (stop - start + step.tile_tokens - 1) / step.tile_tokens;
     for (int64_t i = count - 1; i >= 0; --i) {
       const int64_t first = start + i * step.tile_tokens;
@@ -117,25 +140,90 @@ struct Cut {
       tile.position = length - stop + first, tile.length = length;
       tile.last_span = larger(0, tile.position + tile.num_tokens + kSpan - 1) / kSpan;
       tile.first_span = smaller(step.first_seen(larger(0, tile.position)) / kSpan, tile.last_span);
-      total += cost(step, tile) * step.kv_heads;
+      tile.beginning = -1;
     }
-    return total;
+  }
+
+  // Spans that all of a tile's tokens see whole, from the first on; 0 for one that has many rows already.
+  static int64_t spans_to_share(const AttentionStep& step, const QueryTile& tile) {
+    const bool sees_all = step.first_seen(tile.position + tile.num_tokens - 1) == 0;
+    const bool has_few = tile.num_tokens <= kSharingTokens && tile.num_tokens * step.group <= kRowBlock;
+    return sees_all && has_few && tile.beginning < 0 ? larger(0, tile.position + 1) / kSpan : 0;
+  }
+
+  // Spans that lie in the same blocks for two sequences, at most `most`, from the first on.
+  static int64_t spans_in_common(const AttentionStep& step, const QueryTile& a, const QueryTile& b, int64_t most) {
+    const int64_t blocks = (most * kSpan + step.block_size - 1) / step.block_size, stride = step.table.stride[0];
+    int64_t i = 0;
+    while (i < blocks && int_at(step.table, a.sequence * stride + i) == int_at(step.table, b.sequence * stride + i)) ++i;
+    return smaller(most, i * step.block_size / kSpan);
+  }
+
+  void share_beginnings(const AttentionStep& step) {
+    const int64_t count = num_tiles;
+    for (int64_t i = 0; i < count; ++i) {
+      if (const int64_t own = spans_to_share(step, tiles[i]); own > 0) {
+        const int64_t spans = spans_worth_sharing(step, i, count, own);
+        if (spans > 0 && !share(step, i, count, spans)) return;
+      }
+    }
+  }
+
+  // How many of a tile's first spans it shares with later ones so that most are saved.
+  int64_t spans_worth_sharing(const AttentionStep& step, int64_t index, int64_t count, int64_t own) const {
+    std::memset(counts, 0, (own + 1) * sizeof(*counts));
+    for (int64_t i = index + 1; i < count; ++i) {
+      const int64_t most = smaller(own, spans_to_share(step, tiles[i]));
+      ++counts[spans_in_common(step, tiles[index], tiles[i], most)];
+    }
+    int64_t best = 0, saved = 0, others = 0;
+    for (int64_t spans = own; spans > 0; --spans) {
+      others += counts[spans];
+      if (others * spans > saved) best = spans, saved = others * spans;
+    }
+    return best;
+  }
+
+  // Makes tiles of the first `spans` of tile `index` and of all after it that have them too; false: no room is left.
+  bool share(const AttentionStep& step, int64_t index, int64_t count, int64_t spans) {
+    const int64_t most_floats = floats_of_heads(step, step.tile_tokens);
+    const QueryTile first = tiles[index];
+    QueryTile* shared = nullptr;
+    for (int64_t i = index; i < count; ++i) {
+      QueryTile& tile = tiles[i];
+      if (spans_to_share(step, tile) < spans || spans_in_common(step, first, tile, spans) < spans) continue;
+      if (shared == nullptr || shared->num_tokens + tile.num_tokens > step.tile_tokens) {
+        if (reserved_floats + most_floats > kPartialFloats) return false;
+        shared = &tiles[num_tiles++];
+        *shared = {};
+        shared->sequence = first.sequence, shared->tokens = tokens, shared->beginning = -1;
+        shared->last_span = spans, shared->length = spans * kSpan, shared->position = spans * kSpan - 1;
+      }
+      tile.first_span = spans;
+      tile.beginning = shared - tiles, tile.beginning_row = shared->num_tokens * step.group;
+      for (int64_t j = 0; j < tile.num_tokens; ++j) *tokens++ = static_cast<int32_t>(tile.token + j);
+      reserved_floats -= floats_of_heads(step, shared->num_tokens);
+      shared->num_tokens += tile.num_tokens;
+      reserved_floats += floats_of_heads(step, shared->num_tokens);
+    }
+    return true;
   }
 
   void split(const AttentionStep& step, QueryTile& tile, int64_t most) {
     const int64_t spans = tile.last_span - tile.first_span;
-    const int64_t floats = floats_of_span(step, tile) * spans * step.kv_heads;
+    const int64_t floats = floats_of_heads(step, tile.num_tokens);
+    if (tile.is_shared()) reserved_floats -= floats;
     int64_t parts = smaller(spans, (cost(step, tile) + most - 1) / larger(1, most));
-    if (parts < 1 || partial_floats + floats > kPartialFloats) parts = 1;
+    if (parts < 1 || partial_floats + reserved_floats + spans * floats > kPartialFloats) parts = 1;
     tile.part_spans = larger(1, (spans + parts - 1) / parts);
     tile.num_parts = larger(1, (spans + tile.part_spans - 1) / tile.part_spans);
+    const bool is_split = tile.num_parts > 1, goes_on = tile.beginning >= 0;
     tile.first_item = num_items;
-    num_items += step.kv_heads * tile.num_parts;
+    if (is_split || !goes_on) num_items += step.kv_heads * tile.num_parts;
     tile.first_join = num_joins;
-    if (tile.num_parts == 1) return;
-    num_joins += step.kv_heads;
+    if (!tile.is_shared() && (is_split || goes_on)) num_joins += step.kv_heads;
     tile.partials = partial_floats;
-    partial_floats += floats;
+    partial_floats += tile.num_partials() * floats;
   }
 
   // The tile of an item (`which` = &QueryTile::first_item) or of a join.

@@ -147,6 +147,55 @@ def test_bits_do_not_depend_on_threads(isa, dtypes, batch):
     assert_close(alone, _reference(case))
 
 
+def _with_shared(case, block_size, beginnings):
+    """Return a case whose sequences have their first blocks from others: {sequence: (whose, tokens)}, in order."""
+    query, cache, table, *rest = case
+    table = table.clone()
+    for sequence, (whose, tokens) in beginnings.items():
+        blocks = tokens // block_size
+        table[sequence, :blocks] = table[whose, :blocks]
+    return query, cache, table, *rest
+
+
+# Decoding, one ending with a span, some tokens at a time, a prompt over a context, and one that is short.
+SHARED_BATCH = [(1, 800), (1, 600), (3, 1100), (1, 1024), (2, 513), (1, 300), (90, 700), (1, 100), (1, 530), (1, 900)]
+SHARED = {
+    "one": {i: (0, 512) for i in (1, 2, 3, 4, 6, 8)},
+    "some further": {1: (0, 512), 2: (0, 768), 3: (0, 768), 4: (0, 256), 5: (0, 256), 8: (4, 512), 9: (3, 768)},
+    "less than a span": {i: (0, 240) for i in (1, 2, 3, 5)},
+    "across spans": {i: (0, 400) for i in (1, 2, 3, 4, 6, 8, 9)},
+    "two": {1: (0, 512), 2: (0, 512), 4: (3, 512), 8: (3, 512), 9: (3, 768)},
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize("heads, kv_heads, head_dim, block_size", [(4, 2, 64, 16), (6, 1, 80, 8), (1, 1, 32, 400)])
+def test_sequences_that_begin_alike_keep_their_bits(isa, dtypes, shared, heads, kv_heads, head_dim, block_size):
+    """They meet what they share together; each has the bits that it has alone."""
+    case = _with_shared(_case(dtypes, heads, kv_heads, head_dim, block_size, SHARED_BATCH), block_size, shared)
+    for window in (None, 1000, 300):
+        expected = [_run(_part(case, i, 0, count), window, isa=isa) for i, (count, _) in enumerate(SHARED_BATCH)]
+        for threads in (1, 2, 3):
+            together = _run(case, window, isa=isa, threads=threads)
+            assert _same_bits(together, torch.cat(expected)), (window, threads)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("count, length, heads", [(2, 2500, 1), (70, 600, 2), (150, 800, 1), (40, 300, 4), (5, 512, 3)])
+def test_many_that_begin_alike(isa, count, length, heads):
+    """More than a tile has rows for, a beginning that threads share, and tables that are alike to their last block."""
+    case = _with_shared(
+        _case((BF16, BF16), heads, 1, 32, 16, [(1, length)] * count), 16,
+        {i: (0, length // 16 * 16 if length % 16 == 0 else length // 256 * 256) for i in range(1, count)},
+    )  # fmt: skip
+    for threads in (1, 2, 5):
+        together = _run(case, isa=isa, threads=threads)
+        for i in {0, 1, count // 2, count - 1}:
+            assert _same_bits(together[i : i + 1], _run(_part(case, i, 0, 1), isa=isa, threads=1)), (i, threads)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_bits_do_not_depend_on_block_ids_or_size(isa):
     case = _case((BF16, BF16), 4, 2, 64, 16)

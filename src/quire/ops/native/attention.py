@@ -15,8 +15,8 @@ KERNEL = "attention"
 OPERANDS = ("out", "query", "kv_cache", "block_table", "seq_lens", "query_start_loc", "kv_scales")
 """The result, then arguments of the op."""
 
-_SPAN, _PANEL, _BLOCK_ROWS, _SHARED_ROWS = 256, 32, 32, 128  # csrc/kernels/attention_step.hpp
-_MOST_PARTIAL_BYTES = 16 << 20
+_SPAN, _PANEL, _SHARED_ROWS, _SHARING_TOKENS, _PARTIAL_ROWS = 256, 32, 128, 8, 16  # csrc/kernels/attention_step.hpp
+_MOST_PARTIAL_BYTES, _PAST_LAST_BYTES = 16 << 20, 64
 
 
 def attention(
@@ -70,16 +70,20 @@ def scratch_bytes(query: TensorLike, kv_scales: TensorLike | None = None, **argu
     """Return what the kernel works in: bytes of each thread, and at most the partial results that threads share."""
     tensors = [arguments[name] for name in OPERANDS[2:-1]]
     own, _ = library.scratch_bytes(KERNEL, [query, query, *tensors, kv_scales], numbers(**arguments))
-    return own, shared_bytes(query, **arguments) if torch.get_num_threads() > 1 else 0
+    return own, shared_bytes(query, **arguments)
 
 
 def shared_bytes(query: TensorLike, kv_cache: TensorLike, block_table: TensorLike, **rest: object) -> int:
-    """Return the most bytes of partial results that a team of threads shares; none with one thread."""
-    num_heads, (_, _, _, block_size, head_dim) = sizes_of(query)[1], sizes_of(kv_cache)
-    group = num_heads // sizes_of(kv_cache)[2]
-    spans = -(-sizes_of(block_table)[1] * block_size // _SPAN)
-    rows = sizes_of(query)[0] * group + _BLOCK_ROWS * sizes_of(block_table)[0]
-    return min(_MOST_PARTIAL_BYTES, 4 * rows * sizes_of(kv_cache)[2] * (_round_up(head_dim, _PANEL) + 2) * spans)
+    """Return the most bytes of partial results: one thread leaves them only of what sequences have in common."""
+    num_tokens, num_heads, _ = sizes_of(query)
+    (num_seqs, num_blocks), (_, _, kv_heads, block_size, head_dim) = sizes_of(block_table), sizes_of(kv_cache)
+    spans = -(-num_blocks * block_size // _SPAN)
+    if torch.get_num_threads() == 1:
+        num_tokens, spans = min(num_tokens, _SHARING_TOKENS * num_seqs), 1
+    rows = num_tokens * num_heads // kv_heads
+    tiles = num_seqs * 3 // 2 + rows // _SHARED_ROWS + 1
+    floats = rows * (_round_up(head_dim, _PANEL) + 2) + 2 * _PARTIAL_ROWS * tiles
+    return min(_MOST_PARTIAL_BYTES, 4 * kv_heads * floats * spans) + _PAST_LAST_BYTES
 
 
 def _round_up(count: int, to: int) -> int:
