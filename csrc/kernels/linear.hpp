@@ -99,7 +99,7 @@ class Prepared {
   }
 
   const std::byte* rows() const { return rows_; }
-  float sum(int64_t row, int64_t group) const { return sums_[row * product_.groups + group]; }
+  const float* sums_of(int64_t row, int64_t group) const { return sums_ + row * product_.groups + group; }
 
  private:
   const Product& product_;
@@ -115,19 +115,48 @@ QUIRE_INLINE Floats load_u8(const uint8_t* p) {
 #endif
 }
 
-// sums += (partial - (base + zero point) * sum of the group's x) * scale, for values of int4 that are more by `base`.
-template <class Scale, class Sums>
-QUIRE_INLINE void add_group(const Scale* scales, const uint8_t* zero_points, float base, int64_t rows,
-                            Sums&& sum_of_row, const float* partial, float* sums, bool is_first) {
-  for (int64_t column = 0; column < kPanelColumns; column += kLanes) {
-    const Floats scale = load(scales + column), offset = broadcast(-base) - load_u8(zero_points + column);
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t at = row * kPanelColumns + column;
-      const Floats value = fma(offset, broadcast(sum_of_row(row)), load(partial + at));
-      store(sums + at, fma(scale, value, is_first ? zeros() : load(sums + at)));
+// A group of int4 of a panel, for values that are more by `base`, and what its products made of some rows.
+struct GroupSums {
+  static constexpr int64_t kVectors = kPanelColumns / kLanes;
+  static constexpr int64_t kRows = kLanes == 16 ? 4 : 1;  // at once: as many as registers hold sums of
+
+  const float* partial;     // [rows, 32]
+  const float* sums_of_x;   // of the group's x, `x_stride` apart
+  int64_t x_stride;
+  Floats scales[kVectors], offsets[kVectors];
+
+  // `at`: where the panel's 32 scales and zero points of the group are.
+  GroupSums(const Product& product, int64_t at, float base, const float* partial, const float* sums_of_x)
+      : partial(partial), sums_of_x(sums_of_x), x_stride(product.groups) {
+    const uint8_t* zero_points = product.zero_points.as<uint8_t>() + at;
+    by_float(product.scales.dtype, [&](auto element) {
+      const auto* from = product.scales.template as<decltype(element)>() + at;
+      for (int64_t v = 0; v < kVectors; ++v) {
+        scales[v] = load(from + v * kLanes), offsets[v] = broadcast(-base) - load_u8(zero_points + v * kLanes);
+      }
+    });
+  }
+
+  // sums += (partial - (base + zero point) * sum of the group's x) * scale
+  void add_to(float* sums, int64_t rows, bool is_first) const {
+    int64_t row = 0;
+    for (; row + kRows <= rows; row += kRows) add_rows<kRows>(row, sums + row * kPanelColumns, is_first);
+    for (; row < rows; ++row) add_rows<1>(row, sums + row * kPanelColumns, is_first);
+  }
+
+ private:
+  template <int64_t kCount>
+  inline __attribute__((always_inline)) void add_rows(int64_t first, float* to, bool is_first) const {
+    for (int64_t row = 0; row < kCount; ++row, to += kPanelColumns) {
+      const Floats sum_of_x = broadcast(sums_of_x[(first + row) * x_stride]);
+      const float* products = partial + (first + row) * kPanelColumns;
+      for (int64_t v = 0; v < kVectors; ++v) {
+        const Floats value = fma(offsets[v], sum_of_x, load(products + v * kLanes));
+        store(to + v * kLanes, fma(scales[v], value, is_first ? zeros() : load(to + v * kLanes)));
+      }
     }
   }
-}
+};
 
 // Stores `value(i, n)` of a row of a panel, at `to`: a whole line at once where there is one.
 template <class T, class Value>
@@ -166,6 +195,7 @@ QUIRE_INLINE void finish_row(const Product& product, int64_t panel, int64_t row,
 struct PanelSums {
   int64_t panel = 0, next = 0, end = 0;
   const float* of_next = nullptr;
+  int64_t a_step = 0;  // so many rows beside each step of the products that come next
 
   // The next `count` rows of them, if there are so many, each by `finish_row`.
   template <class FinishRow>
@@ -251,7 +281,8 @@ class Item {
       else add(panel, block, step, steps, values, ahead, sums, step == 0, step + steps == cut_.steps);
       if (step + steps < cut_.steps) continue;
       const int64_t first = block * Engine::kRows;
-      engine_.finish(product_, {panel, first, first + rows_of(block), sums});
+      const int64_t rows = rows_of(block);
+      engine_.finish(product_, {panel, first, first + rows, sums, ceil_div(rows, cut_.chunk)});
       turn_ ^= cut_.num_sums() == 2;
     }
   }
@@ -269,6 +300,7 @@ class Item {
     engine_.add(product_, x_.rows(), block, rows, step, steps, values, ahead, sums, from_zero, is_complete);
   }
 
+  // A group's partial sums are taken up at once: the first cache has no room for those of two.
   void add_groups(int64_t panel, int64_t block, int64_t step, int64_t steps, const std::byte* values, Ahead ahead,
                   float* sums) {
     const int64_t rows = rows_of(block), count = cut_.group_steps;
@@ -277,12 +309,8 @@ class Item {
       add(panel, block, step + s, count, of_group, ahead, partial_, true, true);
       ahead.from += count * ahead.lines * 64;
       const int64_t group = (step + s) / count, at = (panel * product_.groups + group) * kPanelColumns;
-      by_float(product_.scales.dtype, [&](auto element) {
-        const auto* scales = product_.scales.template as<decltype(element)>() + at;
-        const auto sum_of_row = [&](int64_t row) { return x_.sum(block * Engine::kRows + row, group); };
-        add_group(scales, product_.zero_points.template as<uint8_t>() + at, Engine::kInt4Base, rows, sum_of_row,
-                  partial_, sums, group == 0);
-      });
+      const float* sums_of_x = x_.sums_of(block * Engine::kRows, group);
+      GroupSums(product_, at, Engine::kInt4Base, partial_, sums_of_x).add_to(sums, rows, group == 0);
     }
   }
 

@@ -61,10 +61,10 @@ QUIRE_INLINE void multiply_tiles() {
 template <class X, bool has_lower, class Beside>
 QUIRE_INLINE void add_steps(const std::byte* a, int64_t stride, int64_t lower, int64_t a_step, const std::byte* b,
                             int64_t steps, Beside&& beside) {
-  load_tile<A0>(a, stride);
-  load_tile<B0>(b);
-  load_tile<B1>(b + kTileBytes);
-  if constexpr (has_lower) load_tile<A1>(a + lower, stride);
+  stream_tile<A0>(a, stride);
+  stream_tile<B0>(b);
+  stream_tile<B1>(b + kTileBytes);
+  if constexpr (has_lower) stream_tile<A1>(a + lower, stride);
   for (int64_t step = 1;; ++step) {
     beside();
     multiply_tiles<X, C00, A0, B0>();
@@ -73,10 +73,10 @@ QUIRE_INLINE void add_steps(const std::byte* a, int64_t stride, int64_t lower, i
     if constexpr (has_lower) multiply_tiles<X, C10, A1, B0>();
     if (step == steps) return;
     a += a_step, b += kPanelStepBytes;
-    load_tile<A0>(a, stride);
-    load_tile<B1>(b + kTileBytes);
-    if constexpr (has_lower) load_tile<A1>(a + lower, stride);
-    load_tile<B0>(b);
+    stream_tile<A0>(a, stride);
+    stream_tile<B1>(b + kTileBytes);
+    if constexpr (has_lower) stream_tile<A1>(a + lower, stride);
+    stream_tile<B0>(b);
   }
 }
 
@@ -195,10 +195,9 @@ class Tiles {
     const int64_t stride = is_direct ? product.row_stride() * sizeof(X) : kTileRowBytes;
     const int64_t a_step = is_direct ? kTileRowBytes : kRows * kTileRowBytes;
     const std::byte* a = is_direct ? product.x.data : rows + block * ceil_div(product.depth, kStep) * a_step;
-    const int64_t rows_a_step = ceil_div(unfinished_.end - unfinished_.next, steps);
     const auto beside = [&] {
       for (int64_t line = 0; line < ahead.lines; ++line, ahead.from += 64) prefetch(ahead.from);
-      finish_rows(product, rows_a_step);
+      finish_rows(product, unfinished_.a_step);
     };
     const float* from = from_zero || is_alone ? nullptr : sums;
     float* to = is_last || !is_alone ? sums : nullptr;

@@ -58,6 +58,12 @@ inline void load_tile(const void* from, int64_t stride = kTileRowBytes) {
   asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(tile), "r"(from), "r"(stride) : "memory");
 }
 
+// The same of memory that is not needed again soon: the first cache keeps what it has.
+template <Tile tile>
+inline void stream_tile(const void* from, int64_t stride = kTileRowBytes) {
+  asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(tile), "r"(from), "r"(stride) : "memory");
+}
+
 template <Tile tile>
 inline void store_tile(void* to, int64_t stride = kTileRowBytes) {
   asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(tile), "r"(to), "r"(stride) : "memory");
