@@ -76,16 +76,13 @@ struct TileProducts {
   static void score_keys(const std::byte* const* rows, const std::byte* const* ahead, int64_t head_dim,
                          const bf16* query_tiles, bf16* copied, int64_t count, float* scores, int64_t stride) {
     const KeyRows upper(rows, head_dim, copied), lower(rows + kTileRows, head_dim, copied + kTileRows * head_dim);
-    for (int64_t line = 0; line < head_dim; line += kPanel) {
-      for (int j = 0; j < kPanel; ++j) fetch(ahead[j] + line * sizeof(bf16));
-    }
     zero_tile<C00>(), zero_tile<C01>();
     switch (head_dim / kPanel) {
-      case 1: add_scores<1>(upper, lower); break;
-      case 2: add_scores<2>(upper, lower); break;
-      case 3: add_scores<3>(upper, lower); break;
-      case 4: add_scores<4>(upper, lower); break;
-      default: add_scores(upper, lower, query_tiles, head_dim);
+      case 1: add_scores<1>(upper, lower, ahead); break;
+      case 2: add_scores<2>(upper, lower, ahead); break;
+      
+      case 4: add_scores<4>(upper, lower, ahead); break;
+      default: add_scores(upper, lower, ahead, query_tiles, head_dim);
     }
     alignas(64) float found[2 * kTileRows * kTileColumns];
     store_tile<C00>(found);
@@ -223,20 +220,36 @@ struct TileProducts {
     }
   };
 
+  // Asks for part `part` of `parts` of what comes next, line by line as it lies. Between tiles, since memory takes no
+  // more than a few lines at a time.
+  template <int part, int parts>
+  static void fetch_part(const std::byte* const* ahead, int64_t row_bytes) {
+    constexpr int kRows = kPanel / parts;
+#pragma GCC unroll 32
+    for (int j = part * kRows; j < part * kRows + kRows; ++j) {
+      for (int64_t byte = 0; byte < row_bytes; byte += kTileRowBytes) fetch(ahead[j] + byte);
+    }
+  }
+
   template <int steps>
-  static void add_scores(const KeyRows& upper, const KeyRows& lower) {
+  static void add_scores(const KeyRows& upper, const KeyRows& lower, const std::byte* const* ahead) {
     [&]<size_t... i>(std::index_sequence<i...>) {
       ((load_tile<A0>(upper.first + i * kTileRowBytes, upper.step),
+        fetch_part<2 * i, 2 * steps>(ahead, steps * kTileRowBytes),
+        multiply_bf16<C00, A0, kQueries[i]>(),
         load_tile<A1>(lower.first + i * kTileRowBytes, lower.step),
-        multiply_bf16<C00, A0, kQueries[i]>(), multiply_bf16<C01, A1, kQueries[i]>()), ...);
+        fetch_part<2 * i + 1, 2 * steps>(ahead, steps * kTileRowBytes),
+        multiply_bf16<C01, A1, kQueries[i]>()), ...);
     }(std::make_index_sequence<steps>());
   }
 
-  static void add_scores(const KeyRows& upper, const KeyRows& lower, const bf16* query_tiles, int64_t head_dim) {
+  static void add_scores(const KeyRows& upper, const KeyRows& lower, const std::byte* const* ahead,
+                         const bf16* query_tiles, int64_t head_dim) {
     for (int64_t i = 0; i < head_dim; i += kPanel) {
       load_tile<A0>(upper.first + i * sizeof(bf16), upper.step);
       load_tile<A1>(lower.first + i * sizeof(bf16), lower.step);
       load_tile<B0>(query_tiles + i * kTileRows);
+      for (int j = 0; j < kPanel; ++j) fetch(ahead[j] + i * sizeof(bf16));
       multiply_bf16<C00, A0, B0>();
       multiply_bf16<C01, A1, B0>();
     }
