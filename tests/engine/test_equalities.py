@@ -6,6 +6,9 @@ import pytest
 
 from quire import LLM, SamplingParams
 from quire.core.sampling_params import RequestOutputKind
+from quire.graph.nodes import is_call
+from quire.plan.tactics import describe
+from quire.runner import loaded
 from tests.support import equalities
 from tests.support.dummy_models import FAMILIES, LLAMA, write_model
 from tests.support.equalities import params, prompts, run, run_alone
@@ -38,6 +41,33 @@ def test_prefix_cached_is_cold(models, family, dtype):
     batch = [common + p for p in prompts(12, seed=6, high=30)] + [common[:33], common[:64], common]
     wanted = [params(i) for i in range(len(batch))]
     equalities.prefix_cached_is_cold(partial(load, models[family], dtype), batch, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_that_share_a_long_beginning_are_alone(dtype, tmp_path):
+    """Their attention meets it together, while they decode."""
+    model = write_model(tmp_path, {**LLAMA, "max_position_embeddings": 1024})
+    common = prompts(1, seed=5, low=600, high=600)[0]
+    batch = [common + p for p in prompts(9, seed=6, high=300)] + [common[:300] + p for p in prompts(3, seed=7)]
+    wanted = [params(i, max_tokens=12, ignore_eos=True) for i in range(len(batch))]
+    with load(model, dtype, max_num_seqs=16) as llm:
+        together = run(llm, batch, wanted)
+        assert llm.get_metrics()["prefix_cache_hits"] > 0
+    with load(model, dtype, enable_prefix_caching=False) as llm:
+        assert run_alone(llm, batch, wanted) == together
+
+
+@pytest.mark.parametrize("tactic", ("first", "tiled"))
+def test_what_others_left_in_the_cache_does_not_show(models, tactic, monkeypatch):
+    if tactic == "tiled":
+        monkeypatch.setattr(loaded, "choices", lambda plan, here, network, **rest: {
+            describe(node): "tiled" for node in network.calls() if is_call(node, "attention")
+        })  # fmt: skip
+    batch, wanted = prompts(12, seed=3, low=2), [params(i) for i in range(12)]
+    with load(models["llama"], enable_prefix_caching=False) as llm:
+        expected = run_alone(llm, batch, wanted)
+        llm._engine.loop.runner._loaded.kv_cache[:, :, 1:] = float("nan")  # 0 is nobody's
+        assert run(llm, batch, wanted) == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

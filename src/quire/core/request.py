@@ -97,7 +97,8 @@ class SchedulerOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
         removed_row_ids: Rows to forget: finished, aborted or preempted since the last step.
         replaced_block_ids: (row_id, index in its block table, new block id) after copy-on-write.
         block_copies: (source, destination) block ids to copy before anything is written.
-        fresh_block_ids: Blocks taken in this step, to be cleared after the copies (destinations not among them).
+        fresh_block_ids: Blocks taken in this step (destinations of copies not among them): what is in them was
+            somebody else's, and no call may read it.
         num_scheduled_tokens: Sum over `rows`.
     """
 

@@ -180,6 +180,8 @@ class Tactic:
         kernel: The compiled kernel that does the same as `run`, if it is one.
         keeps_bits: Whether a row's bits do not depend on the rows beside it. Others are there for networks of any kind,
             and never chosen for their speed.
+        reads_unwritten: Whether it reads what no token has written yet of a KV cache's blocks, and counts on numbers
+            there: what others left in them is cleared first.
     """
 
     op: str
@@ -197,6 +199,7 @@ class Tactic:
     prepare_reads: tuple[str, ...] = ()
     kernel: Kernel | None = None
     keeps_bits: bool = True
+    reads_unwritten: bool = False
 
 
 @dataclass(frozen=True, slots=True)

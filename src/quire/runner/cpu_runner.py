@@ -176,11 +176,11 @@ class CPURunner:
         self._inputs, self._sampler = InputBuilder(self._config.block_size), Sampler()
 
     def _prepare_blocks(self, step: SchedulerOutput) -> None:
-        """Copy shared blocks, then clear those that were somebody else's, so that nothing of theirs can leak."""
+        """Copy shared blocks, then clear those that were somebody else's if a call reads what no token has written."""
         kv_cache = self._loaded.kv_cache
         for source, destination in step.block_copies:  # first: a source may be fresh for somebody else in this step
             kv_cache[:, :, destination].copy_(kv_cache[:, :, source])
-        if step.fresh_block_ids:
+        if step.fresh_block_ids and self._loaded.executor.reads_unwritten:
             plain = kv_cache.view(torch.int8) if kv_cache.dtype.itemsize == 1 else kv_cache  # no fill for float8
             for first, last in _runs(step.fresh_block_ids):  # a third of the time that an index takes
                 plain[:, :, first:last].zero_()

@@ -83,6 +83,7 @@ class Binder:
         self.inputs = {str(n.target): self.register(n) for n in network.graph.nodes if n.op == "placeholder"}
         nodes = [node for node in network.calls() if node not in self._constant_nodes]
         tactics = {node: choose(node, self._constant_nodes, device, chosen) for node in nodes}
+        self.reads_unwritten = any(tactic.reads_unwritten for tactic in tactics.values())
         groups = group(nodes, {node for node in nodes if tactics[node].kernel is not None}, network.outputs.values())
         groups = fuse(groups, tactics, fusions_for(device), network.outputs.values())
         self._last_use = _last_uses(groups, network)

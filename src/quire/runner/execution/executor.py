@@ -27,6 +27,9 @@ class Executor:
         on_progress: Called with the number of weights done so far.
         chosen: Names of measured tactics, by what `plan.tactics.describe` says of a call.
 
+    Attributes:
+        reads_unwritten: Whether a call reads what no token has written yet of a KV cache's blocks; see `Tactic`.
+
     Raises:
         PlanError: A weight is missing or damaged.
     """
@@ -41,6 +44,7 @@ class Executor:
     ) -> None:
         with ReadAhead(weights, _reading_order(network), _joined(network)) as ahead:
             binder = Binder(network, ahead, device, on_progress, chosen or {})
+        self.reads_unwritten = binder.reads_unwritten
         self._calls = binder.calls
         self._workspace = binder.workspace
         self._constants = binder.registers
