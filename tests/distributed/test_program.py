@@ -2,6 +2,7 @@
 
 import gc
 import subprocess
+import sys
 
 from quire import import_quickly
 from quire.distributed.program import command
@@ -24,3 +25,18 @@ def test_collecting_goes_on_as_it_was():
         (gc.enable if wanted else gc.disable)()
         import_quickly("json")
         assert gc.isenabled() is wanted
+
+
+def test_what_torch_brings_is_never_looked_at_again(tmp_path):
+    """Nor is what a program has beside it, and it ends without a word."""
+    (tmp_path / "use.py").write_text(
+        "import gc, sys, quire\n"
+        "assert gc.get_freeze_count() == 0 and 'torch' not in sys.modules\n"
+        "quire.LLM\n"
+        "once = gc.get_freeze_count()\n"
+        "mine = [[] for _ in range(1000)]\n"
+        "quire.functional\n"
+        "assert gc.get_freeze_count() <= once > 100_000 and gc.isenabled()\n"
+    )
+    done = subprocess.run([sys.executable, tmp_path / "use.py"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
