@@ -134,7 +134,7 @@ struct AttentionScratch {
   static constexpr int64_t kStride = kSpan + 16;
 
   QueryTile* tiles;
-  int32_t *tokens, *counts;  // see Cut
+  int32_t *tokens, *counts, *first_blocks;  // see Cut
   std::byte* zeros;  // a key or value past the end of its sequence
   Element *queries;  // [tile_rows, width]
   Element* query_tiles;  // of a row block of few rows: [width / kPanel, 2, kPanel / 2, kPanel]
@@ -153,6 +153,7 @@ struct AttentionScratch {
     take(tiles, Cut::most_tiles(step));
     take(tokens, Cut::most_tokens(step));
     take(counts, Cut::most_spans(step));
+    take(first_blocks, Cut::most_tiles(step));
     take(zeros, step.head_dim * sizeof(float));
     take(queries, step.tile_rows * step.width);
     take(query_tiles, kPanel * step.width);
@@ -191,7 +192,9 @@ class Attention {
 
  private:
   Attention(const AttentionStep& step, const Scratch& scratch, int num_workers)
-      : step_(step), scratch_(scratch), cut_(step, scratch.tiles, scratch.tokens, scratch.counts, num_workers) {
+      : step_(step),
+        scratch_(scratch),
+        cut_(step, scratch.tiles, scratch.tokens, scratch.counts, scratch.first_blocks, num_workers) {
     std::memset(scratch_.zeros, 0, step.head_dim * sizeof(float));
     scratch_.block.clear(kRowBlock, step.width);  // rows past the last are computed with, and must be numbers
   }

@@ -93,6 +93,7 @@ struct QueryTile {
 struct Cut {
   QueryTile* tiles;
   int32_t *tokens, *counts;  // of shared tiles; of those that have so many spans in common
+  int32_t* first_blocks;     // of tiles that may share them, else -1
   int64_t num_tiles = 0, num_items = 0, num_joins = 0, partial_floats = 0;
   int64_t reserved_floats = 0;  // what shared tiles leave behind at least
 
@@ -116,8 +117,9 @@ struct Cut {
     return (tile.last_span - tile.first_span) * (64 + tile.num_tokens * step.group);
   }
 
-  Cut(const AttentionStep& step, QueryTile* tiles, int32_t* tokens, int32_t* counts, int num_workers)
-      : tiles(tiles), tokens(tokens), counts(counts) {
+  Cut(const AttentionStep& step, QueryTile* tiles, int32_t* tokens, int32_t* counts, int32_t* first_blocks,
+      int num_workers)
+      : tiles(tiles), tokens(tokens), counts(counts), first_blocks(first_blocks) {
     for (int64_t i = 0; i < step.num_seqs; ++i) add_sequence(step, i);
     share_beginnings(step);
     int64_t total = 0;
@@ -148,7 +150,7 @@ struct Cut {
   static int64_t spans_to_share(const AttentionStep& step, const QueryTile& tile) {
     const bool sees_all = step.first_seen(tile.position + tile.num_tokens - 1) == 0;
     const bool has_few = tile.num_tokens <= kSharingTokens && tile.num_tokens * step.group <= kRowBlock;
-    return sees_all && has_few && tile.beginning < 0 ? larger(0, tile.position + 1) / kSpan : 0;
+    return sees_all && has_few ? larger(0, tile.position + 1) / kSpan : 0;
   }
 
   // Spans that lie in the same blocks for two sequences, at most `most`, from the first on.
@@ -162,17 +164,22 @@ struct Cut {
   void share_beginnings(const AttentionStep& step) {
     const int64_t count = num_tiles;
     for (int64_t i = 0; i < count; ++i) {
-      if (const int64_t own = spans_to_share(step, tiles[i]); own > 0) {
-        const int64_t spans = spans_worth_sharing(step, i, count, own);
-        if (spans > 0 && !share(step, i, count, spans)) return;
-      }
+      const int64_t row = tiles[i].sequence * step.table.stride[0];
+      first_blocks[i] = spans_to_share(step, tiles[i]) > 0 ? static_cast<int32_t>(int_at(step.table, row)) : -1;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      if (first_blocks[i] < 0) continue;
+      const int64_t spans = spans_worth_sharing(step, i, count);
+      if (spans > 0 && !share(step, i, count, spans)) return;
     }
   }
 
   // How many of a tile's first spans it shares with later ones so that most are saved.
-  int64_t spans_worth_sharing(const AttentionStep& step, int64_t index, int64_t count, int64_t own) const {
+  int64_t spans_worth_sharing(const AttentionStep& step, int64_t index, int64_t count) const {
+    const int64_t own = spans_to_share(step, tiles[index]);
     std::memset(counts, 0, (own + 1) * sizeof(*counts));
     for (int64_t i = index + 1; i < count; ++i) {
+      if (first_blocks[i] != first_blocks[index]) continue;
       const int64_t most = smaller(own, spans_to_share(step, tiles[i]));
       ++counts[spans_in_common(step, tiles[index], tiles[i], most)];
     }
@@ -187,11 +194,13 @@ struct Cut {
   // Makes tiles of the first `spans` of tile `index` and of all after it that have them too; false: no room is left.
   bool share(const AttentionStep& step, int64_t index, int64_t count, int64_t spans) {
     const int64_t most_floats = floats_of_heads(step, step.tile_tokens);
+    const int32_t first_block = first_blocks[index];
     const QueryTile first = tiles[index];
     QueryTile* shared = nullptr;
     for (int64_t i = index; i < count; ++i) {
       QueryTile& tile = tiles[i];
-      if (spans_to_share(step, tile) < spans || spans_in_common(step, first, tile, spans) < spans) continue;
+      if (first_blocks[i] != first_block || spans_to_share(step, tile) < spans) continue;
+      if (spans_in_common(step, first, tile, spans) < spans) continue;
       if (shared == nullptr || shared->num_tokens + tile.num_tokens > step.tile_tokens) {
         if (reserved_floats + most_floats > kPartialFloats) return false;
         shared = &tiles[num_tiles++];
@@ -199,6 +208,7 @@ struct Cut {
         shared->sequence = first.sequence, shared->tokens = tokens, shared->beginning = -1;
         shared->last_span = spans, shared->length = spans * kSpan, shared->position = spans * kSpan - 1;
       }
+      first_blocks[i] = -1;
       tile.first_span = spans;
       tile.beginning = shared - tiles, tile.beginning_row = shared->num_tokens * step.group;
       for (int64_t j = 0; j < tile.num_tokens; ++j) *tokens++ = static_cast<int32_t>(tile.token + j);
