@@ -17,23 +17,23 @@ from quire.ops.native.attention import attention
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 16, 8, 64, 16
 SCALE = HEAD_DIM**-0.5
-# Name, (queries, length) of each sequence, dtype of the cache; with "+", the first 512 tokens are in the same blocks.
-STEPS: list[tuple[str, list[tuple[int, int]], torch.dtype]] = [
-    *((f"decode 64 x {length}", [(1, length)] * 64, torch.bfloat16) for length in (512, 2048, 4096)),
-    ("decode 64 x 2048 int8", [(1, 2048)] * 64, torch.int8),
-    ("decode 64 x 2048 float8", [(1, 2048)] * 64, torch.float8_e4m3fn),
-    ("decode 32 x 576", [(1, 576)] * 32, torch.bfloat16),
-    ("decode 32 x (512 + 64)", [(1, 576)] * 32, torch.bfloat16),
-    ("decode 1 x 2048", [(1, 2048)], torch.bfloat16),
-    ("decode 1 x 100", [(1, 100)], torch.bfloat16),
-    ("prefill 1024", [(1024, 1024)], torch.bfloat16),
-    ("chunk 512 of 4096", [(512, 4096)], torch.bfloat16),
-    ("chunk 512, 32 decodes at 1024", [(512, 512)] + [(1, 1024)] * 32, torch.bfloat16),
+# Name, (queries, length) of each sequence, dtype of the cache, and how many first tokens are in the same blocks.
+STEPS: list[tuple[str, list[tuple[int, int]], torch.dtype, int]] = [
+    *((f"decode 64 x {length}", [(1, length)] * 64, torch.bfloat16, 0) for length in (512, 2048, 4096)),
+    ("decode 64 x 2048 int8", [(1, 2048)] * 64, torch.int8, 0),
+    ("decode 64 x 2048 float8", [(1, 2048)] * 64, torch.float8_e4m3fn, 0),
+    ("decode 32 x 576", [(1, 576)] * 32, torch.bfloat16, 0),
+    ("decode 32 x (512 + 64)", [(1, 576)] * 32, torch.bfloat16, 512),
+    ("decode 1 x 2048", [(1, 2048)], torch.bfloat16, 0),
+    ("decode 1 x 100", [(1, 100)], torch.bfloat16, 0),
+    ("prefill 1024", [(1024, 1024)], torch.bfloat16, 0),
+    ("chunk 512 of 4096", [(512, 4096)], torch.bfloat16, 0),
+    ("chunk 512, 32 decodes at 1024", [(512, 512)] + [(1, 1024)] * 32, torch.bfloat16, 0),
 ]
 
 
 def arguments(
-    batch: list[tuple[int, int]], kv_dtype: torch.dtype, common: int = 0
+    batch: list[tuple[int, int]], kv_dtype: torch.dtype, common: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return query, kv_cache, block_table, seq_lens and query_start_loc, the blocks of a sequence anywhere.
 
@@ -78,8 +78,8 @@ def main() -> None:
     plain = torch.zeros(1 << 25, dtype=torch.int64)
     roof = plain.nbytes / best_seconds(plain.sum)
     print(f"plain read: {roof / 1e9:.1f} GB/s with {torch.get_num_threads()} threads")
-    for name, batch, kv_dtype in STEPS:
-        step = arguments(batch, kv_dtype, 512 if "+" in name else 0)
+    for name, batch, kv_dtype, common in STEPS:
+        step = arguments(batch, kv_dtype, common)
         scales = torch.full((2, KV_HEADS), 0.02) if kv_dtype != torch.bfloat16 else None
         native_s, tiled_s = seconds(step, scales)
         num_bytes = 2 * KV_HEADS * HEAD_DIM * kv_dtype.itemsize * sum(length for _, length in batch)

@@ -133,8 +133,7 @@ struct AttentionScratch {
   // Floats of a row of scores: rows start in different sets of the cache.
   static constexpr int64_t kStride = kSpan + 16;
 
-  QueryTile* tiles;
-  int32_t *tokens, *counts, *first_blocks;  // see Cut
+  CutMemory cut;
   std::byte* zeros;  // a key or value past the end of its sequence
   Element *queries;  // [tile_rows, width]
   Element* query_tiles;  // of a row block of few rows: [width / kPanel, 2, kPanel / 2, kPanel]
@@ -150,10 +149,10 @@ struct AttentionScratch {
       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(address);
       bytes += round_up(count * sizeof(*pointer), 64);
     };
-    take(tiles, Cut::most_tiles(step));
-    take(tokens, Cut::most_tokens(step));
-    take(counts, Cut::most_spans(step));
-    take(first_blocks, Cut::most_tiles(step));
+    take(cut.tiles, Cut::most_tiles(step));
+    take(cut.tokens, Cut::most_tokens(step));
+    take(cut.counts, Cut::most_spans(step));
+    take(cut.first_blocks, Cut::most_tiles(step));
     take(zeros, step.head_dim * sizeof(float));
     take(queries, step.tile_rows * step.width);
     take(query_tiles, kPanel * step.width);
@@ -192,9 +191,7 @@ class Attention {
 
  private:
   Attention(const AttentionStep& step, const Scratch& scratch, int num_workers)
-      : step_(step),
-        scratch_(scratch),
-        cut_(step, scratch.tiles, scratch.tokens, scratch.counts, scratch.first_blocks, num_workers) {
+      : step_(step), scratch_(scratch), cut_(step, scratch.cut, num_workers) {
     std::memset(scratch_.zeros, 0, step.head_dim * sizeof(float));
     scratch_.block.clear(kRowBlock, step.width);  // rows past the last are computed with, and must be numbers
   }
@@ -206,15 +203,14 @@ class Attention {
     const int64_t last = smaller(tile.last_span, first + tile.part_spans);
     const int64_t rows = tile.num_tokens * step_.group;
     load_queries(tile, head);
-    Sums into = scratch_.tile;
+    const int64_t partials = tile.num_partials();
+    Sums into = partials > 0 ? partial(tile, head, first) : scratch_.tile;
+    into.clear(rows, step_.width);
     for (int64_t span = first; span < last; ++span) {
-      if (tile.num_partials() > 0) into = partial(tile, head, span);
-      if (span == first || tile.num_partials() > 1) into.clear(rows, step_.width);
+      if (partials > 1 && span > first) into = partial(tile, head, span), into.clear(rows, step_.width);
       attend_span(tile, head, span * kSpan, into);
     }
-    if (tile.num_partials() > 0) return;
-    if (first == last) into.clear(rows, step_.width);
-    store_rows(tile, head);
+    if (partials == 0) store_rows(tile, head);
   }
 
   // Where a tile leaves what it has of a span, or of all, if it is not split.

@@ -85,15 +85,19 @@ struct QueryTile {
   int64_t num_partials() const { return num_parts > 1 ? last_span - first_span : is_shared() ? 1 : 0; }
 };
 
+// What a cut is written to.
+struct CutMemory {
+  QueryTile* tiles;
+  int32_t *tokens, *counts;  // of shared tiles; of those that have so many spans in common
+  int32_t* first_blocks;     // of tiles that may share them, else -1
+};
+
 // All items of a step. Every worker cuts it for itself, alike. How it is cut changes no bit: what a part leaves behind
 // is the result of each of its spans, and those are joined one after the other as they would be in one part.
 //
 // Sequences whose block tables begin alike meet those spans together, in a tile of their own that leaves results behind;
 // each goes on from there. So what a hundred requests share is read once, and fills tiles of products.
-struct Cut {
-  QueryTile* tiles;
-  int32_t *tokens, *counts;  // of shared tiles; of those that have so many spans in common
-  int32_t* first_blocks;     // of tiles that may share them, else -1
+struct Cut : CutMemory {
   int64_t num_tiles = 0, num_items = 0, num_joins = 0, partial_floats = 0;
   int64_t reserved_floats = 0;  // what shared tiles leave behind at least
 
@@ -117,9 +121,7 @@ struct Cut {
     return (tile.last_span - tile.first_span) * (64 + tile.num_tokens * step.group);
   }
 
-  Cut(const AttentionStep& step, QueryTile* tiles, int32_t* tokens, int32_t* counts, int32_t* first_blocks,
-      int num_workers)
-      : tiles(tiles), tokens(tokens), counts(counts), first_blocks(first_blocks) {
+  Cut(const AttentionStep& step, const CutMemory& memory, int num_workers) : CutMemory(memory) {
     for (int64_t i = 0; i < step.num_seqs; ++i) add_sequence(step, i);
     share_beginnings(step);
     int64_t total = 0;

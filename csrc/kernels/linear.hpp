@@ -118,10 +118,9 @@ QUIRE_INLINE Floats load_u8(const uint8_t* p) {
 // A group of int4 of a panel, for values that are more by `base`, and what its products made of some rows.
 struct GroupSums {
   static constexpr int64_t kVectors = kPanelColumns / kLanes;
-  static constexpr int64_t kRows = kLanes == 16 ? 4 : 1;  // at once: as many as registers hold sums of
 
-  const float* partial;     // [rows, 32]
-  const float* sums_of_x;   // of the group's x, `x_stride` apart
+  const float* partial;    // [rows, 32]
+  const float* sums_of_x;  // of the group's x, `x_stride` apart
   int64_t x_stride;
   Floats scales[kVectors], offsets[kVectors];
 
@@ -139,20 +138,13 @@ struct GroupSums {
 
   // sums += (partial - (base + zero point) * sum of the group's x) * scale
   void add_to(float* sums, int64_t rows, bool is_first) const {
-    int64_t row = 0;
-    for (; row + kRows <= rows; row += kRows) add_rows<kRows>(row, sums + row * kPanelColumns, is_first);
-    for (; row < rows; ++row) add_rows<1>(row, sums + row * kPanelColumns, is_first);
-  }
-
- private:
-  template <int64_t kCount>
-  inline __attribute__((always_inline)) void add_rows(int64_t first, float* to, bool is_first) const {
-    for (int64_t row = 0; row < kCount; ++row, to += kPanelColumns) {
-      const Floats sum_of_x = broadcast(sums_of_x[(first + row) * x_stride]);
-      const float* products = partial + (first + row) * kPanelColumns;
+#pragma GCC unroll 4
+    for (int64_t row = 0; row < rows; ++row) {
+      const Floats sum_of_x = broadcast(sums_of_x[row * x_stride]);
       for (int64_t v = 0; v < kVectors; ++v) {
-        const Floats value = fma(offsets[v], sum_of_x, load(products + v * kLanes));
-        store(to + v * kLanes, fma(scales[v], value, is_first ? zeros() : load(to + v * kLanes)));
+        const int64_t at = row * kPanelColumns + v * kLanes;
+        const Floats value = fma(offsets[v], sum_of_x, load(partial + at));
+        store(sums + at, fma(scales[v], value, is_first ? zeros() : load(sums + at)));
       }
     }
   }
@@ -195,7 +187,6 @@ QUIRE_INLINE void finish_row(const Product& product, int64_t panel, int64_t row,
 struct PanelSums {
   int64_t panel = 0, next = 0, end = 0;
   const float* of_next = nullptr;
-  int64_t a_step = 0;  // so many rows beside each step of the products that come next
 
   // The next `count` rows of them, if there are so many, each by `finish_row`.
   template <class FinishRow>
@@ -281,8 +272,7 @@ class Item {
       else add(panel, block, step, steps, values, ahead, sums, step == 0, step + steps == cut_.steps);
       if (step + steps < cut_.steps) continue;
       const int64_t first = block * Engine::kRows;
-      const int64_t rows = rows_of(block);
-      engine_.finish(product_, {panel, first, first + rows, sums, ceil_div(rows, cut_.chunk)});
+      engine_.finish(product_, {panel, first, first + rows_of(block), sums});
       turn_ ^= cut_.num_sums() == 2;
     }
   }

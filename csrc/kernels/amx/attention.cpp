@@ -80,7 +80,7 @@ struct TileProducts {
     switch (head_dim / kPanel) {
       case 1: add_scores<1>(upper, lower, ahead); break;
       case 2: add_scores<2>(upper, lower, ahead); break;
-      
+      case 3: add_scores<3>(upper, lower, ahead); break;
       case 4: add_scores<4>(upper, lower, ahead); break;
       default: add_scores(upper, lower, ahead, query_tiles, head_dim);
     }
@@ -224,9 +224,8 @@ struct TileProducts {
   // more than a few lines at a time.
   template <int part, int parts>
   static void fetch_part(const std::byte* const* ahead, int64_t row_bytes) {
-    constexpr int kRows = kPanel / parts;
 #pragma GCC unroll 32
-    for (int j = part * kRows; j < part * kRows + kRows; ++j) {
+    for (int j = part * kPanel / parts; j < (part + 1) * kPanel / parts; ++j) {
       for (int64_t byte = 0; byte < row_bytes; byte += kTileRowBytes) fetch(ahead[j] + byte);
     }
   }

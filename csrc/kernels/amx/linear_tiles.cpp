@@ -195,9 +195,10 @@ class Tiles {
     const int64_t stride = is_direct ? product.row_stride() * sizeof(X) : kTileRowBytes;
     const int64_t a_step = is_direct ? kTileRowBytes : kRows * kTileRowBytes;
     const std::byte* a = is_direct ? product.x.data : rows + block * ceil_div(product.depth, kStep) * a_step;
+    const int64_t rows_a_step = ceil_div(unfinished_.end - unfinished_.next, steps);
     const auto beside = [&] {
       for (int64_t line = 0; line < ahead.lines; ++line, ahead.from += 64) prefetch(ahead.from);
-      finish_rows(product, unfinished_.a_step);
+      finish_rows(product, rows_a_step);
     };
     const float* from = from_zero || is_alone ? nullptr : sums;
     float* to = is_last || !is_alone ? sums : nullptr;

@@ -34,7 +34,7 @@ class Extension(NamedTuple):
     """What changed when a table was extended.
 
     Attributes:
-        new_block_ids: Appended to the table. They hold another sequence's remains and must be cleared before use.
+        new_block_ids: Appended to the table. They hold another sequence's remains, which no call may read.
         copies: (index in the table, source block, destination block) of each shared block that was replaced.
     """
 

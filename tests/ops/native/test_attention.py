@@ -183,13 +183,14 @@ def test_sequences_that_begin_alike_keep_their_bits(isa, dtypes, shared, heads, 
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("count, length, heads", [(2, 2500, 1), (70, 600, 2), (150, 800, 1), (40, 300, 4), (5, 512, 3)])
-def test_many_that_begin_alike(isa, count, length, heads):
+@pytest.mark.parametrize(
+    "count, length, common, heads",
+    [(2, 2500, 2304, 1), (70, 600, 512, 2), (150, 800, 800, 1), (40, 300, 256, 4), (5, 512, 512, 3)],
+)
+def test_many_that_begin_alike(isa, count, length, common, heads):
     """More than a tile has rows for, a beginning that threads share, and tables that are alike to their last block."""
-    case = _with_shared(
-        _case((BF16, BF16), heads, 1, 32, 16, [(1, length)] * count), 16,
-        {i: (0, length // 16 * 16 if length % 16 == 0 else length // 256 * 256) for i in range(1, count)},
-    )  # fmt: skip
+    case = _case((BF16, BF16), heads, 1, 32, 16, [(1, length)] * count)
+    case = _with_shared(case, 16, {i: (0, common) for i in range(1, count)})
     for threads in (1, 2, 5):
         together = _run(case, isa=isa, threads=threads)
         for i in {0, 1, count // 2, count - 1}:
