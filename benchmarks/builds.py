@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.against_transformers import SHAPES, checkpoint
 from benchmarks.record import record
 from quire import LLM, SamplingParams
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig
 from quire.plan.storage.tensor_file import TensorFile
 

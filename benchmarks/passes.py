@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.record import record
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.builder.pipeline import FUSE, FUSE_QUANTIZED
 from quire.core.config import BuildConfig
 from quire.quantization.step import kv_cache, step_inputs

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.record import record
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig, EngineConfig
 from quire.engine.llm_engine import LLMEngine
 from quire.plan.device import this_device

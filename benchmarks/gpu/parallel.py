@@ -37,7 +37,7 @@ from benchmarks.gpu import measure
 from benchmarks.gpu.run import Report
 from benchmarks.gpu.shapes import SHAPES, fp8_plan
 from quire import LLM, SamplingParams
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig
 from quire.plan.plan import Plan
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from benchmarks.gpu.shapes import SHAPES
 from benchmarks.record import RESULTS, record
-from quire.builder.build import open_plan
 from quire.builder.estimate import estimate_quantized
+from quire.builder.open import open_plan
 from quire.cli.simulate.cluster import cluster_of
 from quire.core.config import BuildConfig, EngineConfig
 from quire.plan.plan import Plan

@@ -115,7 +115,7 @@ def any_bits(report: Report) -> None:
 def load(report: Report) -> None:
     """Measure the start of an engine directory whose weights are dummies; reading them is making them."""
     from quire import LLM, SamplingParams
-    from quire.builder.build import open_plan
+    from quire.builder.open import open_plan
     from quire.core.config import BuildConfig
     from quire.plan.plan import Plan
 

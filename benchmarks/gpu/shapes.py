@@ -78,8 +78,8 @@ def engine(name: str, shape: str, *, fp8: bool = False, **options: Any) -> Itera
 
 def fp8_plan(model: str) -> Any:
     """Return a plan in fp8 of dummy weights, which need no calibration: scales of 1 for the KV cache."""
-    from quire.builder.build import open_plan
     from quire.builder.estimate import estimate_quantized
+    from quire.builder.open import open_plan
     from quire.core.config import BuildConfig
     from quire.plan.weight_source import TensorWeights
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import msgspec
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import SchedulerConfig
 from quire.core.request import Request, SampleUpdate
 from quire.distributed.channel import Channel, ChannelError

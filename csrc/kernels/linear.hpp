@@ -30,7 +30,8 @@ template <class T>
 constexpr bool kIsInt4 = std::is_same_v<T, int4x2>;
 
 constexpr int64_t kFewRows = 32;          // up to here each worker reads x for itself
-constexpr int64_t kGroupRows = 512;       // that share a chunk of a panel
+constexpr int64_t kGroupRows = 512;       // that share a panel, if all of it fits beside them
+constexpr int64_t kLongRows = 256;        // that share one, or a chunk of one, if they are too long for that
 constexpr int64_t kPanelsTogether = 8;    // that share a chunk of these rows, if there are several chunks
 constexpr int64_t kStreamedBytes = 4 << 20;  // of results, which are then written past the caches
 constexpr int64_t kRunsPerWorker = 4;     // of neighbouring panels: more would break streams, fewer be waited for
@@ -206,10 +207,13 @@ struct Cut {
         panels(num_panels(product.columns)),
         blocks(ceil_div(product.rows, Engine::kRows)),
         blocks_together(least(blocks, kGroupRows / Engine::kRows)),
-        row_groups(ceil_div(blocks, blocks_together)),
         is_packed(!Engine::template kIsDirect<Weight> && product.rows <= Engine::kPackedRows) {
-    const int64_t bytes = steps * (kPanelStepBytes + blocks_together * Engine::kRows * kTileRowBytes);
-    if (blocks == 1 ? is_direct || is_packed : bytes <= Engine::kCachedBytes) chunk = steps;
+    const auto fits = [&] {
+      return steps * (kPanelStepBytes + blocks_together * Engine::kRows * kTileRowBytes) <= Engine::kCachedBytes;
+    };
+    if (!fits()) blocks_together = least(blocks, kLongRows / Engine::kRows);
+    row_groups = ceil_div(blocks, blocks_together);
+    if (blocks == 1 ? is_direct || is_packed : fits()) chunk = steps;
     else chunk = ceil_div(blocks == 1 ? Engine::kFirstCache : Engine::kSecondCache, group_steps) * group_steps;
     panels_together = blocks == 1 || chunk >= steps ? 1 : kPanelsTogether;
     panel_groups = ceil_div(panels, panels_together);

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from rich.progress import Progress
-
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core import env, log
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import ConfigError, RequestError, did_you_mean
@@ -23,6 +21,9 @@ from quire.engine.loading import load_engine
 from quire.engine.runners import follow_driver
 from quire.plan.plan import Plan
 from quire.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Messages = Sequence[Mapping[str, Any]]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.builder.passes.adopt_quantized import adopt_quantized
 from quire.builder.passes.drop_dead import drop_dead
 from quire.builder.passes.fold_weights import fold_weights

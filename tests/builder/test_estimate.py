@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from quire.builder.build import open_plan
 from quire.builder.estimate import estimate_quantized
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import ConfigError
 from quire.engine.capacity import needs_of

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.builder.passes.drop_dead import drop_dead
 from quire.builder.passes.gather_last_token import gather_last_token
 from quire.builder.passes.quantize_linear import quantize_linear

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.builder.report.comparison import compare
 from quire.builder.report.drawing import made_of
 from quire.builder.report.figures import verdict

@@ -5,7 +5,7 @@ import torch
 
 from quire import LLM, SamplingParams
 from quire.builder import tactics
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig
 from quire.plan.device import this_device
 from quire.plan.plan import Plan

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from quire import LLM, SamplingParams
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.builder.tactics import tune
 from quire.core.config import BuildConfig
 from quire.plan.plan import Plan

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import CapacityError, ConfigError
 from quire.engine.capacity import divide, max_num_logits, needs_of

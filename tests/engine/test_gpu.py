@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quire import LLM, SamplingParams
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig
 from quire.runner.device import GPU_PROCESS
 from tests.support import equalities

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from quire import LLM, SamplingParams, StructuredOutputsParams
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import ConfigError, PlanError, WorkerError
 from quire.core.request import Request

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quire import LLM, SamplingParams
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig
 from quire.core.errors import ConfigError
 from quire.graph.legality import OPTIMIZED, check_network

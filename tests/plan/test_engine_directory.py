@@ -4,6 +4,8 @@ import json
 import random
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -12,7 +14,7 @@ import torch
 
 import quire
 from quire import LLM, SamplingParams
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.builder.tactics import tune
 from quire.core.config import BuildConfig
 from quire.core.errors import PlanError
@@ -257,3 +259,17 @@ def test_a_damaged_file_of_tactics_says_what_to_do(model, tmp_path):
     path.write_bytes(path.read_bytes().replace(b'"chosen"', b'"chosem"', 1))
     with pytest.raises(PlanError, match=r"tactics/.*Delete it, or measure again with `quire build ENGINE --tune`"):
         Plan.load(tmp_path)
+
+
+def test_an_engine_is_opened_without_the_builder(model, tmp_path):
+    """What only a build needs is a tenth of a second of imports."""
+    open_plan(model).save(tmp_path / "engine")
+    code = (
+        "import sys; from quire import LLM; from quire.builder.open import open_plan\n"
+        f"open_plan({str(tmp_path / 'engine')!r})\n"
+        "loaded = {'quire.builder.build', 'quire.quantization', 'quire.models', 'rich'} & sys.modules.keys()\n"
+        f"open_plan({str(model)!r})\n"
+        "print(loaded, 'quire.builder.build' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "set() True\n", "")

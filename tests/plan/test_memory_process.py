@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig
 from tests.support.dummy_models import GPT2, LLAMA, write_model
 

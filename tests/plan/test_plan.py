@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig
 from quire.core.errors import CapacityError, PlanError
 from quire.ops.native.library import library

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 
 import quire
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig
 from quire.core.errors import BuildError
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig
 from quire.graph.nodes import op_of
 from quire.quantization.walk import batches, walk

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig
 from quire.core.errors import PlanError
 from quire.core.request import NewRow, ScheduledRow, SchedulerOutput

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from quire import LLM, SamplingParams
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig
 from quire.core.errors import RequestError
 from quire.core.request import Request

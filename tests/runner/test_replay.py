@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import torch
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.cli.main import main
 from quire.core.config import BuildConfig
 from quire.core.errors import PlanError

@@ -6,7 +6,7 @@ A layer that rounds its input gets it from all ranks before, so such plans have 
 import pytest
 import torch
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig
 from quire.core.mapping import Mapping
 from quire.graph.nodes import is_call

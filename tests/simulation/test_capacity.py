@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import CapacityError, ConfigError
 from quire.engine.resolve import resolve

@@ -1,10 +1,9 @@
-"""`open_plan`: the one way from a model to a Plan, whether it must be built, was saved before, or is one."""
+"""`build`: from a Hugging Face model directory to a Plan."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,37 +24,10 @@ from quire.graph.network import Network
 from quire.models.config_reader import ConfigReader
 from quire.models.quantized import read_quantization
 from quire.models.registry import checkpoint_names, define_network, read_spec
-from quire.plan.engine_directory import is_engine_directory
 from quire.plan.plan import Plan
 from quire.plan.weight_source import WeightSource
 from quire.weights.dummy import DummyWeights
 from quire.weights.open import open_stored, open_weights
-from quire.weights.resolve import resolve_model
-
-
-def open_plan(
-    model: str | Path | Plan, config: BuildConfig | None = None, on_progress: OnProgress | None = None
-) -> Plan:
-    """Return the Plan of a model.
-
-    Args:
-        model: A Hugging Face model directory, an engine directory, a hub id, "quire-tiny", or a Plan.
-        config: How to build; an engine directory and a Plan were built already and take only the defaults.
-        on_progress: Told how far calibration and evaluation are.
-
-    Raises:
-        ConfigError: The model's config cannot be honoured, or build settings were given for what is built already.
-        PlanError: The checkpoint or the engine directory is incomplete or damaged.
-    """
-    settings = config or BuildConfig()
-    if isinstance(model, Plan):
-        _check_is_default(settings)
-        return model
-    directory = resolve_model(str(model), settings.revision, needs_weights=settings.load_format != "dummy")
-    if is_engine_directory(directory):
-        _check_is_default(settings)
-        return Plan.load(directory)
-    return build(directory, settings, on_progress)
 
 
 def build(directory: Path, config: BuildConfig, on_progress: OnProgress | None = None) -> Plan:
@@ -139,13 +111,3 @@ def _read_config(directory: Path, overrides: Mapping[str, Any] | None) -> dict[s
     if not isinstance(config, dict):
         raise PlanError(f"{path}: expected a JSON object, got {type(config).__name__}.")
     return {**config, **(overrides or {})}
-
-
-def _check_is_default(config: BuildConfig) -> None:
-    default = asdict(BuildConfig(seed=config.seed))
-    changed = [name for name, value in asdict(config).items() if value != default[name]]
-    if changed:
-        raise ConfigError(
-            f"{', '.join(changed)}: expected the default for an engine directory or a Plan, which is built already; "
-            "build the model again with these settings."
-        )

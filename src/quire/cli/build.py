@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Build, save and summarise."""
-    from quire.builder.build import open_plan
+    from quire.builder.open import open_plan
     from quire.builder.report.page import draw_page
     from quire.core.progress import stages
     from quire.plan.engine_directory import is_engine_directory

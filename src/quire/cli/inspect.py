@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _summaries(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Open what is named; build settings are for what is not built yet."""
-    from quire.builder.build import open_plan
+    from quire.builder.open import open_plan
     from quire.builder.report.summary import summarize
     from quire.core.progress import stages
     from quire.plan.engine_directory import is_engine_directory

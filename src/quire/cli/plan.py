@@ -71,8 +71,8 @@ def run(options: argparse.Namespace) -> None:
         ConfigError: A setting contradicts the model or another setting.
         CapacityError: The model does not fit; the terms are printed all the same.
     """
-    from quire.builder.build import open_plan
     from quire.builder.estimate import estimate_quantized
+    from quire.builder.open import open_plan
     from quire.engine.resolve import resolve
     from quire.plan.device import device_kind
     from quire.runner.device import PROCESS_BYTES, available_memory_bytes

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig, EngineConfig
 from quire.core.errors import RequestError
 from quire.core.request import Request

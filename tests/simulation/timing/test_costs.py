@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire.builder.build import open_plan
 from quire.builder.estimate import estimate_quantized
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig
 from quire.core.mapping import Mapping
 from quire.core.request import ScheduledRow, SchedulerOutput

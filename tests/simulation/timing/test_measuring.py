@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core.config import BuildConfig, EngineConfig, SchedulerConfig
 from quire.engine.llm_engine import LLMEngine
 from quire.simulation.timing.measuring import KNOTS, TimedScheduler, measure, sessions

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
         CapacityError: The model does not fit the devices.
         PlanError: The calibration is damaged.
     """
-    from quire.builder.build import open_plan
+    from quire.builder.open import open_plan
     from quire.cli.simulate.cluster import cluster_of, measure_here
 
     build, engine = read_fields(BuildConfig, options), read_fields(EngineConfig, options)
@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _estimated(model: str, build: BuildConfig) -> Plan:
     """Return a model's plan, quantized by shapes alone: nothing is calibrated, no weight is read."""
-    from quire.builder.build import open_plan
     from quire.builder.estimate import estimate_quantized
+    from quire.builder.open import open_plan
 
     plain = open_plan(model, replace(build, quantization=None, kv_cache_dtype="auto"))
     return estimate_quantized(plain, build) or plain

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import msgspec
 
-from quire.builder.build import open_plan
+from quire.builder.open import open_plan
 from quire.core import env, log
 from quire.core.errors import QuireError
 from quire.core.log import get_logger
