@@ -29,11 +29,11 @@ inline constexpr int64_t kPerWord<int4x2> = 8;
 template <class T>
 constexpr bool kIsInt4 = std::is_same_v<T, int4x2>;
 
-constexpr int64_t kFewRows = 32;          // up to here each worker reads x for itself
 constexpr int64_t kGroupRows = 512;       // that share a panel, if all of it fits beside them
 constexpr int64_t kLongRows = 256;        // that share one, or a chunk of one, if they are too long for that
 constexpr int64_t kPanelsTogether = 8;    // that share a chunk of these rows, if there are several chunks
 constexpr int64_t kStreamedBytes = 4 << 20;  // of results, which are then written past the caches
+constexpr int64_t kMostAhead = 8;         // lines of the next chunk that a block asks for in a step
 constexpr int64_t kRunsPerWorker = 4;     // of neighbouring panels: more would break streams, fewer be waited for
 
 struct Product {
@@ -308,16 +308,19 @@ class Item {
     }
   }
 
-  // A block's share of the chunk that comes after this one.
+  // What to ask for beside a block's products. The first block reads a chunk from memory, so it asks for what it needs
+  // soon; meanwhile others find it in a cache, and ask for the chunk that comes after, or the beginning of it: all of it
+  // would be too much, as whoever takes a panel may not go on to the next.
   Ahead ahead_of(int64_t panel, int64_t step, int64_t block) const {
-    if (cut_.blocks == 1) return {packed(panel, step) + Engine::kAhead, cut_.is_direct ? kPanelStepBytes / 64 : 0};
+    const int64_t index = block - first_block_ - 1, others = end_block_ - first_block_ - 1;
+    if (index < 0) return {packed(panel, step) + Engine::kAhead, cut_.is_direct ? kPanelStepBytes / 64 : 0};
     const bool is_last = panel + 1 == end_panel_, is_end = step + cut_.chunk >= cut_.steps;
     const std::byte* next = !is_last ? packed(panel + 1, step)
                             : is_end ? packed(panel + 1, 0)  // as if this worker went on there
                                      : packed(first_panel_, step + cut_.chunk);
-    const int64_t lines = ceil_div(kPanelStepBytes / 64 * kPerWord<typename Engine::Element>,
-                                   kPerWord<Weight> * (end_block_ - first_block_));
-    return {next + (block - first_block_) * lines * cut_.chunk * 64, lines};
+    const int64_t all = kPanelStepBytes / 64 * kPerWord<typename Engine::Element> / kPerWord<Weight>;
+    const int64_t lines = least(kMostAhead, ceil_div(all, others));
+    return {next + index * lines * cut_.chunk * 64, lines};
   }
 
   const std::byte* packed(int64_t panel, int64_t step) const {
@@ -343,7 +346,7 @@ template <class Engine, class Weight>
 void multiply(const Product& product, Worker& worker) {
   if (product.rows == 0 || product.columns == 0) return worker.barrier();
   const Cut<Engine, Weight> cut(product, worker.size());
-  const bool is_shared = product.rows > kFewRows;
+  const bool is_shared = product.rows > Engine::kFewRows;
   const int64_t x_bytes = Prepared<Engine>::bytes(product);
   const int64_t own_bytes = cut.widened_bytes() + cut.floats() * static_cast<int64_t>(sizeof(float));
   std::byte* own = worker.scratch(own_bytes + (is_shared ? 0 : x_bytes));

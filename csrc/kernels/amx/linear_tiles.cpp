@@ -126,6 +126,7 @@ template <class X, class Out>
 class Tiles {
  public:
   static constexpr int64_t kRows = kBlockRows;
+  static constexpr int64_t kFewRows = 64;  // up to here x is read where it lies
   static constexpr int64_t kStep = kTileRowBytes / sizeof(X);
   static constexpr int64_t kStepBytes = kPanelStepBytes;
   // Steps: 4 KiB of a panel, so that reading and widening overlap, and 64.
@@ -194,7 +195,8 @@ class Tiles {
     const bool is_direct = reads_x(product), is_alone = product.rows <= kRows;
     const int64_t stride = is_direct ? product.row_stride() * sizeof(X) : kTileRowBytes;
     const int64_t a_step = is_direct ? kTileRowBytes : kRows * kTileRowBytes;
-    const std::byte* a = is_direct ? product.x.data : rows + block * ceil_div(product.depth, kStep) * a_step;
+    const std::byte* a = is_direct ? product.x.data + block * kRows * stride
+                                   : rows + block * ceil_div(product.depth, kStep) * a_step;
     const int64_t rows_a_step = ceil_div(unfinished_.end - unfinished_.next, steps);
     const auto beside = [&] {
       for (int64_t line = 0; line < ahead.lines; ++line, ahead.from += 64) prefetch(ahead.from);
