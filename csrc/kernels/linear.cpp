@@ -107,7 +107,6 @@ void add_packed_rows(const float* a, int64_t stride, const std::byte* panel, int
 
 struct Vectors {
   static constexpr int64_t kRows = kLanes == 16 ? 12 : 6;  // twice as many sums, and room to load what they need
-  static constexpr int64_t kFewRows = 32;  // up to here each worker widens x for itself
   static constexpr int64_t kStep = kTileRows;
   static constexpr int64_t kStepBytes = kPanelStepBytes;
   static constexpr int64_t kFirstCache = 8, kSecondCache = 64;  // steps: 16 and 128 KiB of a panel

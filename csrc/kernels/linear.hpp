@@ -29,6 +29,7 @@ inline constexpr int64_t kPerWord<int4x2> = 8;
 template <class T>
 constexpr bool kIsInt4 = std::is_same_v<T, int4x2>;
 
+constexpr int64_t kFewRows = 32;          // up to here each worker prepares x for itself
 constexpr int64_t kGroupRows = 512;       // that share a panel, if all of it fits beside them
 constexpr int64_t kLongRows = 256;        // that share one, or a chunk of one, if they are too long for that
 constexpr int64_t kPanelsTogether = 8;    // that share a chunk of these rows, if there are several chunks
@@ -346,8 +347,8 @@ template <class Engine, class Weight>
 void multiply(const Product& product, Worker& worker) {
   if (product.rows == 0 || product.columns == 0) return worker.barrier();
   const Cut<Engine, Weight> cut(product, worker.size());
-  const bool is_shared = product.rows > Engine::kFewRows;
   const int64_t x_bytes = Prepared<Engine>::bytes(product);
+  const bool is_shared = product.rows > kFewRows && x_bytes > 0;
   const int64_t own_bytes = cut.widened_bytes() + cut.floats() * static_cast<int64_t>(sizeof(float));
   std::byte* own = worker.scratch(own_bytes + (is_shared ? 0 : x_bytes));
   const Prepared<Engine> x(product, is_shared ? worker.shared(x_bytes) : own + own_bytes);

@@ -126,7 +126,7 @@ template <class X, class Out>
 class Tiles {
  public:
   static constexpr int64_t kRows = kBlockRows;
-  static constexpr int64_t kFewRows = 64;  // up to here x is read where it lies
+  static constexpr int64_t kRowsInPlace = 64;  // of x, at most, that are read where they lie
   static constexpr int64_t kStep = kTileRowBytes / sizeof(X);
   static constexpr int64_t kStepBytes = kPanelStepBytes;
   // Steps: 4 KiB of a panel, so that reading and widening overlap, and 64.
@@ -143,9 +143,9 @@ class Tiles {
   Tiles(const Tiles&) = delete;
   ~Tiles() { release_tiles(); }
 
-  // Many rows are copied: as tiles, they lie in few sets of no cache.
+  // More rows are copied: as tiles, they lie in few sets of no cache.
   static bool reads_x(const Product& product) {
-    return product.rows <= kFewRows && product.depth % kStep == 0;
+    return product.rows <= kRowsInPlace && product.depth % kStep == 0;
   }
   static int64_t row_bytes(const Product& product) {
     return reads_x(product) ? 0 : ceil_div(product.depth, kStep) * kTileRowBytes;
